@@ -1,0 +1,1 @@
+"""Reference recipes: data, configuration and experiment of one corpus each."""
