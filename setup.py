@@ -58,7 +58,7 @@ def check_torch_version(torch: Path) -> None:
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake once and takes both libraries from its build directory, which stays: the next build is incremental."""
+    """Runs CMake once and takes both libraries from its build directory, which is kept for the next build."""
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.rpartition(".")[2] == "_ops":  # loaded by torch.ops.load_library, not a Python module
@@ -77,7 +77,7 @@ class CMakeBuild(build_ext):
 
         torch = find_torch()
         if torch is None:
-            raise SystemExit(f"dmao_kernels: torch is needed to build; pip install '{TORCH_REQUIREMENT}' first")
+            raise SystemExit(f"dmao_kernels: building needs torch; pip install '{TORCH_REQUIREMENT}' first")
         check_torch_version(torch)
         cmake = shutil.which("cmake")
         if cmake is None:

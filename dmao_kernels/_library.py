@@ -1,6 +1,6 @@
 """The operator namespace `dmao` and the native library behind it.
 
-Schemas are defined here in Python, once; csrc/ops implements them on the CPU key through LibTorch's stable ABI.
+Schemas are defined once, in Python; csrc/ops implements them on the CPU key through LibTorch's stable ABI.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def load_native() -> tuple[str | None, str]:
     info = _host.build_info()
     if info["version"] != __version__:
         raise ImportError(
-            f"dmao_kernels: the native library is of version {info['version']}, the package {__version__}; {remedy}"
+            f"dmao_kernels: the native library has version {info['version']}, the package {__version__}; "
+            f"{remedy}"
         )
     try:
         capability = _host.cpu_capability()
