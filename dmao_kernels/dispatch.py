@@ -1,8 +1,8 @@
 """Which implementation of an operation runs: "cpu" (native kernels) or "reference" (plain PyTorch).
 
 The native kernels run wherever they can. `use_backend` or the environment variable DMAO_BACKEND force a
-backend; a forced backend that cannot run is an error, never a silent fallback. Each choice is logged once (logger
-"dmao_kernels", level INFO) with its reason.
+backend; a forced backend that cannot run is an error, never a silent fallback. Each choice is logged once
+(logger "dmao_kernels", level INFO) with its reason.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def use_backend(name: str) -> Iterator[None]:
 def can_run(op: str, *tensors: torch.Tensor | None, backend: str = "cpu") -> tuple[bool, str]:
     """Whether `backend` can run `op` on these tensors: (True, "") or (False, the reason).
 
-    Floating point tensors must have a dtype that the kernel supports; of others only the device counts; None is
-    skipped.
+    Floating point tensors must have a dtype that the kernel supports; of others only the device counts; None
+    is skipped.
     """
     if backend == "reference":
         return True, ""

@@ -52,9 +52,9 @@ def importance_(
     A tensor is seen as repeats x components x run (`layout.Pattern.view`); a segment says which components of
     `ema` its components are. Several segments may name the same component: their sums add up.
 
-    A component keeps its average when its mean is not finite (a NaN or infinite gradient does not spoil scores)
-    and when no entry of it was scored (all its gradients are empty). Non-contiguous weights and gradients are
-    copied first. The result does not depend on the number of threads.
+    A component keeps its average when its mean is not finite (a NaN or infinite gradient does not spoil
+    scores) and when no entry of it was scored (all its gradients are empty). Non-contiguous weights and
+    gradients are copied first. The result does not depend on the number of threads.
 
     Floor on time: one read of weights and gradients (of one of them for gradient and magnitude) at memory
     bandwidth.
@@ -62,8 +62,8 @@ def importance_(
     Args:
         ema: float32 [n_components], updated in place.
         weights: float32 or bfloat16 tensors of any shape.
-        grads: gradients, one per weight, float32 or bfloat16 and of the weight's shape, or empty: then the pair
-            is skipped.
+        grads: gradients, one per weight, float32 or bfloat16 and of the weight's shape, or empty: then the
+            pair is skipped.
         segments: int64 [n, 5], rows (tensor index, repeats, components, run, first component), with
             repeats * components * run equal to the number of elements of that weight.
         inverse_count: float32 [n_components], 1 / number of entries of each component.
@@ -72,8 +72,8 @@ def importance_(
 
     Raises:
         ValueError: an argument's dtype, shape, device or value is not as above.
-        RuntimeError: called where autograd records and a tensor requires grad (call it under torch.no_grad()),
-            or a segment does not fit its tensor or `ema`.
+        RuntimeError: called where autograd records and a tensor requires grad (call it under
+            torch.no_grad()), or a segment does not fit its tensor or `ema`.
     """
     _check(ema, weights, grads, segments, inverse_count, metric, beta)
     weights = [weight.contiguous() for weight in weights]
