@@ -30,10 +30,11 @@ class ComponentGate(Gate):
 class ComponentGates:
     """Put a gate on every component of every elastic module.
 
-    The gate scales the output tensor, as a parametrization, so whatever reads the weight sees ``w * gate``. It is part of
-    the module's layout: edits, optimizer state, averaged copies and checkpoints carry it. Its parameters are to be given to
-    the optimizer (``parameters()``); score with ``Scores(elastic, metric="gate")``; add ``penalty`` to the loss, and the
-    gates of components that do not pay for their parameters go to zero. ``fold`` ends it.
+    The gate scales the output tensor, as a parametrization, so whatever reads the weight sees ``w * gate``.
+    It is part of the module's layout: edits, optimizer state, averaged copies and checkpoints carry it. Its
+    parameters are to be given to the optimizer (``parameters()``); score with ``Scores(elastic,
+    metric="gate")``; add ``penalty`` to the loss, and the gates of components that do not pay for their
+    parameters go to zero. ``fold`` ends it.
 
     A freshly built model that is to load a gated checkpoint, and every averaged copy, needs its gates first.
 
@@ -46,7 +47,9 @@ class ComponentGates:
             if m.gate is not None:
                 raise ValueError(f"ComponentGates: {m.name} has gates already")
             if len(m.layout.output) != 1:
-                raise ValueError(f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}")
+                raise ValueError(
+                    f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}"
+                )
         for m in elastic.modules.values():
             _attach(m)
         elastic.version += 1
@@ -57,14 +60,18 @@ class ComponentGates:
             yield _gate(m)
 
     def penalty(self, l1: float) -> Tensor:
-        """l1 * (sum of cost |gate|) / (sum of costs): ``l1`` while all gates are 1. A scalar to add to the loss."""
+        """l1 * (sum of cost |gate|) / (sum of costs): ``l1`` while all gates are 1. A scalar to add to the
+        loss.
+        """
         modules = list(self.elastic.modules.values())
         total = sum(m.cost * m.components for m in modules)
         terms = [_gate(m).abs().sum().float() * (m.cost / total) for m in modules if m.components]
         return l1 * torch.stack(terms).sum()
 
     def fold(self) -> None:
-        """Multiply the gates into the weights and take them away; the function and the weights' identity stay."""
+        """Multiply the gates into the weights and take them away; the function and the weights' identity
+        stay.
+        """
         for m in self.elastic.modules.values():
             owner, leaf = _output(m)
             parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
