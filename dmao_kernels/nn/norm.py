@@ -1,0 +1,76 @@
+"""LayerNorm over channels that are cut into components, invariant to the copying of a component."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmao_kernels.nn.checks import require_divisible, require_positive
+
+
+class ComponentLayerNorm(nn.Module):
+    """LayerNorm over ``channels`` whose mean and variance weigh each component.
+
+    With p_i = weight of channel i's component / sum over all channels of these weights:
+    mean = sum_i p_i x_i, variance = sum_i p_i (x_i - mean)^2. With equal weights this is LayerNorm. When a
+    component is copied, source and copy get half of its weight each, so that the statistics, and with them
+    all other channels, stay exactly what they were.
+
+    The weights are the buffer ``statistics_weight`` [components]. Whoever replaces or writes it calls
+    ``refresh_statistics()``; loading a state dict does so by itself.
+
+    Args:
+        channels: width of the last axis; a multiple of ``components``.
+        components: number of components the channels are cut into.
+        eps: added to the variance.
+    """
+
+    statistics_weight: Tensor
+
+    def __init__(self, channels: int, components: int = 4, eps: float = 1e-5) -> None:
+        super().__init__()
+        require_positive("ComponentLayerNorm", channels=channels, components=components)
+        require_divisible("ComponentLayerNorm", "channels", channels, "components", components)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("statistics_weight", torch.ones(components))
+        self.equal_weights = True
+
+    def refresh_statistics(self) -> None:
+        """Read the statistics weights again and choose the way to compute; a host sync, so only at edits.
+
+        Raises:
+            ValueError: a weight is negative or not finite, or there are weights but they are all zero.
+        """
+        weights = self.statistics_weight.detach().double().cpu()
+        if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
+            raise ValueError("ComponentLayerNorm: statistics_weight must be finite and not negative")
+        if weights.numel() and not bool(weights.any()):
+            raise ValueError("ComponentLayerNorm: statistics_weight must not be all zero")
+        self.equal_weights = bool((weights == weights[:1]).all())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.refresh_statistics()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` [..., channels]."""
+        if self.equal_weights:
+            return F.layer_norm(x, (self.weight.numel(),), self.weight, self.bias, self.eps)
+        share = self._channel_share()
+        wide = x.to(share.dtype)
+        # Products and sums, not a matrix product: autocast must not lower the precision of statistics.
+        centred = wide - (wide * share).sum(-1, keepdim=True)
+        variance = (centred.square() * share).sum(-1, keepdim=True)
+        y = centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return y.to(x.dtype)
+
+    def _channel_share(self) -> Tensor:
+        """p_i of the class docstring, [channels]."""
+        weights = self.statistics_weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        width = self.weight.numel() // weights.numel()
+        return (weights / (weights.sum() * width)).repeat_interleave(width)
