@@ -41,11 +41,12 @@ class ConformerConfig:
     def __post_init__(self) -> None:
         for name in ("front_channels", "time_pooling", "frequency_pooling"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("inputs", "width", "head_dim", "expansion", "kernel", "components"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
         if self.heads is None:
             self._require(self.width % self.head_dim == 0, "width", f"a multiple of head_dim={self.head_dim}")
             object.__setattr__(self, "heads", self.width // self.head_dim)
-        for name in ("inputs", "width", "heads", "head_dim", "expansion", "kernel", "components"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.heads >= 1, "heads", "at least 1")
         self._require(self.outputs >= 2, "outputs", "at least 2 (the blank and one label)")
         self._require(self.blocks >= 0, "blocks", "at least 0")
         self._require(self.kernel % 2 == 1, "kernel", "odd")
