@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmao_kernels.nn.checks import require_divisible, require_positive
+from dmao_kernels.nn.common import require_divisible, require_positive
 
 
 class ComponentLayerNorm(nn.Module):
