@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from dmao.augment import SpecAugment
 
 
@@ -25,7 +24,8 @@ def test_pure_function_of_the_generator() -> None:
     x, lengths = normalised(3, 200, 80), torch.tensor([200, 120, 60])
     before = x.clone()
     first, again, other = (SpecAugment()(x, lengths, generator(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     assert torch.equal(x, before)
     state = torch.get_rng_state()
     SpecAugment()(x, lengths, generator())
@@ -37,7 +37,8 @@ def test_padding_is_neither_read_nor_written() -> None:
     clean = SpecAugment()(x, lengths, generator())
     x[1, 90:] = float("nan")
     poisoned = SpecAugment()(x, lengths, generator())
-    assert torch.equal(clean[0], poisoned[0]) and torch.equal(clean[1, :90], poisoned[1, :90])
+    assert torch.equal(clean[0], poisoned[0])
+    assert torch.equal(clean[1, :90], poisoned[1, :90])
     assert poisoned[1, 90:].isnan().all()
 
 
@@ -56,7 +57,8 @@ def test_time_masks(length: int, most: int) -> None:
     x = torch.randn(400, length, 2, dtype=torch.float64)
     masked = (augment(x, torch.full((400,), length), generator()) != x).all(2)
     frames = masked.sum(1).double()
-    assert 1 <= frames.min() and frames.max() <= 20 * most
+    assert frames.min() >= 1
+    assert frames.max() <= 20 * most
     assert max(len(runs(row)) for row in masked) <= most
     # A frame escapes one mask with 1 - 10.5/length on average; counts are uniform.
     counts = torch.arange(2, most + 1, dtype=torch.float64)
@@ -75,7 +77,8 @@ def test_single_masks_have_all_widths_and_places() -> None:
     x = torch.randn(3000, 4, 80, dtype=torch.float64)
     masked = (augment(x, torch.full((3000,), 4), generator()) != x).all(1)
     widths = torch.bincount(masked.sum(1), minlength=7).double() / 3000
-    assert widths[0] == 0 and widths[6] == 0
+    assert widths[0] == 0
+    assert widths[6] == 0
     torch.testing.assert_close(widths[1:6], torch.full((5,), 0.2, dtype=torch.float64), rtol=0, atol=0.03)
     assert all(len(runs(row)) == 1 for row in masked[:200])
     assert masked.any(0).all()
@@ -88,12 +91,16 @@ def test_frequency_mask_counts() -> None:
     x = torch.randn(2000, 4, 5000, dtype=torch.float32)
     counts = (augment(x, torch.full((2000,), 4), generator()) != x).all(1).sum(1)
     histogram = torch.bincount(counts, minlength=10).double() / 2000
-    assert histogram[:2].sum() == 0 and histogram[9] == 0
-    torch.testing.assert_close(histogram[2:9], torch.full((7,), 1 / 7, dtype=torch.float64), rtol=0, atol=0.03)
+    assert histogram[:2].sum() == 0
+    assert histogram[9] == 0
+    torch.testing.assert_close(
+        histogram[2:9], torch.full((7,), 1 / 7, dtype=torch.float64), rtol=0, atol=0.03
+    )
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"time_masks": -1}, {"time_width": 0}, {"frequency_masks": (3, 2)}, {"frequency_masks": (3,)}]
+    "arguments",
+    [{"time_masks": -1}, {"time_width": 0}, {"frequency_masks": (3, 2)}, {"frequency_masks": (3,)}],
 )
 def test_errors(arguments: dict) -> None:
     with pytest.raises(ValueError, match="SpecAugment: "):

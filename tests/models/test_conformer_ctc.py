@@ -4,11 +4,17 @@ import json
 
 import pytest
 import torch
-
 from dmao.models import ConformerConfig, ConformerCTC, ctc_loss
 
 SMALL = ConformerConfig(
-    outputs=7, width=16, blocks=2, head_dim=8, expansion=2, kernel=5, front_channels=(3, 4, 5, 4), frequency_pooling=(2, 2)
+    outputs=7,
+    width=16,
+    blocks=2,
+    head_dim=8,
+    expansion=2,
+    kernel=5,
+    front_channels=(3, 4, 5, 4),
+    frequency_pooling=(2, 2),
 )
 
 
@@ -115,7 +121,7 @@ def test_errors(shape: tuple[int, ...], lengths: list, message: str) -> None:
 
 
 def test_integer_features_are_refused() -> None:
-    with pytest.raises(ValueError, match="features must be floating point, got torch.int64"):
+    with pytest.raises(ValueError, match=r"features must be floating point, got torch\.int64"):
         make()(torch.ones(1, 20, 80, dtype=torch.long), torch.tensor([20]))
 
 
@@ -127,6 +133,7 @@ def test_integer_features_are_refused() -> None:
         ({"outputs": 9, "width": 66, "heads": 2}, "width must be a multiple of components=4, got 66"),
         ({"outputs": 9, "kernel": 4}, "kernel must be odd, got 4"),
         ({"outputs": 9, "head_dim": 0}, "head_dim must be at least 1, got 0"),
+        ({"outputs": 9, "heads": 0}, "heads must be at least 1, got 0"),
         ({"outputs": 9, "dropout": 1.0}, "dropout must be in"),
         ({"outputs": 9, "activation": "tanh"}, "activation must be"),
         ({"outputs": 9, "front_channels": (32, 64)}, "front_channels must be 4 numbers"),

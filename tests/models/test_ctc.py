@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-
 from dmao.models import ctc_loss
 
 
@@ -41,7 +40,8 @@ def test_labels_that_do_not_fit_are_skipped(too_long: list[int]) -> None:
     result = ctc_loss(log_probs, torch.tensor([4, 4]), targets, torch.tensor([2, len(too_long)]))
     alone = ctc_loss(log_probs[:1], torch.tensor([4]), torch.tensor([1, 2]), torch.tensor([2]))
     torch.testing.assert_close(result.loss, alone.loss)
-    assert (result.labels, result.skipped) == (2, 1) and alone.skipped == 0
+    assert (result.labels, result.skipped) == (2, 1)
+    assert alone.skipped == 0
     (grad,) = torch.autograd.grad(result.loss, log_probs)
     assert torch.equal(grad[1], torch.zeros(4, 3, dtype=torch.float64))
     assert grad[0].abs().sum() > 0
@@ -65,7 +65,8 @@ def test_nothing_fits() -> None:
     log_probs = batch(1, 1, 3)
     result = ctc_loss(log_probs, torch.tensor([1]), torch.tensor([1, 2]), torch.tensor([2]))
     result.loss.backward()
-    assert result.loss == 0 and (result.labels, result.skipped) == (0, 1)
+    assert result.loss == 0
+    assert (result.labels, result.skipped) == (0, 1)
     assert torch.equal(log_probs.grad, torch.zeros(1, 1, 3, dtype=torch.float64))
 
 

@@ -21,7 +21,9 @@ def test_published_order() -> None:
     torch.testing.assert_close(block(x, mask), block.norm(y))
 
 
-@pytest.mark.parametrize("emptied", [("ffn1",), ("conv",), ("attention",), ("ffn2",), ("ffn1", "conv", "attention", "ffn2")])
+@pytest.mark.parametrize(
+    "emptied", [("ffn1",), ("conv",), ("attention",), ("ffn2",), ("ffn1", "conv", "attention", "ffn2")]
+)
 def test_empty_modules_are_skipped(emptied: tuple[str, ...]) -> None:
     block, x = make(), torch.randn(2, 7, 16)
 

@@ -13,7 +13,9 @@ from dmao_kernels.nn.convolution import depthwise_conv1d
     ("batch", "frames", "channels", "taps"), [(2, 9, 6, 5), (1, 1, 3, 7), (3, 2, 1, 1), (1, 40, 17, 31)]
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_depthwise_matches_conv1d(batch: int, frames: int, channels: int, taps: int, dtype: torch.dtype) -> None:
+def test_depthwise_matches_conv1d(
+    batch: int, frames: int, channels: int, taps: int, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     inputs = [
         torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -79,12 +81,14 @@ def test_dropout_on_the_output() -> None:
 def test_empty_gives_zeros() -> None:
     module, x = ConvolutionModule(8), torch.randn(2, 3, 8)
     module.components = 0
-    assert module.empty and torch.equal(module(x), torch.zeros(2, 3, 8))
+    assert module.empty
+    assert torch.equal(module(x), torch.zeros(2, 3, 8))
 
 
 def test_parameters_are_ordinary() -> None:
     module = ConvolutionModule(8, kernel=3)
-    assert isinstance(module.depthwise, nn.Conv1d) and module.depthwise.weight.shape == (8, 1, 3)
+    assert isinstance(module.depthwise, nn.Conv1d)
+    assert module.depthwise.weight.shape == (8, 1, 3)
 
 
 @pytest.mark.parametrize(

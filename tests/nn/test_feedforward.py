@@ -33,7 +33,8 @@ def test_dropout_follows_the_generator() -> None:
     first, second = ffn(x), ffn(x)
     torch.manual_seed(1)
     again = ffn(x)
-    assert torch.equal(first, again) and not torch.equal(first, second)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
     assert 0.15 < (first == 0).float().mean() < 0.45
     ffn.eval()
     assert torch.equal(ffn(x), ffn(x))
@@ -51,13 +52,17 @@ def test_no_random_number_is_drawn_without_dropout() -> None:
 def test_empty_gives_zeros() -> None:
     ffn, x = FeedForward(16, 64), torch.randn(2, 3, 16)
     ffn.components = 0
-    assert ffn.empty and torch.equal(ffn(x), torch.zeros(2, 3, 16))
+    assert ffn.empty
+    assert torch.equal(ffn(x), torch.zeros(2, 3, 16))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"hidden": 10, "components": 4}, "hidden must be a multiple of components, got hidden=10, components=4"),
+        (
+            {"hidden": 10, "components": 4},
+            "hidden must be a multiple of components, got hidden=10, components=4",
+        ),
         ({"hidden": 0}, "hidden must be at least 1, got 0"),
         ({"hidden": 8, "dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"hidden": 8, "activation": "tanh"}, "activation"),
