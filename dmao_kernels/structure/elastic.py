@@ -36,6 +36,7 @@ class ElasticModule:
         self.name, self.module, self.layout = name, module, layout
         self.components = self.standard = components
         self.can_be_empty = can_be_empty
+        self.gate: str | None = None  # name of the gate tensor, see ComponentGates
         shapes = {tensor_name: tuple(tensor.shape) for tensor_name, tensor in self.tensors()}
         for required in (*layout.output, layout.scored):
             if required not in shapes:
@@ -45,6 +46,8 @@ class ElasticModule:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         self.own_cost = sum(t.numel() for n, t in self.tensors() if self.slot(n).is_parameter) // components
+        if not self.own_cost:
+            raise ValueError(f"{name}: the components of a {layout.family} module must own parameters")
         self.shared_cost = sum(t.numel() for t in self.shared_parameters())
         self.dropout: dict[str, float] = {n: float(get_attribute(module, n, name)) for n in layout.dropout}
         self.check()

@@ -14,16 +14,28 @@ Norm = Literal["component", "layer", "batch", "none"]
 
 
 def feedforward_layout(
-    up: str = "w1", down: str = "w2", norm: str | None = "norm", dropout: tuple[str, ...] = ()
+    up: str = "w1",
+    down: str = "w2",
+    norm: str | None = "norm",
+    components: str | None = None,
+    dropout: tuple[str, ...] = (),
 ) -> ComponentLayout:
-    """Linear, activation, Linear: a component is u hidden units. ``norm`` is the (shared) norm over the input."""
+    """Linear, activation, Linear: a component is u hidden units.
+
+    Here as below: ``norm`` is the norm over the input, which no component owns; ``components`` is the attribute that counts
+    the components, where the module has one; ``dropout`` names the rates (floats) that follow the width.
+    """
     return ComponentLayout(
         family="feedforward",
         tensors={f"{up}.weight": "(C u) d", f"{up}.bias": "(C u)", f"{down}.weight": "e (C u)"},
         output=(f"{down}.weight",),
         scored=f"{up}.weight",
         shared=_shared(norm, down),
-        attributes={f"{up}.out_features": "(C u)", f"{down}.in_features": "(C u)"},
+        attributes={
+            **_counter(components),
+            f"{up}.out_features": "(C u)",
+            f"{down}.in_features": "(C u)",
+        },
         dropout=dropout,
     )
 
@@ -36,6 +48,7 @@ def glu_convolution_layout(
     norm: str | None = "norm",
     norm_kind: Norm = "component",
     pointwise: Literal["linear", "conv1d"] = "linear",
+    components: str | None = None,
     dropout: tuple[str, ...] = (),
 ) -> ComponentLayout:
     """Convolution module: pointwise, GLU, depthwise, norm, activation, pointwise. A component is u channels.
@@ -61,6 +74,7 @@ def glu_convolution_layout(
         shared=_shared(norm, pointwise2),
         even=even,
         attributes={
+            **_counter(components),
             f"{pointwise1}.{widths[1]}": "(two C u)",
             **_depthwise_attributes(depthwise),
             **norm_attributes,
@@ -130,6 +144,7 @@ def cgmlp_layout(
     linear2: str = "linear2",
     norm: str | None = "norm",
     norm_kind: Norm = "component",
+    components: str | None = None,
     dropout: tuple[str, ...] = (),
 ) -> ComponentLayout:
     """Convolutional gating MLP: linear to two halves; one half normed, convolved, times the other; linear back.
@@ -151,6 +166,7 @@ def cgmlp_layout(
         shared=_shared(norm, linear2),
         even=even,
         attributes={
+            **_counter(components),
             f"{linear1}.out_features": "(two C u)",
             **norm_attributes,
             **_depthwise_attributes(depthwise),
@@ -162,6 +178,10 @@ def cgmlp_layout(
 
 def _shared(norm: str | None, output: str) -> tuple[str, ...]:
     return (*((f"{norm}.weight", f"{norm}.bias") if norm else ()), f"{output}.bias")
+
+
+def _counter(attribute: str | None) -> dict[str, str]:
+    return {attribute: "C"} if attribute else {}
 
 
 def _depthwise(name: str) -> dict[str, str]:
