@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmao_kernels.layout import ComponentLayout
-from dmao_kernels.nn._shim import component_ffn
 from dmao_kernels.nn.common import counted, require_divisible, require_positive, require_probability
+from dmao_kernels.ops import component_ffn
+from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS
 from dmao_kernels.structure.families import feedforward_layout
 
 
@@ -36,6 +37,10 @@ class FeedForward(nn.Module):
         require_positive("FeedForward", d=d, hidden=hidden, components=components)
         require_divisible("FeedForward", "hidden", hidden, "components", components)
         require_probability("FeedForward", dropout=dropout)
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"FeedForward: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+            )
         self.components = components
         self.dropout = float(dropout)
         self.activation = activation

@@ -34,8 +34,8 @@ def test_published_parameter_counts(width: int, parameters: int) -> None:
     "lengths", [(50, 33, 4, 31), (4, 4, 4, 4), (51, 51, 51, 51), (7, 50, 49, 48)], ids=str
 )
 def test_padding_never_matters(lengths: tuple[int, ...]) -> None:
-    model, frames = make().double().eval(), max(lengths)
-    x = torch.randn(4, frames, 80, dtype=torch.float64)
+    model, frames = make().eval(), max(lengths)
+    x = torch.randn(4, frames, 80)
     for row, length in enumerate(lengths):
         x[row, length:] = float("nan")
     y, out_lengths = model(x, torch.tensor(lengths))
@@ -43,18 +43,18 @@ def test_padding_never_matters(lengths: tuple[int, ...]) -> None:
     assert out_lengths.tolist() == [length // 4 for length in lengths]
     for row, length in enumerate(lengths):
         alone, _ = model(x[row : row + 1, :length], torch.tensor([length]))
-        torch.testing.assert_close(y[row : row + 1, : length // 4], alone, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(y[row : row + 1, : length // 4], alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("time_pooling", "length"), [((3, 2), 29), ((1, 1), 9), ((2, 3), 25)])
 def test_other_subsampling(time_pooling: tuple[int, int], length: int) -> None:
     config = ConformerConfig.from_dict({**SMALL.to_dict(), "time_pooling": time_pooling})
-    model = make(config).double().eval()
-    x = torch.randn(2, 31, 80, dtype=torch.float64)
+    model = make(config).eval()
+    x = torch.randn(2, 31, 80)
     y, out_lengths = model(x, torch.tensor([31, length]))
     assert out_lengths.tolist() == [31 // config.subsampling, length // config.subsampling]
     alone, _ = model(x[1:, :length], torch.tensor([length]))
-    torch.testing.assert_close(y[1:, : alone.shape[1]], alone, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(y[1:, : alone.shape[1]], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_padding_gets_no_gradient() -> None:

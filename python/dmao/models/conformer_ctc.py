@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from dmao.models.frontend import VggFrontEnd, valid_frames
 from torch import Tensor, nn
 
-from dmao_kernels.nn import ConformerBlock
+from dmao_kernels.nn import ACTIVATIONS, ConformerBlock
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class ConformerConfig:
         self._require(
             self.width % self.components == 0, "width", f"a multiple of components={self.components}"
         )
+        self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
         for name in ("dropout", "output_dropout"):
             self._require(0.0 <= getattr(self, name) < 1.0, name, "in [0, 1)")
         for name, count in (("front_channels", 4), ("time_pooling", 2), ("frequency_pooling", 2)):
