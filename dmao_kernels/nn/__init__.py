@@ -1,0 +1,9 @@
+"""Elastic layers: ordinary PyTorch modules that say where their components are."""
+
+from dmao_kernels.nn.attention import SelfAttention
+from dmao_kernels.nn.conformer import ConformerBlock
+from dmao_kernels.nn.convolution import ConvolutionModule
+from dmao_kernels.nn.feedforward import ACTIVATIONS, FeedForward
+from dmao_kernels.nn.norm import ComponentLayerNorm
+
+__all__ = ["ACTIVATIONS", "ComponentLayerNorm", "ConformerBlock", "ConvolutionModule", "FeedForward", "SelfAttention"]

@@ -1,0 +1,82 @@
+"""Feed-forward module whose hidden units are cut into components."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmao_kernels.layout import ComponentLayout
+from dmao_kernels.nn.common import counted, require_divisible, require_positive, require_probability
+from dmao_kernels.ops import component_ffn
+from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS
+from dmao_kernels.structure.families import feedforward_layout
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, Linear, activation, dropout, Linear, dropout: the Conformer's feed-forward module.
+
+    A component is ``hidden / components`` hidden units: rows of ``w1`` and the matching columns of ``w2``.
+
+    Args:
+        d: width of input and output.
+        hidden: hidden units; a multiple of ``components``.
+        dropout: probability on the hidden units and on the output; follows the module's width in an edit.
+        components: number of components the hidden units are cut into.
+        activation: "silu", "relu" or "gelu".
+
+    Raises:
+        ValueError: a size is not positive, ``hidden`` is not a multiple of ``components``, or ``dropout``
+            is outside [0, 1).
+    """
+
+    def __init__(
+        self, d: int, hidden: int, dropout: float = 0.1, components: int = 4, activation: str = "silu"
+    ) -> None:
+        super().__init__()
+        require_positive("FeedForward", d=d, hidden=hidden, components=components)
+        require_divisible("FeedForward", "hidden", hidden, "components", components)
+        require_probability("FeedForward", dropout=dropout)
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"FeedForward: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+            )
+        self.components = components
+        self.dropout = float(dropout)
+        self.activation = activation
+        self.norm = nn.LayerNorm(d)
+        self.w1 = nn.Linear(d, hidden)
+        self.w2 = nn.Linear(hidden, d)
+
+    @property
+    def empty(self) -> bool:
+        """True when no component is left: the module contributes nothing, not even its output bias."""
+        return self.components == 0
+
+    def component_layout(self) -> tuple[ComponentLayout, int]:
+        """The layout of the components in this module's tensors, and their present number."""
+        layout = feedforward_layout(up="w1", down="w2", norm="norm", dropout=("dropout",))
+        return counted(layout), self.components
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` [..., d] to [..., d]; an empty module maps to zeros."""
+        if self.empty:
+            return torch.zeros_like(x)
+        p = self.dropout if self.training else 0.0
+        y = component_ffn(
+            self.norm(x),
+            self.w1.weight,
+            self.w1.bias,
+            self.w2.weight,
+            self.w2.bias,
+            components=self.components,
+            p=p,
+            seed=_draw_seed(x.device) if p > 0.0 else None,
+            activation=self.activation,
+        )
+        return F.dropout(y, p)
+
+
+def _draw_seed(device: torch.device) -> Tensor:
+    """A fresh dropout seed [1] from torch's generator of ``device``: reproducible, and no host sync."""
+    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)

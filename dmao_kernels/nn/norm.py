@@ -1,0 +1,84 @@
+"""LayerNorm over channels that are cut into components, invariant to the copying of a component."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmao_kernels.nn.common import require_divisible, require_positive
+
+
+class ComponentLayerNorm(nn.Module):
+    """LayerNorm over ``channels`` whose mean and variance weigh each component.
+
+    With p_i = weight of channel i's component / sum over all channels of these weights:
+    mean = sum_i p_i x_i, variance = sum_i p_i (x_i - mean)^2. With equal weights this is LayerNorm. When a
+    component is copied, source and copy get half of its weight each, so that the statistics, and with them
+    all other channels, stay exactly what they were.
+
+    The weights are the buffer ``statistics_weight`` [components]. Replacing that tensor, as an edit does, or
+    loading a state dict is noticed; whoever writes into it in place calls ``refresh_statistics()``.
+
+    Args:
+        channels: width of the last axis; a multiple of ``components``.
+        components: number of components the channels are cut into.
+        eps: added to the variance.
+    """
+
+    statistics_weight: Tensor
+
+    def __init__(self, channels: int, components: int = 4, eps: float = 1e-5) -> None:
+        super().__init__()
+        require_positive("ComponentLayerNorm", channels=channels, components=components)
+        require_divisible("ComponentLayerNorm", "channels", channels, "components", components)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("statistics_weight", torch.ones(components))
+        self._equal_weights = True
+        self._read_weights = self.statistics_weight
+
+    def refresh_statistics(self) -> None:
+        """Read the weights and choose the way to compute; a host sync, but only where the weights changed.
+
+        Raises:
+            ValueError: a weight is negative or not finite, or there are weights and all are zero.
+        """
+        weights = self.statistics_weight.detach().double().cpu()
+        if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
+            raise ValueError(
+                "ComponentLayerNorm: statistics_weight must be finite and not negative, "
+                f"got {self.statistics_weight.tolist()}"
+            )
+        if weights.numel() and not bool(weights.any()):
+            raise ValueError("ComponentLayerNorm: statistics_weight must not be all zero")
+        self._equal_weights = bool((weights == weights[:1]).all())
+        self._read_weights = self.statistics_weight
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.refresh_statistics()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` [..., channels]."""
+        # A compiler cannot read the weights; the weighted way is right for equal weights as well.
+        if self.statistics_weight is not self._read_weights and not torch.compiler.is_compiling():
+            self.refresh_statistics()
+        if self.statistics_weight is self._read_weights and self._equal_weights:
+            return F.layer_norm(x, (self.weight.numel(),), self.weight, self.bias, self.eps)
+        share = self._channel_share()
+        wide = x.to(share.dtype)
+        # Products and sums, not a matrix product: autocast must not lower the precision of statistics.
+        centred = wide - (wide * share).sum(-1, keepdim=True)
+        variance = (centred.square() * share).sum(-1, keepdim=True)
+        y = centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return y.to(x.dtype)
+
+    def _channel_share(self) -> Tensor:
+        """p_i of the class docstring [channels], in float32 at least."""
+        weights = self.statistics_weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        width = self.weight.numel() // weights.numel()
+        return (weights / (weights.sum() * width)).repeat_interleave(width)
