@@ -13,6 +13,7 @@ NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) \
     $(wildcard CMakeLists.txt setup.py pyproject.toml dmao_kernels/_library.py)
 CPP_SOURCES := $(filter %.h %.cpp,$(shell find csrc -type f 2>/dev/null))
 PYTHON_SOURCES := $(wildcard dmao_kernels python tests benchmarks setup.py)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --basetemp build/pytest
 
 # The tools of .venv come first, in the build (cmake, ninja) as in the tests (dmao).
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -43,10 +44,12 @@ demo: $(NATIVE)
 	$(BIN)/dmao demo $(ARGS)
 
 test: $(NATIVE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n $(JOBS) --dist worksteal $(ARGS)
+	@mkdir -p build
+	$(PYTEST) $(ARGS)
 
 test-all: $(NATIVE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n $(JOBS) --dist worksteal -m "" $(ARGS)
+	@mkdir -p build
+	$(PYTEST) -m "" $(ARGS)
 
 bench: $(NATIVE)
 	$(BIN)/dmao bench $(ARGS)
@@ -63,7 +66,7 @@ format: $(NATIVE)
 	$(if $(CPP_SOURCES),$(BIN)/clang-format -i $(CPP_SOURCES))
 
 clean:
-	rm -rf build dist *.egg-info python/*.egg-info $(NATIVE)
+	rm -rf build dist *.egg-info python/*.egg-info $(NATIVE) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find dmao_kernels python tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	find dmao_kernels -name '*.so' -delete 2>/dev/null || true
 

@@ -18,10 +18,12 @@ EVENT = {
     "counts_before": BEFORE,
     "counts_after": AFTER,
     "scores": {name: [1e-5] * 4 for name in NAMES},
-    "dropped": [["blocks.0.feedforward2", i] for i in range(4)] + [["blocks.1.feedforward2", 2]],
-    "grown": [["blocks.2.convolution", i] for i in range(5)],
+    "dropped": 5,
+    "grown": 5,
+    "copies": {"blocks.2.convolution": [[i, i + 1] for i in range(5)]},
     "removed": 1200,
     "added": 1180,
+    "parameters_before": 100_000,
     "parameters": 99_980,
     "seconds": 0.0213,
     "digest": "0123456789abcdef0123",
@@ -104,8 +106,9 @@ def test_complete_run_shows_every_picture_and_figure(run):
     assert "What is missing" not in page.text
     for fact in ("100,000", "99,980", "0.4500", "−10.0 %", "−5.0 %", "+1.0 %", "0.40 %", "0.02 %", "21 ms"):
         assert fact in page.text, fact
-    assert "5 components: blocks.0.feedforward2" in page.text
-    assert "−1,200 and +1,180 parameters, net −20" in page.text
+    assert "5 components: blocks.0.feedforward2\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}4" in page.text
+    assert "5 components: blocks.2.convolution\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}5" in page.text
+    assert "1,200 parameters went, 1,180 came; 100,000 → 99,980 in use (−20)" in page.text
 
 
 def test_page_is_self_contained(run):
@@ -198,7 +201,7 @@ def test_odd_values_are_never_fatal(run, value):
 
 
 def test_names_are_escaped(run):
-    _write(run / "dmao" / "events.jsonl", [EVENT | {"grown": [["<script>alert(1)</script>", 0]]}])
+    _write(run / "dmao" / "events.jsonl", [EVENT | {"counts_after": {"<script>alert(1)</script>": 2}}])
     html = write_report(run).read_text(encoding="utf-8")
     assert "<script>" not in html
     assert "&lt;script&gt;" in html

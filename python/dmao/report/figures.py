@@ -176,7 +176,7 @@ def copy_cosines(rows: Sequence[Row], events: Sequence[Row]) -> str | None:
                 means.setdefault(step, []).append(value)
         steps = sorted(means)
         mean = [sum(means[step]) / len(means[step]) for step in steps]
-        axes.plot(steps, mean, color=DMAO, marker="o", markersize=3.5, label=f"mean of {len(series)}")
+        axes.plot(steps, mean, color=DMAO, marker="o", markersize=3.5, label=f"mean of {len(series)} modules")
         axes.set_ylim(min(0.0, *(value for values in means.values() for value in values)), 1.08)
         axes.set_xlabel("step")
         axes.set_title("cosine of copy and source")

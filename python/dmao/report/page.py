@@ -134,31 +134,40 @@ def _events(events: Sequence[Row]) -> str | None:
 
 
 def _event(event: Row) -> str:
-    removed, added, parameters, seconds = (
-        number(event.get(key)) for key in ("removed", "added", "parameters", "seconds")
-    )
+    keys = ("removed", "added", "parameters_before", "parameters", "seconds")
+    removed, added, parameters_before, parameters, seconds = (number(event.get(key)) for key in keys)
+    dropped, grown = _changes(event)
     facts = []
     if removed is not None and added is not None:
-        change = f"{added - removed:+,.0f}".replace("-", "−")
-        facts.append(f"−{removed:,.0f} and +{added:,.0f} parameters, net {change}")
-    if parameters is not None:
-        facts.append(f"{parameters:,.0f} parameters afterwards")
+        facts.append(f"{removed:,.0f} parameters went, {added:,.0f} came")
+    if parameters_before is not None and parameters is not None:
+        change = f"{parameters - parameters_before:+,.0f}".replace("-", "−")
+        facts.append(f"{parameters_before:,.0f} → {parameters:,.0f} in use ({change})")
     if seconds is not None:
         facts.append(f"took {1000 * seconds:,.0f} ms")
     if event.get("digest"):
-        facts.append(f"plan <code>{escape(str(event['digest']))[:12]}</code>")
+        facts.append(f"plan <code>{escape(str(event['digest'])[:12])}</code>")
     return (
         f"<article><h3>Step {event['step']:,}</h3><p>{'; '.join(facts) or 'No figures were logged.'}.</p><dl>"
-        f"<dt>dropped</dt><dd>{_components(event.get('dropped'))}</dd>"
-        f"<dt>grown</dt><dd>{_components(event.get('grown'))}</dd></dl></article>"
+        f"<dt>dropped</dt><dd>{_components(dropped)}</dd><dt>grown</dt><dd>{_components(grown)}</dd></dl></article>"
     )
 
 
-def _components(pairs: Any) -> str:
-    """`[[module, index], ...]` as a list of modules, each with the number of its components."""
-    if not isinstance(pairs, list):
-        return "not logged"
-    per_module = Counter(str(pair[0]) for pair in pairs if isinstance(pair, list) and pair)
+def _changes(event: Row) -> tuple[Counter[str], Counter[str]]:
+    """Components dropped and grown per module: what is new is a copy, or fresh where the module was empty."""
+    before, after = mapping(event.get("counts_before")), mapping(event.get("counts_after"))
+    copies = mapping(event.get("copies"))
+    dropped, grown = Counter[str](), Counter[str]()
+    for name in after:
+        at_start, at_end = int(number(before.get(name)) or 0), int(number(after[name]) or 0)
+        pairs = copies.get(name)
+        new = len(pairs) if isinstance(pairs, list) else max(0, at_end - at_start)
+        grown[name] = new if at_start else at_end
+        dropped[name] = at_start + grown[name] - at_end
+    return +dropped, +grown
+
+
+def _components(per_module: Counter[str]) -> str:
     listed = ", ".join(
         f"<code>{escape(name)}</code>&nbsp;×&nbsp;{count}" for name, count in per_module.items()
     )
