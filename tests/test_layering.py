@@ -16,10 +16,10 @@ FORBIDDEN = {
 PUBLIC_OF_KERNELS = re.compile(r"dmao_kernels(\.(?!_)\w+)*$")
 
 
-def imports(source: str) -> set[str]:
+def imports(source: str, filename: str = "<text>") -> set[str]:
     """Absolute dotted names of all imported modules, wherever in the file the import stands."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source, filename)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -38,7 +38,7 @@ def top(names: set[str]) -> set[str]:
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_imports_go_one_way(folder):
     for path in python_files(folder):
-        found = top(imports(path.read_text())) & FORBIDDEN[folder]
+        found = top(imports(path.read_text(), str(path))) & FORBIDDEN[folder]
         assert not found, f"{path.relative_to(ROOT)} imports {sorted(found)}"
 
 
@@ -46,13 +46,17 @@ def test_library_needs_only_torch():
     for path in python_files("dmao_kernels"):
         place = path.relative_to(ROOT).as_posix()
         allowed = {"torch", "numpy"} if place.startswith("dmao_kernels/testing/") else {"torch"}
-        foreign = top(imports(path.read_text())) - allowed - {"dmao_kernels"} - sys.stdlib_module_names
+        foreign = (
+            top(imports(path.read_text(), str(path))) - allowed - {"dmao_kernels"} - sys.stdlib_module_names
+        )
         assert not foreign, f"{place} imports {sorted(foreign)}"
 
 
 def test_callers_use_the_public_side_of_the_library():
     for path in python_files("python/dmao"):
-        names = {name for name in imports(path.read_text()) if name.split(".")[0] == "dmao_kernels"}
+        names = {
+            name for name in imports(path.read_text(), str(path)) if name.split(".")[0] == "dmao_kernels"
+        }
         private = {name for name in names if not PUBLIC_OF_KERNELS.match(name)}
         assert not private, f"{path.relative_to(ROOT)} imports {sorted(private)}"
 

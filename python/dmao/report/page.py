@@ -28,7 +28,7 @@ def render(run: Run) -> str:
         _section("Result", _result_table(run.summary) + _overheads(run.summary), ""),
         _section(
             "Learning curves",
-            figures.learning_curves(run.arms),
+            _picture(figures.learning_curves(run.arms)),
             "Neither arm has written training or evaluation rows yet.",
             "Both arms start from the same seed and see the same batches in the same order. "
             "The loss is smoothed; faint: the logged values. Dashed: the events.",
@@ -42,13 +42,13 @@ def render(run: Run) -> str:
         _section("Events", _events(dmao.events), "No event has been logged."),
         _section(
             "Scores",
-            figures.scores_over_time(dmao.scores, dmao.events),
+            _picture(figures.scores_over_time(dmao.scores, dmao.events)),
             "No scores have been logged.",
             "What the plan ranks: the running mean of every component's score, here averaged over a module.",
         ),
         _section(
             "Do the copies learn something of their own?",
-            figures.copy_cosines(dmao.health, dmao.events),
+            _picture(figures.copy_cosines(dmao.health, dmao.events)),
             "No cosines of copies have been logged.",
             "A copy that stays at 1.0 is inert: it only repeats its source.",
         ),
@@ -67,7 +67,7 @@ def render(run: Run) -> str:
 
 def _section(title: str, content: str | None, otherwise: str, explanation: str = "") -> str:
     body = content or f'<p class="absent">{escape(otherwise)}</p>'
-    if content and "<svg" in content:
+    if explanation and content:
         body = f"<figure>{body}<figcaption>{escape(explanation)}</figcaption></figure>"
     return f"<section><h2>{escape(title)}</h2>\n{body}</section>"
 
@@ -120,13 +120,17 @@ def _overheads(summary: Mapping[str, Any]) -> str:
     return f"<p>Measured overhead on the time of training: {', '.join(parts)}.</p>"
 
 
+def _picture(svg: str | None) -> str | None:
+    return svg and f'<div class="scroll">{svg}</div>'  # on a narrow screen it scrolls: text stays legible
+
+
 def _with_legend(svg: str | None) -> str | None:
     if svg is None:
         return None
     keys = "".join(
         f'<li><span class="key level{i}"></span>{name}</li>' for i, name in enumerate(_LEVEL_NAMES)
     )
-    return f'{svg}<ul class="legend" aria-label="Colours of the heat map">{keys}</ul>'
+    return f'{_picture(svg)}<ul class="legend" aria-label="Colours of the heat map">{keys}</ul>'
 
 
 def _events(events: Sequence[Row]) -> str | None:

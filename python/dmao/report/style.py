@@ -37,7 +37,7 @@ section {
 }
 section > :last-child { margin-bottom: .2rem; }
 figure { margin: 0; }
-figure svg { display: block; width: 100%; height: auto; }
+figure svg { display: block; width: 100%; min-width: 40rem; height: auto; }
 figcaption { margin-top: .6rem; font-size: .9rem; max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: .9rem; }
