@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import accumulate
 from typing import Any
@@ -162,8 +162,9 @@ def copy_cosines(rows: Sequence[Row], events: Sequence[Row]) -> str | None:
     """Cosine between every copy and its source since the event: at 1, the copy learns nothing of its own."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        for name, value in _flatten(row.get("copy_cosine")):
-            series.setdefault(name, []).append((row["step"], value))
+        for module, cosines in mapping(row.get("copy_cosine")).items():
+            if (value := _mean(list(_numbers(cosines)))) is not None:
+                series.setdefault(module, []).append((row["step"], value))
     if not series:
         return None
     means: dict[float, list[float]] = {}
@@ -263,15 +264,13 @@ def _mean(values: Any) -> float | None:
     return sum(finite) / len(finite) if finite else None
 
 
-def _flatten(value: Any, name: str = "") -> Iterable[tuple[str, float]]:
-    """All finite numbers in nested objects and lists, each with the path to it."""
-    children = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for key, child in children:
-        yield from _flatten(child, f"{name}/{key}")
+def _numbers(value: Any) -> Iterator[float]:
+    """All finite numbers in nested objects and lists."""
+    children = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for child in children:
+        yield from _numbers(child)
     if (leaf := number(value)) is not None:
-        yield name, leaf
+        yield leaf
 
 
 def _mark_events(axes: Axes, steps: Iterable[float], label: bool = True) -> None:
