@@ -1,0 +1,13 @@
+"""Build information and CPU capability (csrc/host)."""
+
+from typing import TypedDict
+
+class BuildInfo(TypedDict):
+    version: str
+    compiler: str
+    flags: str
+    isas: list[str]
+    torch_target: str
+
+def build_info() -> BuildInfo: ...
+def cpu_capability() -> str: ...

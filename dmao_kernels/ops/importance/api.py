@@ -1,0 +1,134 @@
+"""importance_: update the moving averages of all component scores in one pass over weights and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..._library import define
+from ...dispatch import choose_backend, register
+from .reference import METRICS, importance_reference_
+
+define(
+    "importance_(Tensor(a!) ema, Tensor[] weights, Tensor[] grads, Tensor segments, Tensor inverse_count, "
+    "str metric, float beta) -> ()"
+)
+register("importance_", dtypes=(torch.float32, torch.bfloat16))
+
+
+@torch.library.register_fake("dmao::importance_")
+def _fake(
+    ema: Tensor,
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    segments: Tensor,
+    inverse_count: Tensor,
+    metric: str,
+    beta: float,
+) -> None:
+    return None
+
+
+def importance_(
+    ema: Tensor,
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    segments: Tensor,
+    inverse_count: Tensor,
+    metric: str = "taylor",
+    beta: float = 0.99,
+) -> None:
+    """ema[c] <- beta ema[c] + (1 - beta) mean[c] for every component c, in place and without synchronisation.
+
+    mean[c] = inverse_count[c] * (sum over all entries of component c), where an entry is
+
+        taylor     |w g|    first-order Taylor score (arXiv 2506.13180)
+        gradient   |g|
+        magnitude  |w|      gradients are not read and may be empty
+        signed     w g      the caller takes the absolute value of what it averages
+
+    A tensor is seen as repeats x components x run (`layout.Pattern.view`); a segment says which components of
+    `ema` its components are. Several segments may name the same component: their sums add up.
+
+    A component keeps its average when its mean is not finite (a NaN or infinite gradient does not spoil
+    scores) and when no entry of it was scored (all its gradients are empty). Non-contiguous weights and
+    gradients are copied first. The result does not depend on the number of threads.
+
+    Floor on time: one read of weights and gradients (of one of them for gradient and magnitude) at memory
+    bandwidth.
+
+    Args:
+        ema: float32 [n_components], updated in place.
+        weights: float32 or bfloat16 tensors of any shape.
+        grads: gradients, one per weight, float32 or bfloat16 and of the weight's shape, or empty: then the
+            pair is skipped.
+        segments: int64 [n, 5], rows (tensor index, repeats, components, run, first component), with
+            repeats * components * run equal to the number of elements of that weight.
+        inverse_count: float32 [n_components], 1 / number of entries of each component.
+        metric: "taylor", "gradient", "magnitude" or "signed".
+        beta: weight of the old average, in [0, 1].
+
+    Raises:
+        ValueError: an argument's dtype, shape, device or value is not as above.
+        RuntimeError: called where autograd records and a tensor requires grad (call it under
+            torch.no_grad()), or a segment does not fit its tensor or `ema`.
+    """
+    _check(ema, weights, grads, segments, inverse_count, metric, beta)
+    weights = [weight.contiguous() for weight in weights]
+    grads = [grad.contiguous() for grad in grads]
+    if choose_backend("importance_", ema, *weights, *grads) == "cpu":
+        torch.ops.dmao.importance_(ema, weights, grads, segments.contiguous(), inverse_count, metric, beta)
+    else:
+        importance_reference_(ema, weights, grads, segments, inverse_count, metric, beta)
+
+
+def _check(
+    ema: Tensor,
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    segments: Tensor,
+    inverse_count: Tensor,
+    metric: str,
+    beta: float,
+) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"importance_: metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f"importance_: beta must be in [0, 1], got {beta}")
+    for name, tensor in (("ema", ema), ("inverse_count", inverse_count)):
+        if tensor.dtype != torch.float32 or tensor.dim() != 1 or not tensor.is_contiguous():
+            raise ValueError(
+                f"importance_: {name} must be contiguous float32 [n_components], got {_describe(tensor)}"
+            )
+    if ema.shape != inverse_count.shape:
+        raise ValueError(
+            f"importance_: inverse_count must have as many elements as ema ({ema.numel()}), "
+            f"got {inverse_count.numel()}"
+        )
+    if segments.dtype != torch.int64 or segments.dim() != 2 or segments.shape[1] != 5:
+        raise ValueError(f"importance_: segments must be int64 [n, 5], got {_describe(segments)}")
+    if len(weights) != len(grads):
+        raise ValueError(f"importance_: got {len(weights)} weights but {len(grads)} grads")
+    for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
+        for name, tensor in (("weights", weight), ("grads", grad)):
+            if tensor.dtype not in (torch.float32, torch.bfloat16):
+                raise ValueError(
+                    f"importance_: {name}[{i}] must be float32 or bfloat16, got {_describe(tensor)}"
+                )
+            if tensor.device != ema.device:
+                raise ValueError(
+                    f"importance_: {name}[{i}] must be on ema's device {ema.device}, got {tensor.device}"
+                )
+        if grad.numel() != 0 and grad.shape != weight.shape:
+            raise ValueError(
+                f"importance_: grads[{i}] must be empty or have the shape of weights[{i}] "
+                f"{list(weight.shape)}, got {list(grad.shape)}"
+            )
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (ema, *weights, *grads)):
+        raise RuntimeError("importance_: scores are not differentiable; call it under torch.no_grad()")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
