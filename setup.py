@@ -87,6 +87,7 @@ class CMakeBuild(build_ext):
         configure += [
             f"-DDMAO_TORCH_DIR={torch}",
             f"-DDMAO_PYBIND11_INCLUDE={pybind11.get_include()}",
+            f"-DDMAO_PYBIND11_VERSION={pybind11.__version__}",
             f"-DDMAO_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",
         ]

@@ -1,0 +1,45 @@
+"""Grow and drop: layouts of known modules, scores, plans, edits.
+
+    elastic = Elastic(model)                     # which modules, how many components
+    scores = Scores(elastic)                     # after every backward: scores.update()
+    plan = make_plan(elastic.groups(scores.values()), fraction=0.15)
+    report = apply_plan(plan, elastic, optimizer)
+    scores.follow(plan)
+"""
+
+from dmao_kernels.structure.copies import copy_cosines, follow_copies
+from dmao_kernels.structure.edit import EditReport, apply_plan
+from dmao_kernels.structure.elastic import Elastic, ElasticModule
+from dmao_kernels.structure.families import (
+    attention_layout,
+    cgmlp_layout,
+    feedforward_layout,
+    glu_convolution_layout,
+    packed_attention_layout,
+    register_family,
+)
+from dmao_kernels.structure.gates import ComponentGates
+from dmao_kernels.structure.plan import Group, ModulePlan, Plan, given_plan, make_plan
+from dmao_kernels.structure.scores import Scores
+
+__all__ = [
+    "ComponentGates",
+    "EditReport",
+    "Elastic",
+    "ElasticModule",
+    "Group",
+    "ModulePlan",
+    "Plan",
+    "Scores",
+    "apply_plan",
+    "attention_layout",
+    "cgmlp_layout",
+    "copy_cosines",
+    "feedforward_layout",
+    "follow_copies",
+    "given_plan",
+    "glu_convolution_layout",
+    "make_plan",
+    "packed_attention_layout",
+    "register_family",
+]

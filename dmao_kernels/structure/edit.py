@@ -1,0 +1,318 @@
+"""Apply a plan: parameters, gradients, optimizer state, averaged copies, buffers and attributes, by one index each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from dmao_kernels.structure.empty import set_empty
+from dmao_kernels.structure.fresh import fresh_values
+from dmao_kernels.structure.gather import SPLITS, Split, draw, gather, halve_copies, split_copies
+from dmao_kernels.structure.plan import ModulePlan, Plan
+from dmao_kernels.structure.slots import get_attribute, set_attribute
+
+if TYPE_CHECKING:
+    from dmao_kernels.structure.elastic import Elastic, ElasticModule
+
+Companion = nn.Module | MutableMapping[str, Tensor]
+MAX_DROPOUT = 0.9  # a rate that follows a module many times its standard width must stay a rate
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What an edit did. copies: (source, copy) pairs as new components, per module; likewise dropped (old components) and
+    fresh (new ones). before, after: parameters in use. seconds: wall time."""
+
+    copies: dict[str, tuple[tuple[int, int], ...]]
+    dropped: dict[str, tuple[int, ...]]
+    fresh: dict[str, tuple[int, ...]]
+    before: int
+    after: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One prepared assignment. ``undo`` may also follow a ``do`` that failed half-way."""
+
+    do: Callable[[], None]
+    undo: Callable[[], None]
+
+
+@torch.no_grad()
+def apply_plan(
+    plan: Plan,
+    elastic: Elastic,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    companions: Iterable[Companion] = (),
+    split: Split = "asymmetric",
+    generator: Generator | None = None,
+) -> EditReport:
+    """Drop, copy and add components as the plan says: all of it, or nothing where anything fails.
+
+    Parameters keep their identity, so optimizers, their ``param_groups`` and schedulers stay as they are. Gradients and
+    every optimizer tensor of a parameter's shape (moments, momentum, maxima) follow their components; fresh components
+    start with zero state; scalars such as ``step`` stay. Between an edit and the next forward pass nothing computed before
+    it may be differentiated.
+
+    Copies preserve the function up to rounding, fresh components exactly: source and copy share the output weights, and
+    whatever is shared (norms over the input, output biases) is not touched. Peak memory is twice the changed modules'.
+
+    optimizer: the optimizer(s) whose state follows.
+    companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or mappings from
+        names of parameters and buffers in the model to tensors.
+    split: how source and copy share the output weights, see ``gather.split_copies``.
+    generator: of the noise; default: a CPU generator seeded by ``plan.seed``.
+
+    Raises ValueError where the plan, a companion or an optimizer's state does not fit.
+    """
+    start = time.perf_counter()
+    if split not in SPLITS:
+        raise ValueError(f"apply_plan: split must be one of {', '.join(SPLITS)}, got '{split}'")
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    generator = generator or torch.Generator().manual_seed(plan.seed)
+    edited = _check(plan, elastic)
+    copies = _Companions(elastic, companions)
+    before = elastic.live_parameters()
+    changes: list[_Change] = []
+    for m, module_plan in edited:
+        changes += _prepare(m, module_plan, plan.seed, optimizers, copies, split, generator)
+    _commit(changes)
+    elastic.version += 1
+    return EditReport(
+        copies={m.name: p.copies for m, p in edited if p.copies},
+        dropped={m.name: p.dropped for m, p in edited if p.dropped},
+        fresh={m.name: p.fresh for m, p in edited if p.fresh},
+        before=before,
+        after=elastic.live_parameters(),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _check(plan: Plan, elastic: Elastic) -> list[tuple[ElasticModule, ModulePlan]]:
+    """The modules that change; refuse a plan for another model or another moment."""
+    edited = []
+    for module_plan in plan.modules:
+        if (m := elastic.modules.get(module_plan.name)) is None:
+            raise ValueError(f"apply_plan: the model has no elastic module {module_plan.name}")
+        if m.components != module_plan.components:
+            raise ValueError(
+                f"apply_plan: the plan was made for {module_plan.components} components of {m.name}, "
+                f"which has {m.components} now"
+            )
+        if not module_plan.sources and not m.can_be_empty:
+            raise ValueError(f"apply_plan: {m.name} ({type(m.module).__name__}) cannot lose all its components")
+        if module_plan.changed:
+            m.check()
+            edited.append((m, module_plan))
+    return edited
+
+
+class _Companions:
+    """Averaged copies of the model: where the counterpart of a module or of a tensor is."""
+
+    def __init__(self, elastic: Elastic, companions: Iterable[Companion]) -> None:
+        self.models: list[nn.Module] = []
+        self.tables: list[MutableMapping[str, Tensor]] = []
+        for companion in companions:
+            if isinstance(companion, torch.optim.swa_utils.AveragedModel):
+                companion = companion.module
+            if companion is elastic.model:
+                raise ValueError("apply_plan: companions must be copies of the model, got the model itself")
+            if isinstance(companion, nn.Module):
+                self.models.append(companion)
+            else:
+                self.tables.append(companion)
+
+    def modules(self, m: ElasticModule) -> list[nn.Module]:
+        """The counterparts of an elastic module, checked to have its present structure."""
+        found = []
+        for model in self.models:
+            try:
+                module = model.get_submodule(m.name)
+            except AttributeError:
+                raise ValueError(f"apply_plan: a companion ({type(model).__name__}) has no module {m.name}") from None
+            m.check(module)
+            found.append(module)
+        return found
+
+
+def _prepare(
+    m: ElasticModule,
+    plan: ModulePlan,
+    seed: int,
+    optimizers: Sequence[Optimizer],
+    companions: _Companions,
+    split: Split,
+    generator: Generator,
+) -> list[_Change]:
+    """Compute everything that one module's edit will assign."""
+    fresh = fresh_values(m, len(plan.fresh), seed) if plan.fresh else {}
+    counterparts = companions.modules(m)
+    changes = []
+    for name, tensor in m.tensors():
+        noise = draw(m.view(name, tensor), plan, split, generator) if name in m.layout.output else None
+        edit = _TensorEdit(m, plan, name, fresh.get(name, 0.0), split, noise)
+        slot = m.slot(name)
+        if slot.is_parameter:
+            changes += _parameter_changes(edit, tensor, optimizers)
+        else:
+            changes.append(_item_change(slot.owner._buffers, slot.leaf, edit.weights(tensor)))
+        for module in counterparts:
+            other = m.slot(name, module)
+            if other.tensor is None:
+                raise ValueError(f"apply_plan: {m.name}: {name} is None in a companion, but not in the model")
+            if other.is_parameter:
+                changes += _parameter_changes(edit, other.tensor, optimizers)
+            else:
+                changes.append(_item_change(other.owner._buffers, other.leaf, edit.weights(other.tensor)))
+        for table in companions.tables:
+            full_name = f"{m.name}.{name}".removeprefix(".")
+            if full_name in table:
+                changes.append(_item_change(table, full_name, edit.weights(table[full_name])))
+            elif slot.is_parameter:
+                raise ValueError(f"apply_plan: a companion mapping has no {full_name}")
+    for module in (m.module, *counterparts):
+        changes += _attribute_changes(m, module, len(plan.sources))
+    changes.append(_attribute_change(m, "components", len(plan.sources)))
+    return changes
+
+
+@dataclass(frozen=True)
+class _TensorEdit:
+    """The edit of one tensor of the layout, and of whatever has its shape."""
+
+    m: ElasticModule
+    plan: ModulePlan
+    name: str
+    fresh: Tensor | float
+    split: Split
+    noise: Tensor | None
+
+    def weights(self, tensor: Tensor) -> Tensor:
+        """The edited weights: copies share what leaves through an output tensor."""
+        self.expect(tensor, "it")
+        gathered = gather(self.m.view(self.name, tensor.detach()), self.plan, self.fresh)
+        if self.name in self.m.layout.output:
+            split_copies(gathered, self.plan, self.split, self.noise)
+        elif self.name in self.m.layout.even:
+            halve_copies(gathered, self.plan)
+        return self.restore(gathered)
+
+    def follow(self, tensor: Tensor, what: str) -> Tensor:
+        """The edited gradient or moment: copies have their source's, fresh components have zero.
+
+        Nothing is halved: the gradient of an output weight is (gradient of the output) x (hidden unit), which is the same
+        for the source before and for both of them after. On the input side gradients shrink with the output weights, which
+        Adam's ratio of moments cancels.
+        """
+        self.expect(tensor, what)
+        return self.restore(gather(self.m.view(self.name, tensor.detach()), self.plan))
+
+    def restore(self, gathered: Tensor) -> Tensor:
+        return gathered.reshape(self.m.layout.pattern(self.name).shape(len(self.plan.sources), self.m.sizes))
+
+    def expect(self, tensor: Tensor, what: str) -> None:
+        expected = self.m.layout.pattern(self.name).shape(self.m.components, self.m.sizes)
+        if tuple(tensor.shape) != expected or tensor.layout != torch.strided:
+            raise ValueError(
+                f"apply_plan: {self.m.name}: {self.name}: {what} must be strided and of shape {list(expected)}, "
+                f"got {tensor.layout} {list(tensor.shape)}"
+            )
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise ValueError(
+                f"apply_plan: {self.m.name}: {self.name}: {what} must be a plain tensor, got {type(tensor).__name__}"
+            )
+
+
+def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]) -> list[_Change]:
+    """New data, gradient and optimizer state of one parameter."""
+    old_data, old_grad = parameter.data, parameter.grad
+    new_data = edit.weights(parameter)
+    new_grad = None if old_grad is None else edit.follow(old_grad, "its gradient")
+    changes = [
+        _Change(
+            lambda: _replace(parameter, new_data, new_grad),
+            lambda: _replace(parameter, old_data, old_grad),
+        )
+    ]
+    for optimizer in optimizers:
+        state = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if _follows(edit, parameter, key, value):
+                changes.append(_item_change(state, key, edit.follow(value, f"optimizer state '{key}'")))
+    return changes
+
+
+def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool:
+    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay as they are."""
+    if isinstance(value, Tensor) and value.shape == parameter.shape:
+        return True
+    if value is None or isinstance(value, int | float | str) or (isinstance(value, Tensor) and value.numel() == 1):
+        return False
+    found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise ValueError(
+        f"apply_plan: {edit.m.name}: {edit.name}: optimizer state '{key}' must be a scalar or have the parameter's "
+        f"shape {list(parameter.shape)}, got {found}: it cannot follow its components"
+    )
+
+
+def _replace(parameter: Tensor, data: Tensor, grad: Tensor | None) -> None:
+    """Give a parameter other data under the same identity."""
+    parameter.grad = None
+    # While an old loss is alive, so is the node that accumulates into this parameter, and it insists on the old shape.
+    # PyTorch lets go of it where the dtype changes.
+    parameter.data = torch.empty(0, dtype=torch.float32 if data.dtype != torch.float32 else torch.float64, device=data.device)
+    parameter.data = data
+    parameter.grad = grad
+
+
+def _item_change(table: MutableMapping[Any, Any], key: Any, value: Any) -> _Change:
+    old = table[key]
+    return _Change(lambda: table.__setitem__(key, value), lambda: table.__setitem__(key, old))
+
+
+def _attribute_change(target: Any, name: str, value: Any) -> _Change:
+    old = getattr(target, name)
+    return _Change(lambda: setattr(target, name, value), lambda: setattr(target, name, old))
+
+
+def _attribute_changes(m: ElasticModule, module: nn.Module, components: int) -> list[_Change]:
+    """Integers and dropout rates that follow the width, and what the module does when it is empty."""
+    values: dict[str, Any] = dict(m.attributes(components))
+    for name, value in values.items():
+        if isinstance(get_attribute(module, name, m.name), tuple):
+            values[name] = (value,)
+    for name, rate in m.dropout.items():
+        values[name] = min(max(rate, MAX_DROPOUT), rate * components / m.standard)
+    changes = [_dotted_change(m, module, name, value) for name, value in values.items()]
+    was_empty = m.components == 0
+    changes.append(_Change(lambda: set_empty(module, components == 0), lambda: set_empty(module, was_empty)))
+    return changes
+
+
+def _dotted_change(m: ElasticModule, module: nn.Module, name: str, value: Any) -> _Change:
+    old = get_attribute(module, name, m.name)
+    return _Change(
+        lambda: set_attribute(module, name, value, m.name),
+        lambda: set_attribute(module, name, old, m.name),
+    )
+
+
+def _commit(changes: Sequence[_Change]) -> None:
+    """Make all changes, or none."""
+    done: list[_Change] = []
+    try:
+        for change in changes:
+            done.append(change)
+            change.do()
+    except BaseException:
+        for change in reversed(done):
+            change.undo()
+        raise

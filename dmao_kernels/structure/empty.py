@@ -1,0 +1,44 @@
+"""How an ordinary module that lost all its components contributes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class EmptyForward:
+    """Stands in for ``forward`` on one instance: zeros of the shape of the first argument, nothing launched.
+
+    It lives in the instance's ``__dict__``, so it is copied and pickled with the module and stays out of the state dict.
+    ``previous`` is the instance-level forward that was there before, if any.
+    """
+
+    def __init__(self, previous: Callable[..., Any] | None) -> None:
+        self.previous = previous
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        first = next(iter((*args, *kwargs.values())), None)
+        if not isinstance(first, Tensor):
+            raise TypeError(f"empty module: the first argument must be a tensor, got {type(first).__name__}")
+        return torch.zeros_like(first)
+
+
+def handles_empty(module: nn.Module) -> bool:
+    """Whether the module itself knows what to do without components (a property ``empty``, as our own layers have)."""
+    return hasattr(type(module), "empty")
+
+
+def set_empty(module: nn.Module, empty: bool) -> None:
+    """Let an ordinary module answer with zeros, or compute again. Calling it twice changes nothing."""
+    current = module.__dict__.get("forward")
+    if handles_empty(module) or isinstance(current, EmptyForward) == empty:
+        return
+    if empty:
+        module.forward = EmptyForward(current)
+    elif current.previous is None:
+        del module.forward
+    else:
+        module.forward = current.previous

@@ -1,0 +1,65 @@
+"""First values of a component that has no source: a revived module starts where a new one would."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dmao_kernels.structure.slots import Gate
+
+if TYPE_CHECKING:
+    from dmao_kernels.structure.elastic import ElasticModule
+
+
+def fresh_values(m: ElasticModule, count: int, seed: int) -> dict[str, Tensor]:
+    """Values [repeats, count, run] of ``count`` fresh components, for every tensor of the module.
+
+    Output tensors are zero, so that the function is unchanged while gradients flow; even buffers and gates are one. Every
+    other tensor is what its owner's ``reset_parameters`` draws for a module of that width; without such a method: matrices
+    Kaiming-uniform as in nn.Linear, vectors called weight one, other vectors zero.
+    """
+    devices = sorted({t.device.index or 0 for _, t in m.tensors() if t.device.type == "cuda"})
+    values: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        templates: dict[int, nn.Module] = {}
+        for name, tensor in m.tensors():
+            pattern = m.layout.pattern(name)
+            slot = m.slot(name)
+            template = templates.get(id(slot.owner))
+            if template is None and name not in m.layout.output and name not in m.layout.even:
+                template = templates[id(slot.owner)] = _template(m, slot.owner, count)
+            if name in m.layout.output:
+                value = tensor.new_zeros(pattern.shape(count, m.sizes))
+            elif name in m.layout.even or isinstance(slot.owner, Gate):
+                value = tensor.new_ones(pattern.shape(count, m.sizes))
+            else:
+                value = getattr(template, slot.leaf).detach()
+            values[name] = value.reshape(pattern.triple(count, m.sizes))
+    return values
+
+
+def _template(m: ElasticModule, owner: nn.Module, count: int) -> nn.Module:
+    """A copy of ``owner`` with ``count`` components, newly initialised."""
+    template = copy.deepcopy(owner)
+    resized: list[tuple[str, Tensor]] = []
+    for name, tensor in m.tensors():
+        slot = m.slot(name)
+        if slot.owner is owner:
+            new = tensor.detach().new_zeros(m.layout.pattern(name).shape(count, m.sizes))
+            table = template._parameters if slot.is_parameter else template._buffers
+            table[slot.leaf] = nn.Parameter(new, requires_grad=False) if slot.is_parameter else new
+            resized.append((slot.leaf, new))
+    if callable(reset := getattr(template, "reset_parameters", None)):
+        reset()
+        return template
+    for leaf, tensor in resized:
+        if tensor.dim() > 1:
+            nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
+        else:
+            tensor.fill_(1.0 if leaf == "weight" else 0.0)
+    return template

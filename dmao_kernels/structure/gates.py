@@ -1,0 +1,94 @@
+"""A learnable gate per component: training itself tells which components are worth keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dmao_kernels.layout import Pattern
+from dmao_kernels.structure.elastic import Elastic, ElasticModule
+from dmao_kernels.structure.slots import Gate
+
+
+class ComponentGate(Gate):
+    """Parametrization ``w -> w * gate``, one gate per component; 1 in the beginning."""
+
+    def __init__(self, weight: Tensor, components: int, pattern: Pattern, sizes: dict[str, int]) -> None:
+        super().__init__()
+        self.pattern, self.sizes = pattern, sizes
+        self.gate = nn.Parameter(torch.ones(components, dtype=weight.dtype, device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        view = weight.reshape(self.pattern.triple(self.gate.numel(), self.sizes))
+        return (view * self.gate[:, None]).reshape(weight.shape)
+
+
+class ComponentGates:
+    """Put a gate on every component of every elastic module.
+
+    The gate scales the output tensor, as a parametrization, so whatever reads the weight sees ``w * gate``. It is part of
+    the module's layout: edits, optimizer state, averaged copies and checkpoints carry it. Its parameters are to be given to
+    the optimizer (``parameters()``); score with ``Scores(elastic, metric="gate")``; add ``penalty`` to the loss, and the
+    gates of components that do not pay for their parameters go to zero. ``fold`` ends it.
+
+    A freshly built model that is to load a gated checkpoint, and every averaged copy, needs its gates first.
+
+    Raises ValueError where a module has gates already, or more than one output tensor.
+    """
+
+    def __init__(self, elastic: Elastic) -> None:
+        self.elastic = elastic
+        for m in elastic.modules.values():
+            if m.gate is not None:
+                raise ValueError(f"ComponentGates: {m.name} has gates already")
+            if len(m.layout.output) != 1:
+                raise ValueError(f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}")
+        for m in elastic.modules.values():
+            _attach(m)
+        elastic.version += 1
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All gates, in module order."""
+        for m in self.elastic.modules.values():
+            yield _gate(m)
+
+    def penalty(self, l1: float) -> Tensor:
+        """l1 * (sum of cost |gate|) / (sum of costs): ``l1`` while all gates are 1. A scalar to add to the loss."""
+        modules = list(self.elastic.modules.values())
+        total = sum(m.cost * m.components for m in modules)
+        terms = [_gate(m).abs().sum().float() * (m.cost / total) for m in modules if m.components]
+        return l1 * torch.stack(terms).sum()
+
+    def fold(self) -> None:
+        """Multiply the gates into the weights and take them away; the function and the weights' identity stay."""
+        for m in self.elastic.modules.values():
+            owner, leaf = _output(m)
+            parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
+            tensors = {name: pattern for name, pattern in m.layout.tensors.items() if name != m.gate}
+            m.layout, m.gate = replace(m.layout, tensors=tensors), None
+        self.elastic.version += 1
+
+
+def _attach(m: ElasticModule) -> None:
+    owner, leaf = _output(m)
+    name = m.layout.output[0]
+    gate = ComponentGate(getattr(owner, leaf), m.components, m.layout.pattern(name), m.sizes)
+    parametrize.register_parametrization(owner, leaf, gate, unsafe=True)
+    m.gate = f"{name.rpartition('.')[0]}.parametrizations.{leaf}.0.gate".removeprefix(".")
+    m.layout = replace(m.layout, tensors={**m.layout.tensors, m.gate: "C"})
+
+
+def _output(m: ElasticModule) -> tuple[nn.Module, str]:
+    path, _, leaf = m.layout.output[0].rpartition(".")
+    return m.module.get_submodule(path), leaf
+
+
+def _gate(m: ElasticModule) -> nn.Parameter:
+    assert m.gate is not None
+    gate = m.slot(m.gate).tensor
+    assert isinstance(gate, nn.Parameter)
+    return gate

@@ -1,0 +1,194 @@
+"""How much every component is worth: a moving average on the device, from the gradients that training has anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dmao_kernels.ops.importance import importance_
+from dmao_kernels.structure.elastic import Elastic, ElasticModule
+from dmao_kernels.structure.plan import FRESH, Plan
+from dmao_kernels.structure.slots import Slot
+
+Metric = Literal["taylor", "gradient", "magnitude", "signed", "gate"]
+Scope = Literal["slice", "component"]
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What one ``importance_`` call needs to know about the structure; rebuilt only when that changes."""
+
+    key: tuple[object, ...]
+    tensors: list[Tensor]
+    segments: Tensor
+    inverse_count: Tensor
+
+
+class Scores:
+    """One score per component of every elastic module.
+
+    metric: mean over the scored entries of
+        taylor |w g| (first-order Taylor, the published one), gradient |g|, magnitude |w|, gate |gate| (see ComponentGates),
+        signed: |mean w g|, the absolute value taken after averaging, so that what training pushes to and fro cancels.
+    scope: "slice" scores the layout's published slice, "component" all parameters that the component owns (gates excepted).
+    beta: weight of the old average in s <- beta s + (1 - beta) s_new; it starts at 0. (Published: 0.1, one batch.)
+
+    What is not scored keeps its average: components whose mean is not finite (NaN gradients never poison scores), and those
+    of whose scored parameters none has a gradient. Frozen parameters are left out of the mean, except for "magnitude".
+
+    Raises ValueError for unknown names, beta outside [0, 1), or metric "gate" without gates.
+    """
+
+    def __init__(
+        self, elastic: Elastic, metric: Metric = "taylor", scope: Scope = "slice", beta: float = 0.99
+    ) -> None:
+        if metric not in ("taylor", "gradient", "magnitude", "signed", "gate"):
+            raise ValueError(f"Scores: metric must be taylor, gradient, magnitude, signed or gate, got '{metric}'")
+        if scope not in ("slice", "component"):
+            raise ValueError(f"Scores: scope must be slice or component, got '{scope}'")
+        if not 0 <= beta < 1:
+            raise ValueError(f"Scores: beta must be in [0, 1), got {beta}")
+        self.elastic, self.metric, self.scope, self.beta = elastic, metric, scope, beta
+        self.updates = 0
+        self._counts = elastic.counts()
+        self._slots: list[tuple[ElasticModule, list[tuple[str, Slot]]]] = []
+        self._slots_version = -1
+        self._table: _Table | None = None
+        device = next(t.device for m in elastic.modules.values() for _, t in m.tensors())
+        self.ema = torch.zeros(sum(self._counts.values()), dtype=torch.float32, device=device)
+        self._current_table()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the present gradients into account: one pass over the scored tensors, no host synchronisation.
+
+        Call it after ``loss.backward()`` and before gradients are cleared. Raises RuntimeError where the model was edited
+        and the scores were not told (``follow``).
+        """
+        if self._counts != self.elastic.counts():
+            raise RuntimeError("Scores.update: the structure has changed: call follow(plan) after apply_plan(plan, ...)")
+        table = self._current_table()
+        weights = [t.detach() for t in table.tensors]
+        grads = [t.new_empty(0) if t.grad is None else t.grad for t in table.tensors]
+        importance_(
+            self.ema,
+            weights,
+            grads,
+            table.segments,
+            table.inverse_count,
+            "magnitude" if self.metric == "gate" else self.metric,
+            self.beta,
+        )
+        self.updates += 1
+
+    def values(self) -> dict[str, Tensor]:
+        """The scores, {module: [components]}, on the device; higher is worth more."""
+        ema = self.ema.abs() if self.metric == "signed" else self.ema.clone()
+        return dict(zip(self._counts, ema.split(list(self._counts.values())), strict=True))
+
+    def reset(self) -> None:
+        """Begin anew (as the published code does after an event)."""
+        self.ema.zero_()
+        self.updates = 0
+
+    def follow(self, plan: Plan) -> None:
+        """Let the averages follow their components through an edit.
+
+        A copy inherits its source's score; a fresh component begins at the mean of its module's others, or at 0.
+        Raises ValueError where the plan was not made for the components that are scored.
+        """
+        averages = dict(zip(self._counts, self.ema.split(list(self._counts.values())), strict=True))
+        counts = dict(self._counts)
+        for module in plan.modules:
+            if counts.get(module.name) != module.components:
+                raise ValueError(f"Scores.follow: the plan is not for {module.name} as it is scored")
+            counts[module.name] = len(module.sources)
+            averages[module.name] = _follow(averages[module.name], module.sources)
+        self.ema, self._counts = torch.cat(list(averages.values())), counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on after a restart."""
+        return {
+            "version": VERSION,
+            "metric": self.metric,
+            "scope": self.scope,
+            "beta": self.beta,
+            "updates": self.updates,
+            "counts": dict(self._counts),
+            "ema": self.ema.cpu().clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``; the structure must have been loaded before (``Elastic.load_state_dict``).
+
+        Raises ValueError, and changes nothing, where metric, scope or structure differ.
+        """
+        expected = {"version": VERSION, "metric": self.metric, "scope": self.scope, "counts": self.elastic.counts()}
+        for key, value in expected.items():
+            if state.get(key) != value:
+                raise ValueError(f"Scores.load_state_dict: {key} must be {value}, got {state.get(key)}")
+        ema = state["ema"]
+        if tuple(ema.shape) != (sum(expected["counts"].values()),):
+            raise ValueError(f"Scores.load_state_dict: ema has the shape {list(ema.shape)}, not one entry per component")
+        self.ema = ema.to(device=self.ema.device, dtype=torch.float32, copy=True)
+        self._counts = dict(expected["counts"])
+        self.beta, self.updates = float(state["beta"]), int(state["updates"])
+
+    def _scored(self, m: ElasticModule) -> list[tuple[str, Slot]]:
+        """The parameters whose entries are averaged, frozen ones among them."""
+        if self.metric == "gate":
+            if m.gate is None:
+                raise ValueError(f"Scores: metric 'gate' needs ComponentGates(elastic) first: {m.name} has none")
+            names = [m.gate]
+        elif self.scope == "slice":
+            names = [m.layout.scored]
+        else:
+            names = [name for name, _ in m.tensors() if name != m.gate]
+        slots = [(name, m.slot(name)) for name in names]
+        return [(name, slot) for name, slot in slots if slot.is_parameter]
+
+    def _current_table(self) -> _Table:
+        """The table, rebuilt where the structure, a parameter's identity or its being frozen has changed."""
+        if self._slots_version != self.elastic.version:
+            self._slots = [(m, self._scored(m)) for m in self.elastic.modules.values()]
+            self._slots_version = self.elastic.version
+        key = tuple((id(t := slot.tensor), t.requires_grad) for _, slots in self._slots for _, slot in slots)
+        if self._table is None or self._table.key != (self._slots_version, key):
+            self._table = self._build_table((self._slots_version, key))
+        return self._table
+
+    def _build_table(self, key: tuple[object, ...]) -> _Table:
+        tensors: list[Tensor] = []
+        rows: list[tuple[int, int, int, int, int]] = []
+        entries: list[int] = []
+        for m, slots in self._slots:
+            of_component = 0
+            for name, slot in slots:
+                tensor = slot.tensor
+                repeats, components, run = m.layout.pattern(name).triple(m.components, m.sizes)
+                if components and (tensor.requires_grad or self.metric in ("magnitude", "gate")):
+                    rows.append((len(tensors), repeats, components, run, len(entries)))
+                    tensors.append(tensor)
+                    of_component += repeats * run
+            entries += [of_component] * m.components
+        device = self.ema.device
+        segments = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 5)
+        counts = torch.tensor(entries, dtype=torch.float32, device=device)
+        return _Table(key, tensors, segments, counts.clamp(min=1).reciprocal())
+
+
+def _follow(averages: Tensor, sources: tuple[int, ...]) -> Tensor:
+    fresh = [i for i, source in enumerate(sources) if source == FRESH]
+    if len(fresh) == len(sources):
+        return averages.new_zeros(len(sources))
+    index = torch.tensor([max(source, 0) for source in sources], dtype=torch.long, device=averages.device)
+    followed = averages[index]
+    if fresh:
+        old = [i for i, source in enumerate(sources) if source != FRESH]
+        followed[fresh] = followed[old].mean()
+    return followed

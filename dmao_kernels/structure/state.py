@@ -1,0 +1,63 @@
+"""The structure of a model as JSON-able data: saved with a checkpoint, replayed on a freshly built model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dmao_kernels.structure.edit import apply_plan
+from dmao_kernels.structure.plan import FRESH, given_plan
+
+if TYPE_CHECKING:
+    from dmao_kernels.structure.elastic import Elastic, ElasticModule
+
+VERSION = 1
+
+
+def structure_state(elastic: Elastic) -> dict[str, Any]:
+    """The widths, and what they are counted in."""
+    return {
+        "version": VERSION,
+        "modules": {name: {**_identity(m), "components": m.components} for name, m in elastic.modules.items()},
+    }
+
+
+def load_structure(elastic: Elastic, state: Mapping[str, Any]) -> None:
+    """Resize ``elastic``'s model to the saved widths; the values of the tensors are to be loaded afterwards.
+
+    Raises ValueError, and changes nothing, where the state belongs to another model.
+    """
+    if not isinstance(state, Mapping) or not isinstance(saved := state.get("modules"), Mapping):
+        raise ValueError("load_state_dict: not the state of an Elastic (it has no 'modules')")
+    if state.get("version") != VERSION:
+        raise ValueError(f"load_state_dict: version must be {VERSION}, got {state.get('version')}")
+    if saved.keys() != elastic.modules.keys():
+        missing, unknown = sorted(elastic.modules.keys() - saved), sorted(saved.keys() - elastic.modules)
+        raise ValueError(f"load_state_dict: other modules: the state lacks {missing}, the model lacks {unknown}")
+    targets = {name: _components(m, saved[name]) for name, m in elastic.modules.items()}
+    sources = {
+        name: [*range(min(target, elastic.modules[name].components))] for name, target in targets.items()
+    }
+    for name, kept in sources.items():
+        kept += [FRESH] * (targets[name] - len(kept))
+    apply_plan(given_plan(sources, elastic.counts()), elastic)
+
+
+def _identity(m: ElasticModule) -> dict[str, Any]:
+    return {
+        "family": m.layout.family,
+        "standard": m.standard,
+        "sizes": dict(sorted(m.sizes.items())),
+        "gate": m.gate is not None,
+    }
+
+
+def _components(m: ElasticModule, saved: Mapping[str, Any]) -> int:
+    """The saved number of components, after a look at whether they are components of the same kind."""
+    for key, expected in _identity(m).items():
+        if saved.get(key) != expected:
+            raise ValueError(f"load_state_dict: {m.name}: {key} must be {expected}, got {saved.get(key)}")
+    components = saved.get("components")
+    if not isinstance(components, int) or components < 0:
+        raise ValueError(f"load_state_dict: {m.name}: components must be a count, got {components}")
+    return components
