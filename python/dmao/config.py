@@ -97,6 +97,7 @@ class GrowAndDropConfig:
     """What is scored, when the widths change and by how much; see `dmao.controller.GrowAndDrop`.
 
     schedule: null trains the uniform baseline.
+    gate_penalty: with metric gate, weight of the gates' price in the loss (see GrowAndDrop.penalty).
     observe_every: score every n-th step.
     """
 
@@ -104,8 +105,9 @@ class GrowAndDropConfig:
     metric: Literal["taylor", "gradient", "magnitude", "signed", "gate"] = "taylor"
     scope: Literal["slice", "component"] = "slice"
     beta: float = 0.99
+    gate_penalty: float = 0.0
     selection: Literal["exact", "paper"] = "exact"
-    split: Literal["asymmetric", "half"] = "asymmetric"
+    split: Literal["asymmetric", "halves", "uniform"] = "asymmetric"
     per_cost: bool = False
     keep_at_least: int = 0
     revive: bool = False
@@ -113,6 +115,7 @@ class GrowAndDropConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.beta < 1, "beta must lie in [0, 1)", self.beta)
+        _require(self.gate_penalty >= 0, "gate_penalty must not be negative", self.gate_penalty)
         _require(self.observe_every >= 1, "observe_every must be 1 or more", self.observe_every)
 
 

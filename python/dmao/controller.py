@@ -25,15 +25,17 @@ from dmao_kernels.structure import (
     Scores,
     apply_plan,
     copy_cosines,
+    follow_copies,
     make_plan,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule
 
 Copies = dict[str, list[tuple[int, int]]]
+Pairs = Mapping[str, Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,7 @@ class Event:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Event:
         """The inverse of to_dict, also of what JSON made of it."""
-        copies = {
-            name: [(source, copy) for source, copy in pairs] for name, pairs in values["copies"].items()
-        }
-        return cls(**{**values, "copies": copies})
+        return cls(**{**values, "copies": _join({}, values["copies"])})
 
     def __str__(self) -> str:
         return (
@@ -136,6 +135,7 @@ class GrowAndDrop:
         self.gates = _add_gates(self.elastic, optimizer) if metric == "gate" else None
         self.scores = Scores(self.elastic, metric=metric, scope=scope, beta=beta)
         self.events: list[Event] = []
+        self._copies: Copies = {}
         self.budget = self.elastic.live_parameters()
         self._selection = selection
         self._split = split
@@ -180,6 +180,7 @@ class GrowAndDrop:
             split=self._split,
         )
         self.scores.follow(plan)
+        self._copies = _join(follow_copies(self._copies, plan), report.copies)
         event = Event(
             step=self._step,
             index=len(self.events),
@@ -194,16 +195,26 @@ class GrowAndDrop:
             parameters=self.elastic.live_parameters(),
             seconds=time.perf_counter() - start,
             digest=plan.digest(),
-            copies={name: list(pairs) for name, pairs in report.copies.items() if pairs},
+            copies=_join({}, report.copies),
         )
         self.events.append(event)
         return event
 
-    def health(self) -> dict[str, float]:
-        """Cosine of the last event's copies and their sources, mean per module: at 1 a copy is dead weight."""
-        if not self.events:
-            return {}
-        return copy_cosines(self.elastic, self.events[-1].copies)
+    def health(self) -> dict[str, dict[str, list[float]]]:
+        """Cosines of all copies that live with their sources, {module: {"input": [...], "output": [...]}}.
+
+        At 1 a copy is dead weight: it does what its source does. Empty while no event has grown anything.
+        """
+        return copy_cosines(self.elastic, self._copies)
+
+    def penalty(self, weight: float) -> Tensor:
+        """With metric "gate": what the open gates cost, to be added to the loss; `weight` while all are 1.
+
+        Raises RuntimeError for another metric.
+        """
+        if self.gates is None:
+            raise RuntimeError("GrowAndDrop: only metric='gate' has a penalty")
+        return self.gates.penalty(weight)
 
     def state_dict(self) -> dict[str, Any]:
         """Structure, scores and events; plain values and tensors."""
@@ -211,6 +222,7 @@ class GrowAndDrop:
             "structure": self.elastic.state_dict(),
             "scores": self.scores.state_dict(),
             "events": [event.to_dict() for event in self.events],
+            "copies": self._copies,
             "budget": self.budget,
             "observed": self._observed,
             "step": self._step,
@@ -221,6 +233,7 @@ class GrowAndDrop:
         self.elastic.load_state_dict(state["structure"])
         self.scores.load_state_dict(state["scores"])
         self.events = [Event.from_dict(event) for event in state["events"]]
+        self._copies = _join({}, state["copies"])
         self.budget = state["budget"]
         self._observed = state["observed"]
         self._step = state["step"]
@@ -239,6 +252,13 @@ class GrowAndDrop:
             revive=empty if self._revive else (),
             seed=derive_seed(self._seed, "event", len(self.events)),
         )
+
+
+def _join(first: Pairs, second: Pairs) -> Copies:
+    return {
+        name: [(source, copy) for source, copy in (*first.get(name, ()), *second.get(name, ()))]
+        for name in {**first, **second}
+    }
 
 
 def _add_gates(elastic: Elastic, optimizer: Optimizer | None) -> ComponentGates:

@@ -89,11 +89,12 @@ class Recorder:
         self.events.write(row)
         self.component_counts(row["step"], row["counts_after"])
 
-    def health(self, step: int, cosines: Mapping[str, float]) -> None:
-        """Cosine of copies and their sources, mean per module (1: the copies have not come apart)."""
-        self.metrics.write({"kind": "health", "step": step, "copy_cosine": dict(cosines)})
-        if cosines:
-            self._scalars("structure", step, {"copy_cosine": sum(cosines.values()) / len(cosines)})
+    def health(self, step: int, cosines: Mapping[str, Mapping[str, list[float]]]) -> None:
+        """Cosines of copies and their sources, per module and side (1: a copy has not come apart)."""
+        self.metrics.write({"kind": "health", "step": step, "copy_cosine": cosines})
+        values = [value for sides in cosines.values() for side in sides.values() for value in side]
+        if values:
+            self._scalars("structure", step, {"copy_cosine": sum(values) / len(values)})
 
     def component_counts(self, step: int, counts: Mapping[str, int]) -> None:
         self._scalars("components", step, counts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dmao.config import OptimizerConfig, TrainConfig
 from dmao.controller import GrowAndDrop
-from dmao.data.loader import Batch
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.randomness import derive_seed, generator
+
+if TYPE_CHECKING:
+    from dmao.data.loader import Batch
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class TrainingStep:
             return StepResult(value, 0.0, 0, unaligned, "no utterance has an alignment")
         if not math.isfinite(value):
             return StepResult(value, math.nan, labels, unaligned, f"the loss is {value}")
+        penalty = self.config.grow_and_drop.gate_penalty
+        if self.controller is not None and penalty:
+            loss = loss + self.controller.penalty(penalty)
         loss.backward()
         parameters = [
             p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
@@ -145,7 +150,7 @@ def build_model(config: TrainConfig, outputs: int, inputs: int = 80) -> Conforme
 def restore_model(state: Mapping[str, Any]) -> ConformerCTC:
     """The model in a checkpoint's state, with the widths it had."""
     config = TrainConfig.from_dict(state["config"])
-    model = ConformerCTC(config.model.conformer(state["outputs"], state["inputs"]))
+    model = ConformerCTC(config.model.conformer(len(state["labels"]["tokens"]), state["inputs"]))
     if state["controller"] is not None:
         optimizer = make_optimizer(model, config.optimizer)
         controller = make_controller(model, optimizer, config)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from dmao_kernels.structure import Elastic
@@ -21,12 +21,14 @@ from tqdm import tqdm
 
 from dmao import checkpoint
 from dmao.config import ConfigError, TrainConfig, save_config
-from dmao.data.loader import Batch
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
 from dmao.metrics import Recorder, read_json_lines
-from dmao.source import Source, drop_short, open_source
+from dmao.source import CorpusSource, Source
 from dmao.step import StepResult, TrainingStep, build_model, make_controller, make_optimizer
+
+if TYPE_CHECKING:
+    from dmao.data.loader import Batch
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / "config.yaml")
     torch.set_num_threads(config.threads)
-    training = _Training(config, run_dir, data or open_source(config), found[1] if found else None)
+    training = _Training(config, run_dir, data or CorpusSource(config), found[1] if found else None)
     try:
         return training.run()
     finally:
@@ -152,7 +154,7 @@ class _Training:
         self.run_dir = run_dir
         self.source = source
         self.place = _Place(**state["place"]) if state else _Place()
-        self.model = build_model(config, source.outputs, source.inputs)
+        self.model = build_model(config, len(source.labels), source.inputs)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.controller = make_controller(self.model, self.optimizer, config)
         if state:
@@ -211,16 +213,11 @@ class _Training:
 
     def _batches(self) -> Iterator[Batch]:
         """Batches from the present place on, without end; `place` moves along."""
-        shortest = self.model.config.subsampling
         while True:
-            usable = 0
-            started = self.place.position
             for batch in self.source.train_batches(self.place.epoch, self.place.position):
                 self.place.position += 1
-                if (kept := drop_short(batch, shortest)) is not None:
-                    usable += 1
-                    yield kept
-            if not usable and not started:
+                yield batch
+            if self.place.position == 0:
                 raise TrainingFailed(
                     f"train: the split '{self.config.data.train}' holds no utterance to train on"
                 )
@@ -282,8 +279,7 @@ class _Training:
         self.recorder.flush()
         state = {
             "config": self.config.to_dict(),
-            "labels": self.source.labels_state(),
-            "outputs": self.source.outputs,
+            "labels": self.source.labels.state_dict(),
             "inputs": self.source.inputs,
             "place": vars(self.place),
             "model": self.model.state_dict(),
@@ -294,7 +290,7 @@ class _Training:
         return checkpoint.save(self.run_dir / "checkpoints", self.place.step, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["labels"] != self.source.labels_state():
+        if state["labels"] != self.source.labels.state_dict():
             raise UserError(f"train: {self.run_dir} was trained with other labels than the data has now")
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])

@@ -46,7 +46,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     resumed = Recorder(tmp_path, resume_step=2)
     resumed.train(3, loss=30.0)
     resumed.evaluation(3, "test", wer=12.5)
-    resumed.health(3, {"a": 0.5, "b": 1.0})
+    resumed.health(3, {"a": {"input": [0.5], "output": [1.0]}})
     resumed.close()
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
