@@ -1,0 +1,1 @@
+"""dmao: train models whose width is trained, too (the callers of `dmao_kernels`)."""

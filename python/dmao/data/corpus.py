@@ -1,0 +1,117 @@
+"""What a prepared corpus looks like on disk, whoever made it.
+
+    ROOT/corpus.json                 the stamp: how it was made, what it holds; written last
+    ROOT/lexicon.json                word -> phones
+    ROOT/manifests/SPLIT.jsonl.gz    lhotse CutSets; paths inside are relative to ROOT, so a corpus can be moved
+    ROOT/audio/...  ROOT/features/...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmao.errors import UserError
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+
+STAMP = "corpus.json"
+LEXICON = "lexicon.json"
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus. `splits` maps train, dev and test to {"utterances", "seconds", "sha256"}."""
+
+    root: Path
+    name: str
+    arguments: Mapping[str, Any]
+    versions: Mapping[str, str]
+    splits: Mapping[str, Mapping[str, Any]]
+    fingerprint: str  # sha256 over the PCM of all utterances in order
+
+    @classmethod
+    def load(cls, root: str | Path) -> Corpus:
+        """Read the stamp in `root`. UserError where there is none or where it is damaged."""
+        path = Path(root) / STAMP
+        try:
+            return cls(root=Path(root), **json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"no prepared corpus in {root} (no {STAMP}): run `dmao prepare` first") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"cannot read {path}: {error}; delete it and run `dmao prepare` again") from error
+
+    @classmethod
+    def find(cls, root: Path, name: str, arguments: Mapping[str, Any], versions: Mapping[str, str]) -> Corpus | None:
+        """Return the corpus in `root` if it is complete and was made in just this way, else None."""
+        if not (root / STAMP).exists():
+            return None
+        corpus = cls.load(root)
+        same = (corpus.name, dict(corpus.arguments), dict(corpus.versions)) == (name, dict(arguments), dict(versions))
+        return corpus if same and all(corpus.manifest(split).exists() for split in corpus.splits) else None
+
+    def save(self) -> None:
+        fields = asdict(self)
+        del fields["root"]
+        write_atomically(self.root / STAMP, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
+
+    def manifest(self, split: str) -> Path:
+        return self.root / "manifests" / f"{split}.jsonl.gz"
+
+    def cuts(self, split: str) -> CutSet:
+        """Read the cuts of `split`, their paths made absolute. UserError for an unknown split or a bad manifest."""
+        if split not in self.splits:
+            raise UserError(f"corpus {self.name} has no split {split!r}; it has {', '.join(self.splits)}")
+        from dmao.data.manifests import read_manifest
+
+        return read_manifest(self.manifest(split), self.root)
+
+    def lexicon(self) -> dict[str, list[str]]:
+        """Read the pronunciations: word -> phones."""
+        path = self.root / LEXICON
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the lexicon {path}: {error}") from error
+
+    def __str__(self) -> str:
+        parts = [f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()]
+        return f"{self.name}: {'; '.join(parts)}"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers and interrupted runs see the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    return {package: version(package) for package in packages}
+
+
+@contextlib.contextmanager
+def preparing(root: Path) -> Iterator[None]:
+    """Create `root`, keep other preparations of it out, and turn OSError (disk full, no permission) into UserError."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with open(root / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        where = error.filename or root
+        raise UserError(f"cannot write {where}: {error.strerror or error}") from error
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,189 @@
+"""Padded batches: a pure function of dataset, seconds, seed and epoch, read from any position on.
+
+lhotse's bucketing sampler groups utterances of similar length; this module reads their features, normalises and pads.
+No worker process: reading costs far less than a training step.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmao.data.features import BINS, load_features
+from dmao.data.labels import Labels
+from dmao.data.manifests import MonoCut
+from dmao.errors import UserError
+from lhotse.dataset import DynamicBucketingSampler
+
+_log = logging.getLogger(__name__)
+
+_NAMED_AT_MOST = 3
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B utterances, padded with zeros."""
+
+    features: Tensor  # fp32 [B, T, 80], normalised per utterance
+    feature_lengths: Tensor  # int64 [B]
+    targets: Tensor  # int64 [sum of target_lengths], one utterance after the other
+    target_lengths: Tensor  # int64 [B]
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An utterance that cannot be trained. A fair score counts its words as deletions."""
+
+    id: str
+    text: str
+    reason: str
+
+
+class SpeechDataset:
+    """Utterances with features and encoded targets; those that CTC cannot align are left out, with one line about it.
+
+    Args:
+        cuts: cuts with features and one supervision each, e.g. `corpus.cuts("train")`.
+        labels: how texts become targets.
+        min_frames: feature frames that the model needs at least (its receptive field).
+        subsampling: feature frames per output frame of the model.
+        name: what messages call this dataset.
+
+    Attributes:
+        cuts: id -> cut, in the order of the manifest.
+        targets: id -> label ids.
+        left_out: utterances shorter than `min_frames` or one output frame, or with more labels (one blank between
+            equal neighbours included) than output frames.
+
+    Raises:
+        UserError: if an utterance has no features, no text or an unknown character, or if no utterance remains.
+    """
+
+    def __init__(
+        self, cuts: Iterable[MonoCut], labels: Labels, *, min_frames: int = 1, subsampling: int = 4, name: str = "data"
+    ) -> None:
+        self.labels = labels
+        self.name = name
+        self.cuts: dict[str, MonoCut] = {}
+        self.targets: dict[str, list[int]] = {}
+        self.left_out: list[LeftOut] = []
+        total = 0
+        for total, cut in enumerate(cuts, 1):
+            if not cut.has_features or cut.num_features != BINS:
+                raise UserError(f"utterance {cut.id} has no features with {BINS} bins: prepare the corpus again")
+            target = labels.encode(text_of(cut), cut.id)
+            if reason := _why_not(cut.num_frames, target, min_frames, subsampling):
+                self.left_out.append(LeftOut(cut.id, text_of(cut), reason))
+            else:
+                self.cuts[cut.id], self.targets[cut.id] = cut, target
+        if not self.cuts:
+            why = f" ({self.left_out[0].id}: {self.left_out[0].reason})" if self.left_out else ""
+            raise UserError(f"{name}: none of {total} utterances can be used{why}")
+        if self.left_out:
+            _log.warning("%s", self._summary(total))
+
+    def _summary(self, total: int) -> str:
+        named = ", ".join(f"{u.id} ({u.reason})" for u in self.left_out[:_NAMED_AT_MOST])
+        more = ", ..." if len(self.left_out) > _NAMED_AT_MOST else ""
+        return f"{self.name}: {len(self.left_out)} of {total} utterances left out: {named}{more}"
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    @property
+    def seconds(self) -> float:
+        """Speech in the dataset."""
+        return sum(cut.duration for cut in self.cuts.values())
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """id -> reference text."""
+        return {id: text_of(cut) for id, cut in self.cuts.items()}
+
+    def batch(self, ids: Iterable[str]) -> Batch:
+        """Read, normalise and pad the utterances `ids`."""
+        ids = tuple(ids)
+        features = [torch.from_numpy(load_features(self.cuts[id])) for id in ids]
+        targets = [self.targets[id] for id in ids]
+        return Batch(
+            features=torch.nn.utils.rnn.pad_sequence(features, batch_first=True),
+            feature_lengths=torch.tensor([len(x) for x in features]),
+            targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+            target_lengths=torch.tensor([len(target) for target in targets]),
+            ids=ids,
+            texts=tuple(text_of(self.cuts[id]) for id in ids),
+        )
+
+
+def epoch_plan(
+    dataset: SpeechDataset, *, seconds: float, seed: int = 0, epoch: int = 0, shuffle: bool = True, buckets: int = 10
+) -> list[tuple[str, ...]]:
+    """Decide the batches of one epoch: ids of utterances, every utterance once. Reads no features.
+
+    A batch holds at most `seconds` of audio; an utterance that is longer is a batch of its own. The same arguments
+    give the same plan; without `shuffle` the order does not depend on `seed` and `epoch`.
+    """
+    if not seconds > 0:
+        raise UserError(f"a batch must hold more than 0 seconds, got {seconds}")
+    entropy = f"{seed}/{epoch}" if shuffle else "in order"
+    sampler = DynamicBucketingSampler(
+        list(dataset.cuts.values()),  # not a CutSet: lhotse advises against eager ones
+        max_duration=max(seconds, max(cut.duration for cut in dataset.cuts.values())),
+        num_buckets=min(buckets, len(dataset)),
+        shuffle=shuffle,
+        buffer_size=len(dataset),  # shuffle over the whole set
+        sync_buckets=False,  # the order of buckets comes from the seed, too
+        seed=random.Random(entropy).getrandbits(31),
+        world_size=1,
+        rank=0,
+    )
+    return [tuple(cut.id for cut in batch) for batch in sampler]
+
+
+def batches(
+    dataset: SpeechDataset,
+    *,
+    seconds: float,
+    seed: int = 0,
+    epoch: int = 0,
+    start: int = 0,
+    shuffle: bool = True,
+    buckets: int = 10,
+) -> Iterator[Batch]:
+    """Yield the batches of one epoch from batch `start` on; those before it cost nothing.
+
+    See `epoch_plan` for the other arguments and for the number of batches.
+
+    Raises:
+        UserError: for a bad argument or features that cannot be read.
+    """
+    plan = epoch_plan(dataset, seconds=seconds, seed=seed, epoch=epoch, shuffle=shuffle, buckets=buckets)
+    if not 0 <= start <= len(plan):
+        raise UserError(f"start must lie between 0 and {len(plan)}, the number of batches, got {start}")
+    for ids in plan[start:]:
+        yield dataset.batch(ids)
+
+
+def text_of(cut: MonoCut) -> str:
+    """Return the transcript of a cut. UserError if it has none."""
+    if len(cut.supervisions) != 1 or cut.supervisions[0].text is None:
+        raise UserError(f"utterance {cut.id} has no transcript")
+    return cut.supervisions[0].text
+
+
+def _why_not(frames: int, target: list[int], min_frames: int, subsampling: int) -> str | None:
+    outputs = frames // subsampling
+    needed = len(target) + sum(a == b for a, b in zip(target, target[1:], strict=False))
+    if frames < min_frames or outputs < 1:
+        return f"{frames} frames, fewer than {max(min_frames, subsampling)}"
+    if outputs < needed:
+        return f"labels need {needed} output frames, got {outputs}"
+    return None

@@ -1,0 +1,61 @@
+"""lhotse manifests: made, written and read with errors that a user understands.
+
+lhotse is the one reader of audio, features and manifests. libsndfile is chosen as its audio backend: the default one
+wants external programs for some formats.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LHOTSE_AUDIO_BACKEND", "LibsndfileBackend")
+
+from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment  # noqa: E402
+from lhotse.serialization import load_jsonl  # noqa: E402
+
+from dmao.data.acoustics import SAMPLE_RATE  # noqa: E402
+from dmao.errors import UserError  # noqa: E402
+
+
+def make_cut(
+    id: str, path: Path, samples: int, *, text: str, speaker: str, language: str, custom: Mapping[str, Any] | None = None
+) -> MonoCut:
+    """Describe one 16 kHz mono file of `samples` samples as one cut with one supervision."""
+    duration = samples / SAMPLE_RATE
+    source = AudioSource("file", [0], path.as_posix())
+    recording = Recording(id, [source], SAMPLE_RATE, samples, duration)
+    supervision = SupervisionSegment(
+        id, id, 0.0, duration, text=text, language=language, speaker=speaker, custom=dict(custom or {})
+    )
+    return MonoCut(id, 0.0, duration, 0, [supervision], recording=recording)
+
+
+def read_manifest(path: Path, root: Path) -> CutSet:
+    """Read a CutSet (jsonl.gz) eagerly and put `root` before its relative paths.
+
+    Raises:
+        UserError: if the file is missing, cut off, not a manifest, or holds no cut.
+    """
+    try:
+        cuts = [cut for cut in CutSet.from_dicts(load_jsonl(path))]
+    except FileNotFoundError:
+        raise UserError(f"manifest {path} does not exist") from None
+    except Exception as error:  # gzip, JSON and lhotse each raise their own
+        raise UserError(f"cannot read manifest {path}: {type(error).__name__}: {error}") from error
+    if not cuts:
+        raise UserError(f"manifest {path} holds no utterance")
+    cuts = [cut.with_recording_path_prefix(root) for cut in cuts]
+    return CutSet.from_cuts(cut.with_features_path_prefix(root) if cut.has_features else cut for cut in cuts)
+
+
+def write_manifest(path: Path, cuts: CutSet) -> None:
+    """Write a CutSet (jsonl.gz) all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("partial-" + path.name)  # lhotse reads the format from the suffix
+    cuts.to_file(partial)
+    partial.replace(path)
+
+
