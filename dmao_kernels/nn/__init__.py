@@ -3,7 +3,7 @@
 from dmao_kernels.nn.attention import SelfAttention
 from dmao_kernels.nn.conformer import ConformerBlock
 from dmao_kernels.nn.convolution import ConvolutionModule
-from dmao_kernels.nn.feedforward import FeedForward
+from dmao_kernels.nn.feedforward import ACTIVATIONS, FeedForward
 from dmao_kernels.nn.norm import ComponentLayerNorm
 
-__all__ = ["ComponentLayerNorm", "ConformerBlock", "ConvolutionModule", "FeedForward", "SelfAttention"]
+__all__ = ["ACTIVATIONS", "ComponentLayerNorm", "ConformerBlock", "ConvolutionModule", "FeedForward", "SelfAttention"]

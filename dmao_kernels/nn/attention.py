@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmao_kernels.nn._shim import ComponentLayout, attention_layout
-from dmao_kernels.nn.checks import require_positive, require_probability
+from dmao_kernels.layout import ComponentLayout
+from dmao_kernels.nn.common import require_positive, require_probability
+from dmao_kernels.structure.families import attention_layout
 
 
 class SelfAttention(nn.Module):
@@ -32,7 +33,7 @@ class SelfAttention(nn.Module):
         require_probability("SelfAttention", dropout=dropout)
         self.heads = heads
         self.head_dim = head_dim
-        self.dropout = dropout
+        self.dropout = float(dropout)
         self.norm = nn.LayerNorm(d)
         self.q = nn.Linear(d, heads * head_dim)
         self.k = nn.Linear(d, heads * head_dim)
@@ -46,7 +47,7 @@ class SelfAttention(nn.Module):
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the heads in this module's tensors, and their present number."""
-        return attention_layout(q="q", k="k", v="v", out="out", norm="norm"), self.heads
+        return attention_layout(q="q", k="k", v="v", out="out", dropout=("dropout",)), self.heads
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``x`` [B, T, d] to [B, T, d]; frames where ``mask`` bool [B, T] is False are not attended to.

@@ -10,7 +10,7 @@ from dmao_kernels.nn.feedforward import FeedForward
 
 
 class ConformerBlock(nn.Module):
-    """``x += FFN1(x)/2; x += Conv(x); x += MHSA(x); x += FFN2(x)/2; LayerNorm``: convolution before attention.
+    """``x += FFN1(x)/2; x += Conv(x); x += MHSA(x); x += FFN2(x)/2; LayerNorm``: conv before attention.
 
     The order of arXiv 2506.13180; each module brings its own LayerNorm and output dropout. An empty module
     is skipped.

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmao_kernels.nn._shim import ComponentLayout, glu_convolution_layout
-from dmao_kernels.nn.checks import require_divisible, require_positive, require_probability
+from dmao_kernels.layout import ComponentLayout
+from dmao_kernels.nn.common import counted, require_divisible, require_positive, require_probability
 from dmao_kernels.nn.norm import ComponentLayerNorm
+from dmao_kernels.structure.families import glu_convolution_layout
 
 
 class ConvolutionModule(nn.Module):
@@ -37,7 +38,7 @@ class ConvolutionModule(nn.Module):
         if kernel % 2 == 0:
             raise ValueError(f"ConvolutionModule: kernel must be odd, got {kernel}")
         self.components = components
-        self.dropout = dropout
+        self.dropout = float(dropout)
         self.norm = nn.LayerNorm(d)
         self.pointwise1 = nn.Linear(d, 2 * d)
         self.depthwise = nn.Conv1d(d, d, kernel, padding="same", groups=d)
@@ -51,14 +52,8 @@ class ConvolutionModule(nn.Module):
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the components in this module's tensors, and their present number."""
-        layout = glu_convolution_layout(
-            pointwise1="pointwise1",
-            depthwise="depthwise",
-            depthwise_norm="depthwise_norm",
-            pointwise2="pointwise2",
-            norm="norm",
-        )
-        return layout, self.components
+        layout = glu_convolution_layout(norm_kind="component", dropout=("dropout",))
+        return counted(layout), self.components
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``x`` [B, T, d] to [B, T, d]; ``mask`` bool [B, T] is False at padding, which never leaks.

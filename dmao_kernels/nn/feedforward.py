@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmao_kernels.nn._shim import ComponentLayout, component_ffn, feedforward_layout
-from dmao_kernels.nn.checks import require_divisible, require_positive, require_probability
+from dmao_kernels.layout import ComponentLayout
+from dmao_kernels.nn.common import counted, require_divisible, require_positive, require_probability
+from dmao_kernels.ops import component_ffn
+from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS
+from dmao_kernels.structure.families import feedforward_layout
 
 
 class FeedForward(nn.Module):
@@ -34,8 +37,12 @@ class FeedForward(nn.Module):
         require_positive("FeedForward", d=d, hidden=hidden, components=components)
         require_divisible("FeedForward", "hidden", hidden, "components", components)
         require_probability("FeedForward", dropout=dropout)
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"FeedForward: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+            )
         self.components = components
-        self.dropout = dropout
+        self.dropout = float(dropout)
         self.activation = activation
         self.norm = nn.LayerNorm(d)
         self.w1 = nn.Linear(d, hidden)
@@ -48,7 +55,8 @@ class FeedForward(nn.Module):
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the components in this module's tensors, and their present number."""
-        return feedforward_layout(up="w1", down="w2", norm="norm"), self.components
+        layout = feedforward_layout(up="w1", down="w2", norm="norm", dropout=("dropout",))
+        return counted(layout), self.components
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [..., d] to [..., d]; an empty module maps to zeros."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmao_kernels.nn.checks import require_divisible, require_positive
+from dmao_kernels.nn.common import require_divisible, require_positive
 
 
 class ComponentLayerNorm(nn.Module):
@@ -19,8 +19,8 @@ class ComponentLayerNorm(nn.Module):
     component is copied, source and copy get half of its weight each, so that the statistics, and with them
     all other channels, stay exactly what they were.
 
-    The weights are the buffer ``statistics_weight`` [components]. Whoever replaces or writes it calls
-    ``refresh_statistics()``; loading a state dict does so by itself.
+    The weights are the buffer ``statistics_weight`` [components]. Replacing that tensor, as an edit does, or
+    loading a state dict is noticed; whoever writes into it in place calls ``refresh_statistics()``.
 
     Args:
         channels: width of the last axis; a multiple of ``components``.
@@ -38,20 +38,25 @@ class ComponentLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("statistics_weight", torch.ones(components))
-        self.equal_weights = True
+        self._equal_weights = True
+        self._read_weights = self.statistics_weight
 
     def refresh_statistics(self) -> None:
-        """Read the statistics weights again and choose the way to compute; a host sync, so only at edits.
+        """Read the weights and choose the way to compute; a host sync, but only where the weights changed.
 
         Raises:
-            ValueError: a weight is negative or not finite, or there are weights but they are all zero.
+            ValueError: a weight is negative or not finite, or there are weights and all are zero.
         """
         weights = self.statistics_weight.detach().double().cpu()
         if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
-            raise ValueError("ComponentLayerNorm: statistics_weight must be finite and not negative")
+            raise ValueError(
+                "ComponentLayerNorm: statistics_weight must be finite and not negative, "
+                f"got {self.statistics_weight.tolist()}"
+            )
         if weights.numel() and not bool(weights.any()):
             raise ValueError("ComponentLayerNorm: statistics_weight must not be all zero")
-        self.equal_weights = bool((weights == weights[:1]).all())
+        self._equal_weights = bool((weights == weights[:1]).all())
+        self._read_weights = self.statistics_weight
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -59,7 +64,10 @@ class ComponentLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [..., channels]."""
-        if self.equal_weights:
+        # A compiler cannot read the weights; the weighted way is right for equal weights as well.
+        if self.statistics_weight is not self._read_weights and not torch.compiler.is_compiling():
+            self.refresh_statistics()
+        if self.statistics_weight is self._read_weights and self._equal_weights:
             return F.layer_norm(x, (self.weight.numel(),), self.weight, self.bias, self.eps)
         share = self._channel_share()
         wide = x.to(share.dtype)
@@ -70,7 +78,7 @@ class ComponentLayerNorm(nn.Module):
         return y.to(x.dtype)
 
     def _channel_share(self) -> Tensor:
-        """p_i of the class docstring, [channels]."""
+        """p_i of the class docstring [channels], in float32 at least."""
         weights = self.statistics_weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         width = self.weight.numel() // weights.numel()
         return (weights / (weights.sum() * width)).repeat_interleave(width)

@@ -42,7 +42,9 @@ class SpecAugment:
         lengths = lengths.cpu().long()
         valid = torch.arange(frames) < lengths.unsqueeze(1)
         most = torch.clamp(lengths // self.frames_per_mask, min=self.time_masks)
-        in_time = _masks(torch.full_like(most, self.time_masks), most, self.time_width, lengths, frames, generator)
+        in_time = _masks(
+            torch.full_like(most, self.time_masks), most, self.time_width, lengths, frames, generator
+        )
         least, most = (torch.full((batch,), count) for count in self.frequency_masks)
         in_frequency = _masks(least, most, self.frequency_width, torch.full((batch,), bins), bins, generator)
         masked = (in_time.unsqueeze(2) | in_frequency.unsqueeze(1)) & valid.unsqueeze(2)

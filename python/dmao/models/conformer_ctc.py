@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from dmao.models.frontend import VggFrontEnd, valid_frames
 from torch import Tensor, nn
 
-from dmao.models.frontend import VggFrontEnd, valid_frames
-from dmao_kernels.nn import ConformerBlock
+from dmao_kernels.nn import ACTIVATIONS, ConformerBlock
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,28 @@ class ConformerConfig:
     def __post_init__(self) -> None:
         for name in ("front_channels", "time_pooling", "frequency_pooling"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("inputs", "width", "head_dim", "expansion", "kernel", "components"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
         if self.heads is None:
             self._require(self.width % self.head_dim == 0, "width", f"a multiple of head_dim={self.head_dim}")
             object.__setattr__(self, "heads", self.width // self.head_dim)
-        for name in ("inputs", "width", "heads", "head_dim", "expansion", "kernel", "components"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.heads is not None and self.heads >= 1, "heads", "at least 1")
         self._require(self.outputs >= 2, "outputs", "at least 2 (the blank and one label)")
         self._require(self.blocks >= 0, "blocks", "at least 0")
         self._require(self.kernel % 2 == 1, "kernel", "odd")
-        self._require(self.width % self.components == 0, "width", f"a multiple of components={self.components}")
+        self._require(
+            self.width % self.components == 0, "width", f"a multiple of components={self.components}"
+        )
+        self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
         for name in ("dropout", "output_dropout"):
             self._require(0.0 <= getattr(self, name) < 1.0, name, "in [0, 1)")
         for name, count in (("front_channels", 4), ("time_pooling", 2), ("frequency_pooling", 2)):
             sizes = getattr(self, name)
             self._require(len(sizes) == count and min(sizes) >= 1, name, f"{count} numbers of at least 1")
         first, second = self.frequency_pooling
-        self._require(self.inputs // first // second >= 1, "frequency_pooling", f"at most inputs={self.inputs}")
+        self._require(
+            self.inputs // first // second >= 1, "frequency_pooling", f"at most inputs={self.inputs}"
+        )
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:

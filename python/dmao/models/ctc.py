@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class CtcLoss(NamedTuple):
-    """``loss`` per label, differentiable; ``labels`` it is divided by; ``skipped`` utterances without alignment."""
+    """``loss`` per label, differentiable; the number of ``labels``; ``skipped`` utterances, without alignment."""
 
     loss: Tensor
     labels: int
@@ -37,14 +37,18 @@ def ctc_loss(
         ValueError: shapes do not fit together, or a label is the blank or outside the outputs.
     """
     if log_probs.dim() != 3 or log_probs.shape[0] == 0:
-        raise ValueError(f"ctc_loss: log_probs must be [B, T, outputs] with B > 0, got {list(log_probs.shape)}")
+        raise ValueError(
+            f"ctc_loss: log_probs must be [B, T, outputs] with B > 0, got {list(log_probs.shape)}"
+        )
     batch, frames, outputs = log_probs.shape
     out_lengths, target_lengths, targets = (t.cpu().long() for t in (out_lengths, target_lengths, targets))
-    for name, lengths, most in (("out_lengths", out_lengths, frames), ("target_lengths", target_lengths, None)):
+    for name, lengths in (("out_lengths", out_lengths), ("target_lengths", target_lengths)):
         if lengths.shape != (batch,):
             raise ValueError(f"ctc_loss: {name} must be [{batch}], got {list(lengths.shape)}")
-        if bool((lengths < 0).any()) or (most is not None and bool((lengths > most).any())):
-            raise ValueError(f"ctc_loss: {name} must be in [0, {most or 'any'}], got {lengths.tolist()}")
+    if bool(((out_lengths < 0) | (out_lengths > frames)).any()):
+        raise ValueError(f"ctc_loss: out_lengths must be in [0, {frames}], got {out_lengths.tolist()}")
+    if bool((target_lengths < 0).any()):
+        raise ValueError(f"ctc_loss: target_lengths must not be negative, got {target_lengths.tolist()}")
     if targets.shape != (int(target_lengths.sum()),):
         raise ValueError(
             f"ctc_loss: targets must be [{int(target_lengths.sum())}], the sum of target_lengths, "

@@ -1,6 +1,15 @@
-"""Checks of constructor arguments that all layers share: one tone for all errors."""
+"""What all layers share: checks of constructor arguments, and the count of components in a layout."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+
+from dmao_kernels.layout import ComponentLayout
+
+
+def counted(layout: ComponentLayout) -> ComponentLayout:
+    """``layout`` of a module that keeps its present number of components in the attribute ``components``."""
+    return replace(layout, attributes={**layout.attributes, "components": "C"})
 
 
 def require_positive(layer: str, **sizes: int) -> None:
@@ -12,7 +21,8 @@ def require_positive(layer: str, **sizes: int) -> None:
 def require_divisible(layer: str, name: str, size: int, divisor_name: str, divisor: int) -> None:
     if size % divisor:
         raise ValueError(
-            f"{layer}: {name} must be a multiple of {divisor_name}, got {name}={size}, {divisor_name}={divisor}"
+            f"{layer}: {name} must be a multiple of {divisor_name}, "
+            f"got {name}={size}, {divisor_name}={divisor}"
         )
 
 

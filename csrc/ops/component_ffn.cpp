@@ -1,0 +1,207 @@
+// dmao::component_ffn and its backward on the CPU key: checks, live units, allocation, scratch.
+#include "dmao/component_ffn.h"
+
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common.h"
+
+namespace dmao {
+namespace {
+
+constexpr const char* kOp = "component_ffn";
+
+Activation parse_activation(const std::string& name) {
+    if (name == "silu") return Activation::silu;
+    if (name == "relu") return Activation::relu;
+    if (name == "gelu") return Activation::gelu;
+    throw std::runtime_error("component_ffn: activation must be silu, relu or gelu, got '" + name +
+                             "'");
+}
+
+// The stored units that live, ascending.
+std::vector<std::int32_t> live_units(const std::optional<Tensor>& live, std::int64_t components,
+                                     std::int64_t stored) {
+    check(components > 0 ? stored % components == 0 : components == 0 && stored == 0, kOp,
+          ": components must divide the ", stored, " units, got ", components);
+    check(stored <= std::numeric_limits<std::int32_t>::max(), kOp, ": too many units: ", stored);
+    std::vector<std::int32_t> units;
+    if (!live.has_value()) {
+        units.resize(stored);
+        std::iota(units.begin(), units.end(), 0);
+        return units;
+    }
+    check_tensor(kOp, "live", *live, ScalarType::Int);
+    check(live->dim() == 1, kOp, ": live must have one dimension, got ", live->dim());
+    const std::int64_t width = components == 0 ? 0 : stored / components;
+    units.reserve(live->numel() * width);
+    const std::int32_t* ids = live->const_data_ptr<std::int32_t>();
+    std::int64_t last = -1;
+    for (std::int64_t i = 0; i < live->numel(); ++i) {
+        check(ids[i] >= 0 && ids[i] < components, kOp, ": live[", i,
+              "] must be a component id in [0, ", components, "), got ", ids[i]);
+        check(ids[i] > last, kOp, ": live must be strictly increasing, but live[", i,
+              "] = ", ids[i], " follows ", last);
+        last = ids[i];
+        for (std::int64_t j = 0; j < width; ++j) {
+            units.push_back(static_cast<std::int32_t>(ids[i] * width + j));
+        }
+    }
+    return units;
+}
+
+// Contiguous copies of the inputs, where needed, and the problem that points into them.
+struct Inputs {
+    Tensor x, w1, w2;
+    std::optional<Tensor> b1;
+    std::vector<std::int32_t> units;
+    ComponentFfn ffn{};
+
+    Inputs(const Tensor& x_, const Tensor& w1_, const std::optional<Tensor>& b1_, const Tensor& w2_,
+           const std::optional<Tensor>& live, std::int64_t components, double p,
+           const std::optional<Tensor>& seed, const std::string& activation)
+        : x(torch::stable::contiguous(x_)),
+          w1(torch::stable::contiguous(w1_)),
+          w2(torch::stable::contiguous(w2_)) {
+        check(x.dim() >= 1, kOp, ": x must have at least one dimension");
+        check(w1.dim() == 2 && w2.dim() == 2, kOp, ": w1 and w2 must have two dimensions");
+        ffn.dtype = float_dtype(kOp, "x", x);
+        ffn.in_width = x.size(x.dim() - 1);
+        ffn.stored_hidden = w1.size(0);
+        ffn.out_width = w2.size(0);
+        ffn.tokens = 1;
+        for (std::int64_t i = 0; i + 1 < x.dim(); ++i) ffn.tokens *= x.size(i);
+        check(ffn.tokens <= std::numeric_limits<std::uint32_t>::max(), kOp,
+              ": too many tokens: ", ffn.tokens);
+        check_matrix("w1", w1, ffn.stored_hidden, ffn.in_width);
+        check_matrix("w2", w2, ffn.out_width, ffn.stored_hidden);
+        if (b1_.has_value()) b1 = vector("b1", *b1_, ffn.stored_hidden);
+        units = live_units(live, components, ffn.stored_hidden);
+        ffn.hidden = static_cast<std::int64_t>(units.size());
+        ffn.units = units.data();
+        ffn.activation = parse_activation(activation);
+        check(p >= 0.0 && p < 1.0, kOp, ": p must be in [0, 1), got ", p);
+        ffn.p = p;
+        if (p > 0.0) {
+            check(seed.has_value(), kOp, ": seed is needed when p > 0");
+            check_tensor(kOp, "seed", *seed, ScalarType::Long);
+            check(seed->numel() == 1, kOp, ": seed must have one element, got ", seed->numel());
+            ffn.seed = static_cast<std::uint64_t>(*seed->const_data_ptr<std::int64_t>());
+        }
+        ffn.x = x.const_data_ptr();
+        ffn.w1 = w1.const_data_ptr();
+        ffn.b1 = b1.has_value() ? b1->const_data_ptr() : nullptr;
+        ffn.w2 = w2.const_data_ptr();
+    }
+
+    void check_matrix(const char* name, const Tensor& tensor, std::int64_t rows,
+                      std::int64_t columns) const {
+        check_tensor(kOp, name, tensor, x.scalar_type());
+        check(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == columns, kOp, ": ",
+              name, " must be [", rows, ", ", columns, "]");
+    }
+
+    Tensor vector(const char* name, const Tensor& tensor, std::int64_t size) const {
+        Tensor result = torch::stable::contiguous(tensor);
+        check_tensor(kOp, name, result, x.scalar_type());
+        check(result.dim() == 1 && result.size(0) == size, kOp, ": ", name, " must be [", size,
+              "]");
+        return result;
+    }
+
+    std::vector<std::int64_t> leading_and(std::int64_t last) const {
+        std::vector<std::int64_t> sizes;
+        for (std::int64_t i = 0; i + 1 < x.dim(); ++i) sizes.push_back(x.size(i));
+        sizes.push_back(last);
+        return sizes;
+    }
+
+    // A gradient of which the kernel writes the entries of live units.
+    Tensor gradient(const std::vector<std::int64_t>& sizes) const {
+        return ffn.hidden == ffn.stored_hidden ? torch::stable::new_empty(x, sizes)
+                                               : torch::stable::new_zeros(x, sizes);
+    }
+};
+
+// Scratch of `floats` floats, uninitialised; it lives as long as the tensor.
+Tensor new_scratch(const Tensor& like, std::int64_t floats) {
+    return torch::stable::new_empty(like, std::vector<std::int64_t>{floats}, ScalarType::Float);
+}
+
+std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
+                                         const std::optional<Tensor>& b1, const Tensor& w2,
+                                         const std::optional<Tensor>& b2,
+                                         const std::optional<Tensor>& live, std::int64_t components,
+                                         double p, const std::optional<Tensor>& seed,
+                                         const std::string& activation, bool keep) {
+    const Inputs in(x, w1, b1, w2, live, components, p, seed, activation);
+    std::optional<Tensor> bias2;
+    if (b2.has_value()) bias2 = in.vector("b2", *b2, in.ffn.out_width);
+    Tensor y = torch::stable::new_empty(in.x, in.leading_and(in.ffn.out_width));
+    Tensor pre_activation = torch::stable::new_empty(
+        in.x, std::vector<std::int64_t>{keep ? in.ffn.tokens : 0, in.ffn.hidden});
+    if (y.numel() == 0 && pre_activation.numel() == 0) return {y, pre_activation};
+
+    const ComponentFfnForward problem{in.ffn, bias2.has_value() ? bias2->const_data_ptr() : nullptr,
+                                      y.mutable_data_ptr(),
+                                      keep ? pre_activation.mutable_data_ptr() : nullptr};
+    const std::int64_t workers = torch::stable::get_num_threads();
+    Tensor scratch =
+        new_scratch(in.x, DMAO_CPU_KERNEL(component_ffn_forward_scratch)(problem, workers));
+    DMAO_CPU_KERNEL(component_ffn_forward)
+    (problem, {scratch.mutable_data_ptr<float>(), workers}, torch_parallel());
+    return {y, pre_activation};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_ffn_backward(
+    const Tensor& grad_y, const Tensor& x, const Tensor& w1, const Tensor& w2,
+    const std::optional<Tensor>& live, const Tensor& pre_activation, std::int64_t components,
+    double p, const std::optional<Tensor>& seed, const std::string& activation, bool bias1,
+    bool bias2) {
+    const Inputs in(x, w1, std::nullopt, w2, live, components, p, seed, activation);
+    const ComponentFfn& f = in.ffn;
+    const Tensor grad = torch::stable::contiguous(grad_y);
+    check_tensor(kOp, "grad_y", grad, in.x.scalar_type());
+    check(grad.numel() == f.tokens * f.out_width, kOp, ": grad_y must have ",
+          f.tokens * f.out_width, " elements, got ", grad.numel());
+    check_tensor(kOp, "pre_activation", pre_activation, in.x.scalar_type());
+    check(pre_activation.dim() == 2 && pre_activation.size(0) == f.tokens &&
+              pre_activation.size(1) == f.hidden,
+          kOp,
+          ": the backward pass needs the forward pass to keep its pre-activations (keep=True)");
+
+    Tensor grad_x = torch::stable::new_empty(in.x, in.leading_and(f.in_width));
+    Tensor grad_w1 = in.gradient({f.stored_hidden, f.in_width});
+    Tensor grad_b1 = in.gradient({bias1 ? f.stored_hidden : 0});
+    Tensor grad_w2 = in.gradient({f.out_width, f.stored_hidden});
+    Tensor grad_b2 =
+        torch::stable::new_empty(in.x, std::vector<std::int64_t>{bias2 ? f.out_width : 0});
+    const ComponentFfnBackward problem{f,
+                                       grad.const_data_ptr(),
+                                       pre_activation.const_data_ptr(),
+                                       grad_x.mutable_data_ptr(),
+                                       grad_w1.mutable_data_ptr(),
+                                       bias1 ? grad_b1.mutable_data_ptr() : nullptr,
+                                       grad_w2.mutable_data_ptr(),
+                                       bias2 ? grad_b2.mutable_data_ptr() : nullptr};
+    const std::int64_t workers = torch::stable::get_num_threads();
+    Tensor scratch =
+        new_scratch(in.x, DMAO_CPU_KERNEL(component_ffn_backward_scratch)(problem, workers));
+    DMAO_CPU_KERNEL(component_ffn_backward)
+    (problem, {scratch.mutable_data_ptr<float>(), workers}, torch_parallel());
+    return {grad_x, grad_w1, grad_b1, grad_w2, grad_b2};
+}
+
+}  // namespace
+}  // namespace dmao
+
+STABLE_TORCH_LIBRARY_IMPL(dmao, CPU, m) {
+    m.impl("component_ffn", TORCH_BOX(&dmao::component_ffn));
+    m.impl("component_ffn_backward", TORCH_BOX(&dmao::component_ffn_backward));
+}

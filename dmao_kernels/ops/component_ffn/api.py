@@ -1,0 +1,133 @@
+"""component_ffn: the feed-forward layer over its live components, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...dispatch import choose_backend
+from .reference import ACTIVATIONS, component_ffn_reference
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def component_ffn(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    live: Tensor | None = None,
+    *,
+    components: int = 1,
+    p: float = 0.0,
+    seed: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    """y = dropout(act(x w1^T + b1)) w2^T + b2 over the hidden units of the live components.
+
+    The F hidden units form `components` components of u = F // components neighbouring units. Only live ones
+    are read and computed: dead components may hold anything, NaN included, and their gradients are exactly
+    zero. The result and the gradients are those of the layer without the dead components.
+
+    The hidden layer stays in cache; with gradients its pre-activations are kept. Dropout (on the activated
+    hidden units) comes from a counter-based generator, Philox4x32-10: its mask is a function of (seed, token,
+    unit), is recomputed in the backward pass, and does not depend on which components live, on the batch's
+    shape or on the number of threads. Results are bit-identical for any number of threads. Under
+    torch.autocast all floating point inputs are cast, as F.linear does.
+
+    Floor on time: 4 T d u n multiply-add flops forward and 8 T d u n backward, for T tokens and n live
+    components, at the peak of the cores; bfloat16 is stored as such and computed in float32.
+
+    Args:
+        x: float32 or bfloat16 [..., d]; any strides.
+        w1: [F, d], of x's dtype, like all that follow.
+        b1: [F], or None.
+        w2: [d_out, F].
+        b2: [d_out], or None.
+        live: int32 [n], ids of the live components in strictly increasing order; None: all.
+        components: number of components, a divisor of F (0 only if F = 0).
+        p: probability of dropping a hidden unit, in [0, 1); kept ones are scaled by 1 / (1 - p).
+        seed: int64 [1] on x's device, needed when p > 0. Give every call of a step its own.
+        activation: "silu", "relu" or "gelu" (the exact one, with erf).
+
+    Returns:
+        [..., d_out] in x's dtype; b2 in each row where no component lives.
+
+    Raises:
+        ValueError: an argument's dtype, shape, device or value is not as above.
+        RuntimeError: live is not strictly increasing or out of range (CPU kernels only), or this is
+            differentiated twice.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, w1, w2 = x.to(dtype), w1.to(dtype), w2.to(dtype)
+        b1, b2 = (None if bias is None else bias.to(dtype) for bias in (b1, b2))
+    _check(x, w1, b1, w2, b2, live, components, p, seed, activation)
+    if choose_backend("component_ffn", x, w1, b1, w2, b2, live, seed) == "reference":
+        return component_ffn_reference(
+            x, w1, b1, w2, b2, live, components=components, p=p, seed=seed, activation=activation
+        )
+    keep = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, w1, b1, w2, b2)
+    )
+    y, _ = torch.ops.dmao.component_ffn(x, w1, b1, w2, b2, live, components, p, seed, activation, keep)
+    return y
+
+
+def _check(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    live: Tensor | None,
+    components: int,
+    p: float,
+    seed: Tensor | None,
+    activation: str,
+) -> None:
+    if x.dtype not in _DTYPES:
+        raise ValueError(f"component_ffn: x must be float32 or bfloat16, got {_dtype(x)}")
+    if x.dim() == 0:
+        raise ValueError("component_ffn: x must be [..., d], got a scalar")
+    if w1.dim() != 2 or w2.dim() != 2:
+        raise ValueError(
+            f"component_ffn: w1 must be [F, d] and w2 [d_out, F], got {list(w1.shape)} and {list(w2.shape)}"
+        )
+    hidden, width, out = w1.shape[0], x.shape[-1], w2.shape[0]
+    expected: dict[str, tuple[Tensor | None, list[int]]] = {
+        "w1": (w1, [hidden, width]),
+        "b1": (b1, [hidden]),
+        "w2": (w2, [out, hidden]),
+        "b2": (b2, [out]),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if list(tensor.shape) != shape:
+            raise ValueError(f"component_ffn: {name} must be {shape}, got {list(tensor.shape)}")
+        if tensor.dtype != x.dtype:
+            raise ValueError(f"component_ffn: {name} must have x's dtype {_dtype(x)}, got {_dtype(tensor)}")
+    if components < 0 or (hidden % components if components else hidden):
+        raise ValueError(f"component_ffn: components must divide the {hidden} hidden units, got {components}")
+    if live is not None and (live.dtype != torch.int32 or live.dim() != 1):
+        raise ValueError(f"component_ffn: live must be int32 [n], got {_dtype(live)} {list(live.shape)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"component_ffn: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+        )
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"component_ffn: p must be in [0, 1), got {p}")
+    if p > 0.0 and (seed is None or seed.dtype != torch.int64 or list(seed.shape) != [1]):
+        found = "None" if seed is None else f"{_dtype(seed)} {list(seed.shape)}"
+        raise ValueError(f"component_ffn: seed must be int64 [1] when p > 0, got {found}")
+    for name, tensor in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2), ("live", live), ("seed", seed)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(
+                f"component_ffn: {name} must be on x's device {x.device}, got {tensor.device}"
+            )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

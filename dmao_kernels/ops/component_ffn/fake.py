@@ -1,0 +1,53 @@
+"""Shapes of component_ffn and its backward, for torch.compile and torch.export."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+@torch.library.register_fake("dmao::component_ffn")
+def _component_ffn(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    live: Tensor | None,
+    components: int,
+    p: float,
+    seed: Tensor | None,
+    activation: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    hidden = w1.shape[0]
+    if live is not None:
+        hidden = live.shape[0] * (hidden // components) if components else 0
+    tokens = math.prod(x.shape[:-1])
+    return x.new_empty((*x.shape[:-1], w2.shape[0])), x.new_empty((tokens if keep else 0, hidden))
+
+
+@torch.library.register_fake("dmao::component_ffn_backward")
+def _component_ffn_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    live: Tensor | None,
+    pre_activation: Tensor,
+    components: int,
+    p: float,
+    seed: Tensor | None,
+    activation: str,
+    bias1: bool,
+    bias2: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape),
+        w1.new_empty(w1.shape),
+        w1.new_empty(w1.shape[0] if bias1 else 0),
+        w2.new_empty(w2.shape),
+        w2.new_empty(w2.shape[0] if bias2 else 0),
+    )

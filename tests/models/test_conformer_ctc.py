@@ -1,0 +1,156 @@
+"""ConformerCTC: published sizes, padding invariance, learning, errors; its configuration."""
+
+import json
+
+import pytest
+import torch
+from dmao.models import ConformerConfig, ConformerCTC, ctc_loss
+
+SMALL = ConformerConfig(
+    outputs=7,
+    width=16,
+    blocks=2,
+    head_dim=8,
+    expansion=2,
+    kernel=5,
+    front_channels=(3, 4, 5, 4),
+    frequency_pooling=(2, 2),
+)
+
+
+def make(config: ConformerConfig = SMALL) -> ConformerCTC:
+    torch.manual_seed(0)
+    return ConformerCTC(config)
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(256, 19_025_455), (384, 42_066_991), (512, 74_152_495)])
+def test_published_parameter_counts(width: int, parameters: int) -> None:
+    with torch.device("meta"):
+        model = ConformerCTC(ConformerConfig(outputs=79, width=width))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    "lengths", [(50, 33, 4, 31), (4, 4, 4, 4), (51, 51, 51, 51), (7, 50, 49, 48)], ids=str
+)
+def test_padding_never_matters(lengths: tuple[int, ...]) -> None:
+    model, frames = make().eval(), max(lengths)
+    x = torch.randn(4, frames, 80)
+    for row, length in enumerate(lengths):
+        x[row, length:] = float("nan")
+    y, out_lengths = model(x, torch.tensor(lengths))
+    assert y.shape == (4, frames // 4, 7)
+    assert out_lengths.tolist() == [length // 4 for length in lengths]
+    for row, length in enumerate(lengths):
+        alone, _ = model(x[row : row + 1, :length], torch.tensor([length]))
+        torch.testing.assert_close(y[row : row + 1, : length // 4], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("time_pooling", "length"), [((3, 2), 29), ((1, 1), 9), ((2, 3), 25)])
+def test_other_subsampling(time_pooling: tuple[int, int], length: int) -> None:
+    config = ConformerConfig.from_dict({**SMALL.to_dict(), "time_pooling": time_pooling})
+    model = make(config).eval()
+    x = torch.randn(2, 31, 80)
+    y, out_lengths = model(x, torch.tensor([31, length]))
+    assert out_lengths.tolist() == [31 // config.subsampling, length // config.subsampling]
+    alone, _ = model(x[1:, :length], torch.tensor([length]))
+    torch.testing.assert_close(y[1:, : alone.shape[1]], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_gets_no_gradient() -> None:
+    model = make().eval()
+    x = torch.randn(2, 40, 80, requires_grad=True)
+    y, out_lengths = model(x, torch.tensor([40, 21]))
+    y[1, : out_lengths[1]].sum().backward()
+    assert torch.equal(x.grad[1, 21:], torch.zeros(19, 80))
+    assert x.grad[1, :20].abs().sum(1).min() > 0
+
+
+def test_log_probabilities() -> None:
+    model, x = make(), torch.randn(2, 40, 80)
+    y, _ = model(x, torch.tensor([40, 21]))
+    torch.testing.assert_close(y.exp().sum(-1), torch.ones(2, 10))
+    with torch.autocast("cpu", torch.bfloat16):
+        low, _ = model.eval()(x, torch.tensor([40, 21]))
+    assert y.dtype == low.dtype == torch.float32
+
+
+def test_learns_a_batch_in_bfloat16() -> None:
+    model = make()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    x, lengths = torch.randn(2, 40, 80), torch.tensor([40, 36])
+    targets, target_lengths = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([3, 2])
+    losses = []
+    for _ in range(30):
+        with torch.autocast("cpu", torch.bfloat16):
+            log_probs, out_lengths = model(x, lengths)
+        result = ctc_loss(log_probs, out_lengths, targets, target_lengths)
+        optimizer.zero_grad()
+        result.loss.backward()
+        optimizer.step()
+        losses.append(result.loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_rebuilt_from_a_checkpoint() -> None:
+    model = make().eval()
+    config = ConformerConfig.from_dict(json.loads(json.dumps(model.config.to_dict())))
+    assert config == SMALL
+    rebuilt = ConformerCTC(config).eval()
+    rebuilt.load_state_dict(model.state_dict())
+    x, lengths = torch.randn(1, 20, 80), torch.tensor([20])
+    assert torch.equal(rebuilt(x, lengths)[0], model(x, lengths)[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths", "message"),
+    [
+        ((2, 20, 80), [20, 3], "utterance 1 has 3 frames, at least 4 are needed"),
+        ((2, 20, 80), [20, 21], "utterance 1 has 21 frames, but features hold only 20"),
+        ((2, 20, 80), [20, -1], "utterance 1 has -1 frames"),
+        ((0, 20, 80), [], "got an empty batch"),
+        ((2, 20, 40), [20, 20], r"features must be \[B, T, 80\], got \[2, 20, 40\]"),
+        ((20, 80), [20], r"features must be \[B, T, 80\], got \[20, 80\]"),
+        ((2, 20, 80), [20], r"lengths must be integer \[2\], got torch.int64 \[1\]"),
+        ((2, 20, 80), [20.0, 20.0], r"lengths must be integer \[2\], got torch.float32 \[2\]"),
+    ],
+)
+def test_errors(shape: tuple[int, ...], lengths: list, message: str) -> None:
+    with pytest.raises(ValueError, match=f"ConformerCTC: .*{message}"):
+        make()(torch.randn(shape), torch.tensor(lengths))
+
+
+def test_integer_features_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"features must be floating point, got torch\.int64"):
+        make()(torch.ones(1, 20, 80, dtype=torch.long), torch.tensor([20]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"outputs": 1}, "outputs must be at least 2"),
+        ({"outputs": 9, "width": 100}, "width must be a multiple of head_dim=64, got 100"),
+        ({"outputs": 9, "width": 66, "heads": 2}, "width must be a multiple of components=4, got 66"),
+        ({"outputs": 9, "kernel": 4}, "kernel must be odd, got 4"),
+        ({"outputs": 9, "head_dim": 0}, "head_dim must be at least 1, got 0"),
+        ({"outputs": 9, "heads": 0}, "heads must be at least 1, got 0"),
+        ({"outputs": 9, "dropout": 1.0}, "dropout must be in"),
+        ({"outputs": 9, "activation": "tanh"}, "activation must be"),
+        ({"outputs": 9, "front_channels": (32, 64)}, "front_channels must be 4 numbers"),
+        ({"outputs": 9, "time_pooling": (2, 0)}, "time_pooling must be 2 numbers of at least 1"),
+        ({"outputs": 9, "inputs": 3, "frequency_pooling": (2, 2)}, "frequency_pooling must be"),
+        ({"outputs": 9, "blocks": -1}, "blocks must be at least 0, got -1"),
+        ({"outputs": 9, "depth": 3}, r"unknown fields \['depth'\]"),
+        ({"width": 64}, "outputs is missing"),
+    ],
+)
+def test_config_errors(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"ConformerConfig: {message}"):
+        ConformerConfig.from_dict(values)
+
+
+def test_heads_are_free() -> None:
+    assert ConformerConfig(outputs=9).heads == 4
+    config = ConformerConfig.from_dict({**SMALL.to_dict(), "heads": 5})
+    y, _ = make(config)(torch.randn(1, 20, 80), torch.tensor([20]))
+    assert torch.isfinite(y).all()
