@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lhotse import Fbank, FbankConfig, Features
+from lhotse.features.io import NumpyFilesReader
+from lhotse.utils import compute_num_frames
 from tqdm import tqdm
 
 from dmao.data.corpus import installed_versions, write_atomically
 from dmao.data.manifests import SAMPLE_RATE, CutSet, MonoCut, write_manifest
 from dmao.errors import UserError
-from lhotse import Fbank, FbankConfig, Features
-from lhotse.features.io import NumpyFilesReader
-from lhotse.utils import compute_num_frames
 
 BINS = 80
 FRAME_SHIFT = 0.01

@@ -6,20 +6,22 @@ No worker process: reading costs far less than a training step.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lhotse.dataset import DynamicBucketingSampler
 from torch import Tensor
 
 from dmao.data.features import BINS, load_features
 from dmao.data.labels import Labels
 from dmao.data.manifests import MonoCut
 from dmao.errors import UserError
-from lhotse.dataset import DynamicBucketingSampler
 
 _log = logging.getLogger(__name__)
 
@@ -133,19 +135,32 @@ def epoch_plan(
     """
     if not seconds > 0:
         raise UserError(f"a batch must hold more than 0 seconds, got {seconds}")
-    entropy = f"{seed}/{epoch}" if shuffle else "in order"
+    rng = random.Random(f"{seed}/{epoch}" if shuffle else "in order")
+    cuts = list(dataset.cuts.values())  # not a CutSet: lhotse warns of eager ones
     sampler = DynamicBucketingSampler(
-        list(dataset.cuts.values()),  # not a CutSet: lhotse advises against eager ones
-        max_duration=max(seconds, max(cut.duration for cut in dataset.cuts.values())),
-        num_buckets=min(buckets, len(dataset)),
+        cuts,
+        max_duration=seconds,
+        duration_bins=_bucket_borders(cuts, seconds, buckets),
         shuffle=shuffle,
-        buffer_size=len(dataset),  # shuffle over the whole set
-        sync_buckets=False,  # the order of buckets comes from the seed, too
-        seed=random.Random(entropy).getrandbits(31),
+        buffer_size=max(len(cuts), 20_000),  # shuffle over the whole set
+        sync_buckets=True,  # without, lhotse 1.33 ends the epoch at the first empty bucket and loses utterances
+        seed=rng.getrandbits(31),
         world_size=1,
         rank=0,
     )
-    return [tuple(cut.id for cut in batch) for batch in sampler]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "We have exceeded the max_duration constraint")
+        plan = [tuple(cut.id for cut in batch) for batch in sampler]
+    if shuffle:
+        rng.shuffle(plan)  # lhotse visits the buckets in the same order every time
+    return plan
+
+
+def _bucket_borders(cuts: list[MonoCut], seconds: float, buckets: int) -> list[float]:
+    """Durations that part the cuts in groups of equal count, each worth two batches where there are enough cuts."""
+    durations = [cut.duration for cut in cuts]
+    count = max(2, min(buckets, int(sum(durations) / (2 * seconds))))
+    return np.quantile(durations, np.arange(1, count) / count).tolist()
 
 
 def batches(
@@ -181,7 +196,7 @@ def text_of(cut: MonoCut) -> str:
 
 def _why_not(frames: int, target: list[int], min_frames: int, subsampling: int) -> str | None:
     outputs = frames // subsampling
-    needed = len(target) + sum(a == b for a, b in zip(target, target[1:], strict=False))
+    needed = len(target) + sum(a == b for a, b in itertools.pairwise(target))
     if frames < min_frames or outputs < 1:
         return f"{frames} frames, fewer than {max(min_frames, subsampling)}"
     if outputs < needed:

@@ -13,11 +13,11 @@ from typing import Any
 
 os.environ.setdefault("LHOTSE_AUDIO_BACKEND", "LibsndfileBackend")
 
-from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment  # noqa: E402
-from lhotse.serialization import load_jsonl  # noqa: E402
+from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.serialization import load_jsonl
 
-from dmao.data.acoustics import SAMPLE_RATE  # noqa: E402
-from dmao.errors import UserError  # noqa: E402
+from dmao.data.acoustics import SAMPLE_RATE
+from dmao.errors import UserError
 
 
 def make_cut(
