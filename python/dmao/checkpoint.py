@@ -1,0 +1,124 @@
+"""Checkpoints that survive a kill at any moment.
+
+A checkpoint is written beside its place, flushed, and moved there in one step, so a name that exists is a
+complete file. The name carries the start of the file's SHA-256 (the convention of torch.hub):
+step-00000400-1a2b3c4d5e6f7a8b.pt. Truncated or changed files are recognised by it before anything is
+unpickled, and loading is weights_only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmao.errors import UserError
+
+FORMAT = 1
+KEEP = 2
+_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt")
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint is missing, damaged, or of another format."""
+
+
+def save(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = KEEP) -> Path:
+    """Writes `state` as the checkpoint of `step` and keeps the newest `keep` ones; returns its path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "writing.tmp"
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, "step": step, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    path = folder / f"step-{step:08d}-{_digest(temporary)}.pt"
+    os.replace(temporary, path)
+    _sync_folder(folder)
+    _remove_old(folder, path, step, keep)
+    return path
+
+
+def _remove_old(folder: Path, newest: Path, step: int, keep: int) -> None:
+    # What stands at this step or behind it is damaged: the run was resumed from before it.
+    others = [path for path in list_checkpoints(folder) if path != newest]
+    earlier = [path for path in others if _step_of(path) < step]
+    for path in set(others) - set(earlier[: keep - 1]):
+        path.unlink()
+
+
+def _step_of(path: Path) -> int:
+    name = _NAME.fullmatch(path.name)
+    assert name is not None
+    return int(name[1])
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The state in one file. Raises CheckpointError where it is missing, damaged or of another format."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint: no such file: {path}")
+    name = _NAME.fullmatch(path.name)
+    if name and _digest(path) != name[2]:
+        raise CheckpointError(
+            f"checkpoint: {path} is damaged: its content does not match the checksum in its name"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever zipfile, pickle or its reader raise
+        raise CheckpointError(f"checkpoint: {path} cannot be read: {_first_line(error)}") from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"checkpoint: {path} must have format {FORMAT}, got {found!r}")
+    return state
+
+
+def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest usable checkpoint in `folder`; None where there is no checkpoint at all.
+
+    A damaged file is passed over with one warning. Raises CheckpointError where every one is damaged.
+    """
+    paths = list_checkpoints(folder)
+    for path in paths:
+        try:
+            return path, load(path)
+        except CheckpointError as error:
+            _log.warning("%s; trying the one before it", error)
+    if paths:
+        raise CheckpointError(f"checkpoint: none of the {len(paths)} checkpoints in {folder} is usable")
+    return None
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoint files in `folder`, newest first."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

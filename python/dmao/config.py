@@ -1,0 +1,216 @@
+"""The configuration of a training: a YAML file, every key optional and checked; key=value changes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dmao.augment import SpecAugment
+from dmao.models import ConformerConfig
+from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
+from dmao.schedule import LearningRate, Schedule
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "GrowAndDropConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+    "load_config",
+    "save_config",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the audio is and how it becomes batches.
+
+    root: the folder of a prepared corpus (`dmao prepare`).
+    train: the split to train on.
+    labels: characters or phonemes.
+    batch_seconds: audio in one batch, padding included.
+    """
+
+    root: str = "data/embedded"
+    train: str = "train"
+    labels: Literal["characters", "phonemes"] = "characters"
+    batch_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        _require(self.batch_seconds > 0, "batch_seconds must be positive", self.batch_seconds)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the uniform Conformer-CTC; the fields of `ConformerConfig` that data do not decide."""
+
+    width: int = 96
+    blocks: int = 8
+    heads: int | None = None
+    head_dim: int = 24
+    expansion: int = 4
+    kernel: int = 31
+    components: int = 4
+    dropout: float = 0.1
+    output_dropout: float = 0.1
+    activation: str = "silu"
+    front_channels: tuple[int, ...] = (32, 64, 64, 32)
+    time_pooling: tuple[int, ...] = (2, 2)
+    frequency_pooling: tuple[int, ...] = (1, 1)
+
+    def __post_init__(self) -> None:
+        self.conformer(outputs=2)  # ConformerConfig checks the rest
+
+    def conformer(self, outputs: int, inputs: int = 80) -> ConformerConfig:
+        """The full shape, with the number of labels (blank included) and of features per frame."""
+        shape = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return ConformerConfig(outputs=outputs, inputs=inputs, **shape)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. The published eps is 1e-16 and the published weight decay 1e-3, without clipping.
+
+    clip: largest gradient norm; null does not clip.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-3
+    clip: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        _require(all(0 <= beta < 1 for beta in self.betas), "betas must lie in [0, 1)", self.betas)
+        _require(self.eps > 0, "eps must be positive", self.eps)
+        _require(self.weight_decay >= 0, "weight_decay must not be negative", self.weight_decay)
+        _require(self.clip is None or self.clip > 0, "clip must be positive or null", self.clip)
+
+
+@dataclass(frozen=True)
+class GrowAndDropConfig:
+    """What is scored, when the widths change and by how much; see `dmao.controller.GrowAndDrop`.
+
+    schedule: null trains the uniform baseline.
+    gate_penalty: with metric gate, weight of the gates' price in the loss (see GrowAndDrop.penalty).
+    observe_every: score every n-th step.
+    """
+
+    schedule: Schedule | None = field(default_factory=lambda: Schedule(start=0.4))
+    metric: Literal["taylor", "gradient", "magnitude", "signed", "gate"] = "taylor"
+    scope: Literal["slice", "component"] = "slice"
+    beta: float = 0.99
+    gate_penalty: float = 0.0
+    selection: Literal["exact", "paper"] = "exact"
+    split: Literal["asymmetric", "halves", "uniform"] = "asymmetric"
+    per_cost: bool = False
+    keep_at_least: int = 0
+    revive: bool = False
+    observe_every: int = 1
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.beta < 1, "beta must lie in [0, 1)", self.beta)
+        _require(self.gate_penalty >= 0, "gate_penalty must not be negative", self.gate_penalty)
+        _require(self.observe_every >= 1, "observe_every must be 1 or more", self.observe_every)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training. The result is a function of this and of the data, to the bit for the same machine and
+    threads.
+
+    steps: optimizer steps.
+    threads: threads of the CPU kernels.
+    precision: fp32, or bf16 for the matrix products (autocast).
+    max_skipped: steps in a row whose loss or gradient may be infinite or NaN (they are skipped) before
+        training gives up.
+    eval_splits: decoded at the end and every `eval_every` steps (0: only at the end).
+    checkpoint_every, log_every, log_scores_every: in steps.
+    """
+
+    seed: int = 0
+    steps: int = 2000
+    threads: int = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    spec_augment: SpecAugment | None = field(default_factory=SpecAugment)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    learning_rate: LearningRate = field(default_factory=LearningRate)
+    grow_and_drop: GrowAndDropConfig = field(default_factory=GrowAndDropConfig)
+    max_skipped: int = 10
+    eval_splits: tuple[str, ...] = ("test",)
+    eval_every: int = 0
+    checkpoint_every: int = 200
+    log_every: int = 1
+    log_scores_every: int = 20
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "threads", "max_skipped", "checkpoint_every", "log_every", "log_scores_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be 1 or more", getattr(self, name))
+        _require(self.seed >= 0, "seed must not be negative", self.seed)
+        _require(self.eval_every >= 0, "eval_every must not be negative", self.eval_every)
+        if self.grow_and_drop.schedule is not None:
+            self.grow_and_drop.schedule.steps(self.steps)
+
+    def baseline(self) -> TrainConfig:
+        """The same training without events: the uniform model to compare with."""
+        return dataclasses.replace(self, grow_and_drop=dataclasses.replace(self.grow_and_drop, schedule=None))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for YAML and checkpoints."""
+        return to_mapping(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> TrainConfig:
+        """The inverse of to_dict; keys left out keep their default. Raises ConfigError."""
+        return from_mapping(cls, values)
+
+
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> TrainConfig:
+    """The configuration in a YAML file (None: the defaults), changed by "key=value", e.g.
+    "learning_rate.peak=2e-3".
+
+    Raises ConfigError with one line that names the key, what it takes and what was found.
+    """
+    values = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"config: an override must look like key=value, got '{override}'")
+        set_path(values, key.strip(), _parse_yaml(text, f"override '{override}'"))
+    return TrainConfig.from_dict(values)
+
+
+def save_config(config: TrainConfig, path: str | Path) -> None:
+    """Writes every key of `config` as YAML; load_config reads it back."""
+    Path(path).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: cannot read {path}: {error}") from error
+    values = _parse_yaml(text, str(path))
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"config: {path} must hold keys and values, got {type(values).__name__}")
+    return values or {}
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config: {where} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _require(ok: bool, message: str, found: Any) -> None:
+    if not ok:
+        raise ConfigError(f"{message}, got {found!r}")

@@ -1,0 +1,134 @@
+"""What a run writes while it trains: JSON lines, and the same numbers for TensorBoard.
+
+Rows are cut back to the checkpoint when a run resumes, so a killed run leaves neither gaps nor duplicates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from dmao.errors import UserError
+
+
+class JsonLines:
+    """A file of JSON objects, one per line, each with an integer "step"."""
+
+    def __init__(self, path: Path, resume_step: int = 0):
+        """Opens `path` for appending, keeping only the rows up to `resume_step` (0: starts empty)."""
+        self.path = path
+        kept = [row for row in read_json_lines(path) if row["step"] <= resume_step] if resume_step else []
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(_to_line(row) for row in kept)
+        os.replace(temporary, path)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(_to_line(row))
+
+    def flush(self) -> None:
+        """Puts everything written so far on the disk: a checkpoint counts on the rows before it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON lines file; a line that a kill cut short ends them. A missing file has none."""
+    path = Path(path)
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+def _to_line(row: Mapping[str, Any]) -> str:
+    # JSON has no NaN: what is not finite is written as null.
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+class Recorder:
+    """All records of one run: metrics.jsonl, events.jsonl, scores.jsonl and tensorboard/ in `run_dir`."""
+
+    def __init__(self, run_dir: Path, resume_step: int = 0, tensorboard: bool = True):
+        self.metrics = JsonLines(run_dir / "metrics.jsonl", resume_step)
+        self.events = JsonLines(run_dir / "events.jsonl", resume_step)
+        self.scores = JsonLines(run_dir / "scores.jsonl", resume_step)
+        self._board = _open_board(run_dir / "tensorboard", resume_step) if tensorboard else None
+
+    def train(self, step: int, **values: Any) -> None:
+        self.metrics.write({"kind": "train", "step": step, **values})
+        self._scalars("train", step, values)
+
+    def evaluation(self, step: int, split: str, **values: Any) -> None:
+        self.metrics.write({"kind": "eval", "split": split, "step": step, **values})
+        self._scalars(split, step, values)
+
+    def event(self, row: Mapping[str, Any]) -> None:
+        self.events.write(row)
+        self.component_counts(row["step"], row["counts_after"])
+
+    def health(self, step: int, cosines: Mapping[str, Mapping[str, list[float]]]) -> None:
+        """Cosines of copies and their sources, per module and side (1: a copy has not come apart)."""
+        self.metrics.write({"kind": "health", "step": step, "copy_cosine": cosines})
+        values = [value for sides in cosines.values() for side in sides.values() for value in side]
+        if values:
+            self._scalars("structure", step, {"copy_cosine": sum(values) / len(values)})
+
+    def component_counts(self, step: int, counts: Mapping[str, int]) -> None:
+        self._scalars("components", step, counts)
+
+    def score_row(self, step: int, scores: Mapping[str, list[float]]) -> None:
+        self.scores.write({"step": step, "scores": dict(scores)})
+
+    def flush(self) -> None:
+        for file in (self.metrics, self.events, self.scores):
+            file.flush()
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        self.flush()
+        for file in (self.metrics, self.events, self.scores):
+            file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._board is None:
+            return
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+def _open_board(folder: Path, resume_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "tensorboard is not installed: pip install tensorboard, or set tensorboard: false in the config"
+        ) from error
+    # purge_step hides what a killed run wrote behind its last checkpoint.
+    return SummaryWriter(str(folder), purge_step=resume_step + 1)

@@ -1,0 +1,160 @@
+"""One training step: a function of the state, the batch and (seed, step), repeated to the bit on resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from dmao.config import OptimizerConfig, TrainConfig
+from dmao.controller import GrowAndDrop
+from dmao.models import ConformerCTC, ctc_loss
+from dmao.randomness import derive_seed, generator
+
+if TYPE_CHECKING:
+    from dmao.data.loader import Batch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did.
+
+    loss: per label.  labels: how many.  unaligned: utterances whose labels do not fit into their frames (left
+        out).
+    problem: why the step changed nothing, or "".
+    """
+
+    loss: float
+    grad_norm: float
+    labels: int
+    unaligned: int
+    problem: str = ""
+
+
+class TrainingStep:
+    """Forward, loss, backward, scores, optimizer. Call it with a batch and the number of the step (from 1).
+
+    It seeds torch's global generator with (seed, step): dropout depends on nothing that came before. A step
+    whose loss or gradient norm is not finite, or whose batch holds nothing to learn, leaves model, optimizer
+    and scores untouched.
+    """
+
+    def __init__(
+        self,
+        model: ConformerCTC,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        controller: GrowAndDrop | None,
+    ):
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.controller = controller
+
+    def __call__(self, batch: Batch, step: int) -> StepResult:
+        seed = self.config.seed
+        torch.manual_seed(derive_seed(seed, "step", step))
+        rate = self.config.learning_rate.at(step, self.config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        features = batch.features
+        if self.config.spec_augment is not None:
+            masks = generator(seed, "spec_augment", step)
+            features = self.config.spec_augment(features, batch.feature_lengths, masks)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._learn(features, batch)
+
+    def _learn(self, features: Tensor, batch: Batch) -> StepResult:
+        with autocast(self.config.precision):
+            log_probs, lengths = self.model(features, batch.feature_lengths)
+        loss, labels, unaligned = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
+        value = loss.item()
+        if labels == 0:
+            return StepResult(value, 0.0, 0, unaligned, "no utterance has an alignment")
+        if not math.isfinite(value):
+            return StepResult(value, math.nan, labels, unaligned, f"the loss is {value}")
+        penalty = self.config.grow_and_drop.gate_penalty
+        if self.controller is not None and penalty:
+            loss = loss + self.controller.penalty(penalty)
+        loss.backward()
+        parameters = [
+            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grad_norm = norm.item()
+        if not math.isfinite(grad_norm):
+            return StepResult(value, grad_norm, labels, unaligned, f"the gradient norm is {grad_norm}")
+        if self.controller is not None:
+            self.controller.observe()
+        clip = self.config.optimizer.clip
+        if clip is not None:
+            clip_grads_with_norm_(parameters, clip, norm)
+        self.optimizer.step()
+        return StepResult(value, grad_norm, labels, unaligned)
+
+
+def autocast(precision: str) -> torch.autocast:
+    """The context of the forward pass: matrix products in bfloat16 where `precision` is bf16."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW on all parameters, in one pass over each (fused)."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=0.0,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def make_controller(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> GrowAndDrop | None:
+    """The controller that the config asks for; None for the uniform baseline."""
+    settings = config.grow_and_drop
+    if settings.schedule is None:
+        return None
+    return GrowAndDrop(
+        model,
+        optimizer,
+        settings.schedule,
+        config.steps,
+        metric=settings.metric,
+        scope=settings.scope,
+        beta=settings.beta,
+        selection=settings.selection,
+        split=settings.split,
+        per_cost=settings.per_cost,
+        keep_at_least=settings.keep_at_least,
+        revive=settings.revive,
+        seed=config.seed,
+        observe_every=settings.observe_every,
+    )
+
+
+def build_model(config: TrainConfig, outputs: int, inputs: int = 80) -> ConformerCTC:
+    """The uniform model with its initial weights, a function of the seed."""
+    torch.manual_seed(derive_seed(config.seed, "initial weights"))
+    return ConformerCTC(config.model.conformer(outputs, inputs))
+
+
+def restore_model(state: Mapping[str, Any]) -> ConformerCTC:
+    """The model in a checkpoint's state, with the widths it had."""
+    config = TrainConfig.from_dict(state["config"])
+    model = ConformerCTC(config.model.conformer(len(state["labels"]["tokens"]), state["inputs"]))
+    if state["controller"] is not None:
+        optimizer = make_optimizer(model, config.optimizer)
+        controller = make_controller(model, optimizer, config)
+        assert controller is not None
+        controller.load_state_dict(state["controller"])
+    model.load_state_dict(state["model"])
+    return model

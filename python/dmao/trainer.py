@@ -1,0 +1,338 @@
+"""Training from a configuration.
+
+It can be killed at any moment and continues with the losses of an uninterrupted run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from dmao_kernels.structure import Elastic
+from tqdm import tqdm
+
+from dmao import checkpoint
+from dmao.config import ConfigError, TrainConfig, save_config
+from dmao.errors import UserError
+from dmao.evaluate import evaluate_model
+from dmao.metrics import Recorder, read_json_lines
+from dmao.source import CorpusSource, Source
+from dmao.step import StepResult, TrainingStep, build_model, make_controller, make_optimizer
+
+if TYPE_CHECKING:
+    from dmao.data.loader import Batch
+
+_log = logging.getLogger(__name__)
+
+# What may change when a run is resumed: none of it decides what is learned.
+_FREE_KEYS = frozenset(
+    [
+        "max_skipped",
+        "eval_splits",
+        "eval_every",
+        "checkpoint_every",
+        "log_every",
+        "log_scores_every",
+        "tensorboard",
+        "data.root",
+    ]
+)
+
+
+class TrainingInterrupted(UserError):
+    """A signal stopped the training; its state is saved. signal: the number of the signal."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal = signal_number
+
+
+class TrainingFailed(UserError):
+    """Training cannot go on: nothing usable comes out of its steps."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training.
+
+    evaluations: split -> {"ce", "cer", "wer", ...}.  events: rows of events.jsonl.  parameters: in use at the
+        end.
+    """
+
+    run_dir: Path
+    checkpoint: Path
+    steps: int
+    parameters: int
+    component_counts: dict[str, int]
+    evaluations: dict[str, dict[str, Any]]
+    events: list[dict[str, Any]]
+
+
+def train(
+    config: TrainConfig, run_dir: str | Path, data: Source | None = None, resume: bool = True
+) -> TrainResult:
+    """Trains as `config` says and writes everything into `run_dir`:
+
+        config.yaml  metrics.jsonl  events.jsonl  scores.jsonl  checkpoints/  tensorboard/
+
+    data: a source of batches; None opens the corpus that the config names.
+    resume: continue from the newest usable checkpoint in `run_dir`, to the bit; a finished run is returned as
+        it is. False refuses a folder that holds checkpoints.
+
+    Sets the number of threads and seeds torch's global generator. SIGINT and SIGTERM finish the step, save,
+    and raise TrainingInterrupted. Raises ConfigError where `run_dir` holds another training, CheckpointError
+    where its checkpoints are all damaged, TrainingFailed after `max_skipped` steps in a row without a finite
+    loss and gradient.
+    """
+    run_dir = Path(run_dir)
+    if not resume and checkpoint.list_checkpoints(run_dir / "checkpoints"):
+        raise UserError(f"train: {run_dir} holds a training already; choose another folder, or resume it")
+    found = checkpoint.load_latest(run_dir / "checkpoints")
+    if found is not None:
+        _check_same_training(config, found[1]["config"], run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(config, run_dir / "config.yaml")
+    torch.set_num_threads(config.threads)
+    training = _Training(config, run_dir, data or CorpusSource(config), found[1] if found else None)
+    try:
+        return training.run()
+    finally:
+        training.recorder.close()
+
+
+def resume_command(run_dir: Path) -> str:
+    """What to type so that a stopped training goes on."""
+    return f"dmao train --config {run_dir / 'config.yaml'} --run-dir {run_dir}"
+
+
+def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Path) -> None:
+    wanted, found = _flatten(config.to_dict()), _flatten(stored)
+    different = [key for key in sorted({*wanted, *found} - _FREE_KEYS) if wanted.get(key) != found.get(key)]
+    if different == ["threads"]:
+        _log.warning("train: resuming with another number of threads: continues, but not to the bit")
+    elif different:
+        key = different[0]
+        raise ConfigError(
+            f"train: {run_dir} was trained with another config: {key} is {wanted.get(key)!r}, "
+            f"there {found.get(key)!r}"
+            + (f" (and {len(different) - 1} more keys)" if len(different) > 1 else "")
+        )
+
+
+def _flatten(values: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or path == "eval_splits":
+        return {path: values}
+    return {
+        k: v for name, item in values.items() for k, v in _flatten(item, f"{path}.{name}".lstrip(".")).items()
+    }
+
+
+@dataclass
+class _Place:
+    """Where a training stands: steps done, and the next batch."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class _Training:
+    """All that one run holds while it is running."""
+
+    def __init__(self, config: TrainConfig, run_dir: Path, source: Source, state: dict[str, Any] | None):
+        self.config = config
+        self.run_dir = run_dir
+        self.source = source
+        self.place = _Place(**state["place"]) if state else _Place()
+        self.model = build_model(config, len(source.labels), source.inputs)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.controller = make_controller(self.model, self.optimizer, config)
+        if state:
+            self._restore(state)
+        self.step = TrainingStep(self.model, self.optimizer, config, self.controller)
+        self.recorder = Recorder(run_dir, self.place.step, config.tensorboard)
+
+    def run(self) -> TrainResult:
+        newest = self._steps() if self.place.step < self.config.steps else None
+        path = newest or checkpoint.list_checkpoints(self.run_dir / "checkpoints")[0]
+        self.recorder.flush()
+        return TrainResult(
+            self.run_dir,
+            path,
+            self.place.step,
+            self._parameters(),
+            self.controller.elastic.counts() if self.controller else Elastic(self.model).counts(),
+            self._final_evaluations(),
+            list(read_json_lines(self.run_dir / "events.jsonl")),
+        )
+
+    def _steps(self) -> Path:
+        config, place = self.config, self.place
+        batches = self._batches()
+        bar = tqdm(
+            total=config.steps, initial=place.step, unit="step", disable=None, file=sys.stderr, leave=False
+        )
+        path = None
+        with bar, _StopSignals() as stop:
+            while place.step < config.steps:
+                fetched = time.perf_counter()
+                batch = next(batches)
+                started = time.perf_counter()
+                place.step += 1
+                result = self.step(batch, place.step)
+                self._count_skipped(result)
+                timing = {
+                    "step_ms": 1000 * (time.perf_counter() - started),
+                    "data_ms": 1000 * (started - fetched),
+                }
+                self._record(batch, result, timing)
+                self._adapt()
+                self._evaluate()
+                bar.update()
+                bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{self._rate():.1e}", refresh=False)
+                if stop.received or place.step % config.checkpoint_every == 0 or place.step == config.steps:
+                    path = self._save()
+                if stop.received and place.step < config.steps:
+                    raise TrainingInterrupted(
+                        f"train: stopped at step {place.step} of {config.steps}; the state is saved, "
+                        f"continue with: {resume_command(self.run_dir)}",
+                        stop.received,
+                    )
+        assert path is not None
+        return path
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches from the present place on, without end; `place` moves along."""
+        while True:
+            for batch in self.source.train_batches(self.place.epoch, self.place.position):
+                self.place.position += 1
+                yield batch
+            if self.place.position == 0:
+                raise TrainingFailed(
+                    f"train: the split '{self.config.data.train}' holds no utterance to train on"
+                )
+            self.place.epoch, self.place.position = self.place.epoch + 1, 0
+
+    def _count_skipped(self, result: StepResult) -> None:
+        place = self.place
+        if not result.problem:
+            place.skipped_in_a_row = 0
+            return
+        place.skipped += 1
+        place.skipped_in_a_row += 1
+        _log.warning("train: step %d skipped: %s", place.step, result.problem)
+        if place.skipped_in_a_row >= self.config.max_skipped:
+            raise TrainingFailed(
+                f"train: {place.skipped_in_a_row} steps in a row were skipped, the last one (step {place.step}) "
+                f"because {result.problem}; lower learning_rate.peak or check the data"
+            )
+
+    def _record(self, batch: Batch, result: StepResult, timing: dict[str, float]) -> None:
+        step, config = self.place.step, self.config
+        if step % config.log_every == 0 or step == config.steps or result.problem:
+            self.recorder.train(
+                step,
+                epoch=self.place.epoch,
+                loss=result.loss,
+                lr=self._rate(),
+                grad_norm=result.grad_norm,
+                frames=int(batch.feature_lengths.sum()),
+                utterances=len(batch.feature_lengths),
+                labels=result.labels,
+                unaligned=result.unaligned,
+                skipped=self.place.skipped,
+                **({"problem": result.problem} if result.problem else {}),
+                **timing,
+            )
+        if self.controller is not None and step % config.log_scores_every == 0:
+            scores = self.controller.scores.values()
+            self.recorder.score_row(step, {name: values.tolist() for name, values in scores.items()})
+            if self.controller.events:
+                self.recorder.health(step, self.controller.health())
+
+    def _adapt(self) -> None:
+        if self.controller is not None and self.controller.due(self.place.step):
+            event = self.controller.adapt()
+            self.recorder.event(event.to_dict())
+            _log.info("%s", event)
+
+    def _evaluate(self) -> None:
+        step, every = self.place.step, self.config.eval_every
+        if step != self.config.steps and (every == 0 or step % every):
+            return
+        for split in self.config.eval_splits:
+            result = evaluate_model(self.model, self.source, split, self.config.precision)
+            self.recorder.evaluation(step, split, **result.to_dict())
+            _log.info("step %d, %s: %s", step, split, result)
+
+    def _save(self) -> Path:
+        self.recorder.flush()
+        state = {
+            "config": self.config.to_dict(),
+            "labels": self.source.labels.state_dict(),
+            "inputs": self.source.inputs,
+            "place": vars(self.place),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "controller": self.controller.state_dict() if self.controller else None,
+            "torch": str(torch.__version__),
+        }
+        return checkpoint.save(self.run_dir / "checkpoints", self.place.step, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["labels"] != self.source.labels.state_dict():
+            raise UserError(f"train: {self.run_dir} was trained with other labels than the data has now")
+        if self.controller is not None:
+            self.controller.load_state_dict(state["controller"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        _log.info("train: resuming %s at step %d", self.run_dir, self.place.step)
+
+    def _rate(self) -> float:
+        return self.config.learning_rate.at(self.place.step, self.config.steps)
+
+    def _parameters(self) -> int:
+        if self.controller is not None:
+            return self.controller.elastic.live_parameters()
+        return sum(p.numel() for p in self.model.parameters())
+
+    def _final_evaluations(self) -> dict[str, dict[str, Any]]:
+        rows = read_json_lines(self.run_dir / "metrics.jsonl")
+        last = [row for row in rows if row["kind"] == "eval" and row["step"] == self.config.steps]
+        return {
+            row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in last
+        }
+
+
+class _StopSignals:
+    """While entered, SIGINT and SIGTERM are noted in `received`; a second one acts as it did before."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        except ValueError:  # not the main thread: signals go to whoever owns it
+            self._previous = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.__exit__()

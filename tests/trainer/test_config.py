@@ -1,0 +1,104 @@
+import dataclasses
+
+import pytest
+from dmao.config import ConfigError, TrainConfig, load_config, save_config
+from dmao.errors import UserError
+from dmao.schedule import Schedule
+
+
+def test_every_key_goes_through_yaml_and_back(tmp_path):
+    config = load_config(
+        None,
+        [
+            "seed=7",
+            "optimizer.clip=null",
+            "spec_augment.frequency_masks=[2, 16]",
+            "learning_rate={shape: piecewise, points: [[0, .01], [.5, 1], [1, 0]]}",
+            "grow_and_drop.schedule={start: .2, end: .6, events: 3}",
+            "eval_splits=[dev, test]",
+        ],
+    )
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert config.seed == 7
+    assert config.optimizer.clip is None
+    assert config.grow_and_drop.schedule == Schedule(start=0.2, end=0.6, events=3)
+    assert config.learning_rate.points == ((0.0, 0.01), (0.5, 1.0), (1.0, 0.0))
+    assert config.eval_splits == ("dev", "test")
+
+
+def test_defaults_and_an_empty_file(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_config() == load_config(tmp_path / "empty.yaml") == TrainConfig()
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 100\nmodel:\n  blocks: 2\n")
+    config = load_config(tmp_path / "config.yaml", ["model.blocks=3", "model.width=48"])
+    assert (config.steps, config.model.blocks, config.model.width) == (100, 3, 48)
+
+
+def test_numbers_as_people_write_them():
+    assert load_config(None, ["learning_rate.peak=3e-4"]).learning_rate.peak == 3e-4
+    assert load_config(None, ["learning_rate.peak=1"]).learning_rate.peak == 1.0
+    schedule = {"start": 500}
+    assert TrainConfig.from_dict({"grow_and_drop": {"schedule": schedule}}).grow_and_drop.schedule.steps(
+        2000
+    ) == (500,)
+
+
+def test_baseline_differs_in_the_schedule_alone():
+    config = TrainConfig()
+    restored = dataclasses.replace(
+        config.baseline(),
+        grow_and_drop=dataclasses.replace(config.baseline().grow_and_drop, schedule=Schedule(start=0.4)),
+    )
+    assert config.baseline().grow_and_drop.schedule is None
+    assert restored == config
+    assert load_config(None, ["grow_and_drop.schedule=null"]) == config.baseline()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepz=3", "unknown key 'stepz'; did you mean 'steps'?"),
+        ("model.hidden=3", "unknown key 'model.hidden'; known here: width, blocks"),
+        ("steps=many", "steps must be a whole number, got str 'many'"),
+        ("steps=1.5", "steps must be a whole number, got float 1.5"),
+        ("steps=true", "steps must be a whole number, got bool True"),
+        ("steps=0", "steps must be 1 or more, got 0"),
+        ("tensorboard=1", "tensorboard must be true or false, got int 1"),
+        ("learning_rate.peak=high", "learning_rate.peak must be a number, got str 'high'"),
+        ("precision=fp16", "precision must be one of fp32, bf16, got str 'fp16'"),
+        ("grow_and_drop.metric=luck", "grow_and_drop.metric must be one of taylor"),
+        ("grow_and_drop.schedule={start: 2.5}", "grow_and_drop.schedule: Schedule: start"),
+        (
+            "grow_and_drop.schedule={start: soon}",
+            "grow_and_drop.schedule.start must be a number or a whole number",
+        ),
+        ("grow_and_drop.schedule.start=5000", "events must fall after step 1 to 1999 of 2000"),
+        ("optimizer.betas=[0.9]", "optimizer.betas must have 2 entries, got 1"),
+        ("eval_splits=test", "eval_splits must be a list, got str 'test'"),
+        ("model=3", "model must be a mapping of keys to values, got int 3"),
+        ("steps.more=3", "steps must be a whole number"),
+        ("model.width=97", "model: ConformerConfig: width"),
+        ("optimizer.eps=0", "optimizer: eps must be positive, got 0.0"),
+        ("steps", "an override must look like key=value"),
+        ("steps=[", "is not YAML"),
+    ],
+)
+def test_one_clear_line(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, UserError)
+
+
+def test_files_that_are_no_config(tmp_path):
+    for name, text in {"list.yaml": "- 1\n", "broken.yaml": "a: [\n", "text.yaml": "hello"}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match=name):
+            load_config(tmp_path / name)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "missing.yaml")
