@@ -61,14 +61,14 @@ class ComponentGates:
             yield _gate(m)
 
     def penalty(self, l1: float) -> Tensor:
-        """l1 * (sum of cost |gate|) / (sum of costs): ``l1`` while all gates are 1. To be added to the loss."""
+        """l1 * (sum of cost |gate|) / (sum of costs), to be added to the loss; l1 while all gates are 1."""
         modules = [m for m in self.elastic.modules.values() if m.components]
         total = sum(m.cost * m.components for m in modules)
         terms = [_gate(m).abs().sum().float() * (m.cost / total) for m in modules]
         return l1 * (torch.stack(terms).sum() if terms else next(self.parameters()).new_zeros(()))
 
     def fold(self, companions: Iterable[nn.Module] = ()) -> None:
-        """Multiply the gates into the weights and take them away; the function and the weights' identity stay.
+        """Multiply the gates into the weights and take them away; the function and the parameters stay.
 
         companions: averaged copies of the model, whose own gates are folded likewise.
         """

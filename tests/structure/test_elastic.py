@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_discovery_in_module_order():
     assert Elastic(model, components={"feedforward": 2}).counts()["a.1"] == 2
     with pytest.raises(ValueError, match=r"gives no number for a.1 \(feedforward\)"):
         Elastic(model, components={"cgmlp": 2})
-    with pytest.raises(ValueError, match="has no elastic module"):
+    with pytest.raises(ValueError, match=r"has no elastic module"):
         Elastic(nn.Linear(2, 2))
     assert Elastic(plain.PlainFeedForward()).counts() == {"": 4}
 
@@ -111,11 +112,11 @@ def test_layouts_that_do_not_fit():
         ValueError, match=r"0: layout feedforward: w1.weight: .*24 entries, .* not divisible by 5"
     ):
         Elastic(nn.Sequential(plain.PlainFeedForward()), components=5)
-    with pytest.raises(ValueError, match="at least one component, got 0"):
+    with pytest.raises(ValueError, match=r"at least one component, got 0"):
         Elastic(plain.PlainFeedForward(), components=0)
 
     class Wrong(plain.PlainFeedForward):
-        names: dict = {}
+        names: ClassVar[dict] = {}
 
         def component_layout(self):
             return dataclasses.replace(feedforward_layout(), **self.names), 4
@@ -147,7 +148,7 @@ def test_layouts_that_do_not_fit():
 def test_tied_and_parametrized_tensors_are_refused():
     model = build(plain.PlainFeedForward, plain.PlainFeedForward)
     model.branches[1].w1.weight = model.branches[0].w1.weight
-    with pytest.raises(ValueError, match="w1.weight is tied: branches.0.w1.weight and branches.1.w1.weight"):
+    with pytest.raises(ValueError, match=r"w1.weight is tied: branches.0.w1.weight and branches.1.w1.weight"):
         Elastic(model)
     model = build(plain.PlainFeedForward)
     parametrizations.weight_norm(model.branches[0].w1)
@@ -157,7 +158,7 @@ def test_tied_and_parametrized_tensors_are_refused():
     weight = model.branches[0].w1.weight.detach()
     del model.branches[0].w1.weight
     model.branches[0].w1.weight = weight
-    with pytest.raises(ValueError, match="must be a parameter or a buffer of Linear, but it is a Tensor"):
+    with pytest.raises(ValueError, match=r"must be a parameter or a buffer of Linear, but it is a Tensor"):
         Elastic(model)
 
 
@@ -175,7 +176,7 @@ def test_save_build_load(gated, tmp_path):
         gates = ComponentGates(elastic) if gated else None
         return model, elastic, gates, torch.optim.AdamW(model.parameters(), lr=1e-3)
 
-    model, elastic, gates, optimizer = fresh()
+    model, elastic, _, optimizer = fresh()
     train(model, optimizer, 2)
     apply_plan(plan_for(elastic, mixed), elastic, optimizer)
     apply_plan(
@@ -248,5 +249,5 @@ def test_groups():
 
 
 def test_register_family_wants_a_module_class():
-    with pytest.raises(TypeError, match="must be a subclass of nn.Module"):
+    with pytest.raises(TypeError, match=r"must be a subclass of nn.Module"):
         register_family(int, feedforward_layout())

@@ -105,7 +105,7 @@ def test_twice_is_refused():
 
 
 def test_training_the_gates_finds_the_useless_components():
-    """Two of four components of every module are useless: the teacher, from which the student starts, does not have them."""
+    """Two of four components of every module are useless: the teacher gets nothing from them."""
     torch.manual_seed(0)
     teacher = plain.Residual(plain.PlainFeedForward(), plain.PackedAttention())
     useless = {"branches.0": [1, 2], "branches.1": [0, 3]}

@@ -141,7 +141,7 @@ def test_scores_follow_their_components():
     old = scores.values()
     plan = given_plan({"branches.0": (1, 1, 3, -1), "branches.1": ()}, elastic.counts())
     apply_plan(plan, elastic)
-    with pytest.raises(RuntimeError, match="call follow"):
+    with pytest.raises(RuntimeError, match=r"call follow"):
         scores.update()
     scores.follow(plan)
     new = scores.values()
@@ -158,7 +158,7 @@ def test_scores_follow_their_components():
     backward(model)
     scores.update()
     assert scores.ema.isfinite().all()
-    with pytest.raises(ValueError, match="the plan is not for branches.1 as it is scored"):
+    with pytest.raises(ValueError, match=r"the plan is not for branches.1 as it is scored"):
         scores.follow(revive)
 
 
@@ -199,7 +199,7 @@ def test_state_round_trip():
     other = build()
     again = Elastic(other)
     loaded = Scores(again)
-    with pytest.raises(ValueError, match="counts must be"):
+    with pytest.raises(ValueError, match=r"counts must be"):
         loaded.load_state_dict({**state, "counts": {}})
     again.load_state_dict(elastic.state_dict())
     loaded.load_state_dict(state)
@@ -210,9 +210,9 @@ def test_state_round_trip():
         backward(m)
         s.update()
     assert torch.equal(loaded.ema, scores.ema)
-    with pytest.raises(ValueError, match="metric must be signed, got taylor"):
+    with pytest.raises(ValueError, match=r"metric must be signed, got taylor"):
         Scores(elastic, "signed").load_state_dict(state)
-    with pytest.raises(ValueError, match="ema has the shape"):
+    with pytest.raises(ValueError, match=r"ema has the shape"):
         loaded.load_state_dict({**state, "ema": torch.zeros(3)})
 
 
