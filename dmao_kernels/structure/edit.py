@@ -1,4 +1,6 @@
-"""Apply a plan: parameters, gradients, optimizer state, averaged copies, buffers and attributes, by one index each."""
+"""Apply a plan: parameters, gradients, optimizer state, averaged copies, buffers and attributes, by one index
+each.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ MAX_DROPOUT = 0.9  # a rate that follows a module many times its standard width 
 
 @dataclass(frozen=True)
 class EditReport:
-    """What an edit did. copies: (source, copy) pairs as new components, per module; likewise dropped (old components) and
-    fresh (new ones). before, after: parameters in use. seconds: wall time."""
+    """What an edit did. copies: (source, copy) pairs as new components, per module; likewise dropped (old
+    components) and fresh (new ones). before, after: parameters in use. seconds: wall time."""
 
     copies: dict[str, tuple[tuple[int, int], ...]]
     dropped: dict[str, tuple[int, ...]]
@@ -56,17 +58,19 @@ def apply_plan(
 ) -> EditReport:
     """Drop, copy and add components as the plan says: all of it, or nothing where anything fails.
 
-    Parameters keep their identity, so optimizers, their ``param_groups`` and schedulers stay as they are. Gradients and
-    every optimizer tensor of a parameter's shape (moments, momentum, maxima) follow their components; fresh components
-    start with zero state; scalars such as ``step`` stay. Between an edit and the next forward pass nothing computed before
-    it may be differentiated.
+    Parameters keep their identity, so optimizers, their ``param_groups`` and schedulers stay as they are.
+    Gradients and every optimizer tensor of a parameter's shape (moments, momentum, maxima) follow their
+    components; fresh components start with zero state; scalars such as ``step`` stay. Between an edit and the
+    next forward pass nothing computed before it may be differentiated.
 
-    Copies preserve the function up to rounding, fresh components exactly: source and copy share the output weights, and
-    whatever is shared (norms over the input, output biases) is not touched. Peak memory is twice the changed modules'.
+    Copies preserve the function up to rounding, fresh components exactly: source and copy share the output
+        weights, and
+    whatever is shared (norms over the input, output biases) is not touched. Peak memory is twice the changed
+    modules'.
 
     optimizer: the optimizer(s) whose state follows.
-    companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or mappings from
-        names of parameters and buffers in the model to tensors.
+    companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or
+        mappings from names of parameters and buffers in the model to tensors.
     split: how source and copy share the output weights, see ``gather.split_copies``.
     generator: of the noise; default: a CPU generator seeded by ``plan.seed``.
 
@@ -107,7 +111,9 @@ def _check(plan: Plan, elastic: Elastic) -> list[tuple[ElasticModule, ModulePlan
                 f"which has {m.components} now"
             )
         if not module_plan.sources and not m.can_be_empty:
-            raise ValueError(f"apply_plan: {m.name} ({type(m.module).__name__}) cannot lose all its components")
+            raise ValueError(
+                f"apply_plan: {m.name} ({type(m.module).__name__}) cannot lose all its components"
+            )
         if module_plan.changed:
             m.check()
             edited.append((m, module_plan))
@@ -137,7 +143,9 @@ class _Companions:
             try:
                 module = model.get_submodule(m.name)
             except AttributeError:
-                raise ValueError(f"apply_plan: a companion ({type(model).__name__}) has no module {m.name}") from None
+                raise ValueError(
+                    f"apply_plan: a companion ({type(model).__name__}) has no module {m.name}"
+                ) from None
             m.check(module)
             found.append(module)
         return found
@@ -208,9 +216,10 @@ class _TensorEdit:
     def follow(self, tensor: Tensor, what: str) -> Tensor:
         """The edited gradient or moment: copies have their source's, fresh components have zero.
 
-        Nothing is halved: the gradient of an output weight is (gradient of the output) x (hidden unit), which is the same
-        for the source before and for both of them after. On the input side gradients shrink with the output weights, which
-        Adam's ratio of moments cancels.
+        Nothing is halved: the gradient of an output weight is (gradient of the output) x (hidden unit), which
+            is the same
+        for the source before and for both of them after. On the input side gradients shrink with the output
+        weights, which Adam's ratio of moments cancels.
         """
         self.expect(tensor, what)
         return self.restore(gather(self.m.view(self.name, tensor.detach()), self.plan))
@@ -231,7 +240,9 @@ class _TensorEdit:
             )
 
 
-def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]) -> list[_Change]:
+def _parameter_changes(
+    edit: _TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]
+) -> list[_Change]:
     """New data, gradient and optimizer state of one parameter."""
     old_data, old_grad = parameter.data, parameter.grad
     new_data = edit.weights(parameter)
@@ -251,10 +262,15 @@ def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequenc
 
 
 def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool:
-    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay as they are."""
+    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay as they are.
+    """
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return True
-    if value is None or isinstance(value, int | float | str) or (isinstance(value, Tensor) and value.numel() == 1):
+    if (
+        value is None
+        or isinstance(value, int | float | str)
+        or (isinstance(value, Tensor) and value.numel() == 1)
+    ):
         return False
     found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(
@@ -266,9 +282,11 @@ def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool
 def _replace(parameter: Tensor, data: Tensor, grad: Tensor | None) -> None:
     """Give a parameter other data under the same identity."""
     parameter.grad = None
-    # While an old loss is alive, so is the node that accumulates into this parameter, and it insists on the old shape.
-    # PyTorch lets go of it where the dtype changes.
-    parameter.data = torch.empty(0, dtype=torch.float32 if data.dtype != torch.float32 else torch.float64, device=data.device)
+    # While an old loss is alive, so is the node that accumulates into this parameter, and it insists on the
+    # old shape. PyTorch lets go of it where the dtype changes.
+    parameter.data = torch.empty(
+        0, dtype=torch.float32 if data.dtype != torch.float32 else torch.float64, device=data.device
+    )
     parameter.data = data
     parameter.grad = grad
 

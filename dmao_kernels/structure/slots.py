@@ -10,7 +10,9 @@ from torch.nn.utils import parametrize
 
 
 class Gate(nn.Module):
-    """Base of the parametrizations that edits know how to follow: they scale whole components and nothing else."""
+    """Base of the parametrizations that edits know how to follow: they scale whole components and nothing
+    else.
+    """
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Slot:
 def find_slot(module: nn.Module, name: str, where: str) -> Slot:
     """The slot of the tensor that ``name`` stands for; under a gate, the tensor behind it.
 
-    Raises ValueError (beginning with ``where``) where there is no such tensor, or where it is computed from others.
+    Raises ValueError (beginning with ``where``) where there is no such tensor, or where it is computed from
+    others.
     """
     owner, leaf = _owner(module, name, where)
     if parametrize.is_parametrized(owner, leaf):
