@@ -33,7 +33,7 @@ constexpr std::int64_t kChunk = 576;      // hidden units
 constexpr std::int64_t kChunkStep = 192;  // whole panels, and whole groups of dropout units
 constexpr std::int64_t kGradRows = 192;   // of a weight gradient, per task
 constexpr std::int64_t kGradDepth = 256;  // tokens between two visits of these sums
-constexpr std::int64_t kSumDepth = 128;   // tokens per partial sum of a bias gradient
+constexpr std::int64_t kSumDepth = 16;    // tokens that a bias gradient sums one by one
 static_assert(kChunkStep % kPanel == 0 && kChunkStep % kPhiloxUnits == 0);
 
 // Deals out the scratch memory; with a null base it only counts.
@@ -54,7 +54,9 @@ class Arena {
     std::int64_t used_ = 0;
 };
 
+// Every worker gets equally many tiles.
 std::int64_t tile_tokens(std::int64_t tokens, std::int64_t workers) {
+    if (tokens <= kSmallestTile) return kSmallestTile;
     const std::int64_t tiles = round_up(divide_up(tokens, kTile), workers);
     const std::int64_t tile = round_up(divide_up(tokens, tiles), kRows);
     return tile < kSmallestTile ? kSmallestTile : tile;
@@ -412,23 +414,29 @@ void sum_products(const float* left, std::int64_t left_stride, std::int64_t rows
     }
 }
 
+// The sum over tokens of the first count columns, by halves: its rounding error then grows with the
+// logarithm of the number of tokens.
+Vec sum_halves(const float* values, std::int64_t stride, std::int64_t tokens, int count) {
+    if (tokens > kSumDepth) {
+        const std::int64_t half = tokens / 2;
+        return sum_halves(values, stride, half, count) +
+               sum_halves(values + half * stride, stride, tokens - half, count);
+    }
+    Vec sum(0.0f);
+    for (std::int64_t token = 0; token < tokens; ++token) {
+        sum = sum + load(values + token * stride, count);
+    }
+    return sum;
+}
+
 // set(column, the sum over tokens of values[token, column]) for count columns.
 template <class Set>
 void sum_tokens(const float* values, std::int64_t stride, std::int64_t tokens, std::int64_t count,
                 const Set& set) {
     for (std::int64_t column = 0; column < count; column += Vec::width) {
         const int n = static_cast<int>(smaller(Vec::width, count - column));
-        Vec total(0.0f);
-        for (std::int64_t token = 0; token < tokens; token += kSumDepth) {
-            const std::int64_t end = smaller(token + kSumDepth, tokens);
-            Vec part(0.0f);
-            for (std::int64_t t = token; t < end; ++t) {
-                part = part + load(values + t * stride + column, n);
-            }
-            total = total + part;
-        }
         float lanes[Vec::width];
-        store(lanes, total);
+        store(lanes, sum_halves(values + column, stride, tokens, n));
         for (int i = 0; i < n; ++i) set(column + i, lanes[i]);
     }
 }

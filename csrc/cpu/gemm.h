@@ -97,34 +97,40 @@ enum class Order {
     column  // A[i, k] = a[k * stride + i]
 };
 
+// A sum runs over at most so many products before it is added to C: shorter sums round less.
+constexpr std::int64_t kSpan = 256;
+
 // tail: how many columns of C the last vector covers.
 template <Order order, int rows, int vecs>
 void multiply_block(std::int64_t depth, const float* a, std::int64_t stride, const float* b,
                     float* c, std::int64_t c_stride, int tail) {
     constexpr int w = Vec::width;
-    decltype(Vec::v) sums[rows][vecs];
-    for (int i = 0; i < rows; ++i) {
-        for (int j = 0; j + 1 < vecs; ++j) sums[i][j] = load(c + i * c_stride + j * w).v;
-        const float* last = c + i * c_stride + (vecs - 1) * w;
-        sums[i][vecs - 1] = (tail == w ? load(last) : load(last, tail)).v;
-    }
-    for (std::int64_t k = 0; k < depth; ++k) {
-        decltype(Vec::v) columns[vecs];
-#pragma GCC unroll 4
-        for (int j = 0; j < vecs; ++j) columns[j] = load(b + j * w).v;
-#pragma GCC unroll 8
+    while (depth > 0) {
+        decltype(Vec::v) sums[rows][vecs];
         for (int i = 0; i < rows; ++i) {
-            const Vec element(order == Order::row ? a[i * stride] : a[i]);
-#pragma GCC unroll 4
-            for (int j = 0; j < vecs; ++j) sums[i][j] = fma(element, columns[j], sums[i][j]).v;
+            for (int j = 0; j < vecs; ++j) sums[i][j] = Vec(0.0f).v;
         }
-        a += order == Order::row ? 1 : stride;
-        b += vecs * w;
-    }
-    for (int i = 0; i < rows; ++i) {
-        for (int j = 0; j + 1 < vecs; ++j) store(c + i * c_stride + j * w, Vec(sums[i][j]));
-        float* last = c + i * c_stride + (vecs - 1) * w;
-        tail == w ? store(last, Vec(sums[i][vecs - 1])) : store(last, Vec(sums[i][vecs - 1]), tail);
+        for (std::int64_t k = smaller(depth, kSpan); k > 0; --k) {
+            decltype(Vec::v) columns[vecs];
+#pragma GCC unroll 4
+            for (int j = 0; j < vecs; ++j) columns[j] = load(b + j * w).v;
+#pragma GCC unroll 8
+            for (int i = 0; i < rows; ++i) {
+                const Vec element(order == Order::row ? a[i * stride] : a[i]);
+#pragma GCC unroll 4
+                for (int j = 0; j < vecs; ++j) sums[i][j] = fma(element, columns[j], sums[i][j]).v;
+            }
+            a += order == Order::row ? 1 : stride;
+            b += vecs * w;
+        }
+        depth -= kSpan;
+        for (int i = 0; i < rows; ++i) {
+            float* out = c + i * c_stride;
+            for (int j = 0; j + 1 < vecs; ++j) store(out + j * w, load(out + j * w) + sums[i][j]);
+            out += (vecs - 1) * w;
+            const Vec last(sums[i][vecs - 1]);
+            tail == w ? store(out, load(out) + last) : store(out, load(out, tail) + last, tail);
+        }
     }
 }
 
