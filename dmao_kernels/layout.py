@@ -39,7 +39,8 @@ class Pattern:
         names = [name for axis in self.axes for name in axis]
         if names.count(COMPONENT) != 1:
             raise ValueError(
-                f"pattern '{self.text}': the component axis C must stand exactly once, found {names.count('C')}"
+                f"pattern '{self.text}': the component axis C must stand exactly once, "
+                f"found {names.count(COMPONENT)}"
             )
 
     @cached_property
@@ -72,8 +73,8 @@ class Pattern:
                 relation = "is not" if not unknown else "is not divisible by"
                 values = ", ".join(f"{n}={known[n]}" for n in axis if n in known and n not in NUMBER_WORDS)
                 raise ValueError(
-                    f"pattern '{self.text}' does not fit the shape {list(shape)}: axis ({text}) has {extent} entries, "
-                    f"which {relation} {factor}" + (f" ({values})" if values else "")
+                    f"pattern '{self.text}' does not fit the shape {list(shape)}: axis ({text}) has {extent} "
+                    f"entries, which {relation} {factor}" + (f" ({values})" if values else "")
                 )
             if len(unknown) == 1 and factor:
                 known[unknown[0]] = extent // factor
@@ -95,8 +96,7 @@ class Pattern:
         """View ``tensor`` as ``[repeats, components, run]``.
 
         ``sizes`` may be left out where the tensor itself tells them (not for an empty one).
-        Raises ValueError where the pattern does not fit, or the tensor is not contiguous (a view would be a
-        copy).
+        Raises ValueError where the pattern does not fit, or the tensor is not contiguous.
         """
         found = self.infer(tensor.shape, components, sizes or {})
         if missing := self.factors - found.keys():
@@ -147,15 +147,13 @@ class ComponentLayout:
 
     family: feedforward, glu_convolution, attention, packed_attention, cgmlp, or the user's own word.
     tensors: parameter or buffer -> pattern.
-    output: the tensors through which a component's result leaves; they are split between a source and its
-        copy.
+    output: the tensors through which a component's result leaves; source and copy share them.
     scored: the published scored slice.
     shared: tensors of the module that no component owns (a norm over the input, the output bias); the cost
         amortises them.
-    even: buffers of weights that source and copy share evenly (the statistics weights of a norm over
-        components).
-    attributes: integers (or 1-tuples) that follow the width -> pattern of one axis, e.g. {"w1.out_features":
-        "(C u)"}.
+    even: buffers of weights that source and copy share evenly (statistics weights of a norm over components).
+    attributes: integers (or 1-tuples) that follow the width -> pattern of one axis, e.g.
+        {"w1.out_features": "(C u)"}.
     dropout: float attributes that follow the width: p * components / standard components.
     """
 

@@ -1,6 +1,4 @@
-"""Apply a plan: parameters, gradients, optimizer state, averaged copies, buffers and attributes, by one index
-each.
-"""
+"""Apply a plan to parameters, gradients, optimizer state, averaged copies, buffers and attributes, atomically."""
 
 from __future__ import annotations
 
@@ -28,8 +26,11 @@ MAX_DROPOUT = 0.9  # a rate that follows a module many times its standard width 
 
 @dataclass(frozen=True)
 class EditReport:
-    """What an edit did. copies: (source, copy) pairs as new components, per module; likewise dropped (old
-    components) and fresh (new ones). before, after: parameters in use. seconds: wall time."""
+    """What an edit did.
+
+    copies: (source, copy) pairs, numbered as after the edit; fresh: likewise; dropped: as before it.
+    before, after: parameters in use.  seconds: wall time.
+    """
 
     copies: dict[str, tuple[tuple[int, int], ...]]
     dropped: dict[str, tuple[int, ...]]
@@ -64,9 +65,8 @@ def apply_plan(
     next forward pass nothing computed before it may be differentiated.
 
     Copies preserve the function up to rounding, fresh components exactly: source and copy share the output
-        weights, and
-    whatever is shared (norms over the input, output biases) is not touched. Peak memory is twice the changed
-    modules'.
+    weights, and what no component owns (norms over the input, output biases) is not touched. Memory: until
+    the end, old and new tensors of the changed modules are both there.
 
     optimizer: the optimizer(s) whose state follows.
     companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or
@@ -88,6 +88,7 @@ def apply_plan(
     for m, module_plan in edited:
         changes += _prepare(m, module_plan, plan.seed, optimizers, copies, split, generator)
     _commit(changes)
+    elastic.edits += 1
     elastic.version += 1
     return EditReport(
         copies={m.name: p.copies for m, p in edited if p.copies},
@@ -216,10 +217,9 @@ class _TensorEdit:
     def follow(self, tensor: Tensor, what: str) -> Tensor:
         """The edited gradient or moment: copies have their source's, fresh components have zero.
 
-        Nothing is halved: the gradient of an output weight is (gradient of the output) x (hidden unit), which
-            is the same
-        for the source before and for both of them after. On the input side gradients shrink with the output
-        weights, which Adam's ratio of moments cancels.
+        Nothing is halved. The gradient of an output weight is (gradient of the output) x (hidden unit): the
+        same for the source before and for both of them after. On the input side gradients do change with the
+        output weights, by a factor that Adam's ratio of moments cancels.
         """
         self.expect(tensor, what)
         return self.restore(gather(self.m.view(self.name, tensor.detach()), self.plan))
@@ -231,12 +231,13 @@ class _TensorEdit:
         expected = self.m.layout.pattern(self.name).shape(self.m.components, self.m.sizes)
         if tuple(tensor.shape) != expected or tensor.layout != torch.strided:
             raise ValueError(
-                f"apply_plan: {self.m.name}: {self.name}: {what} must be strided and of shape {list(expected)}, "
-                f"got {tensor.layout} {list(tensor.shape)}"
+                f"apply_plan: {self.m.name}: {self.name}: {what} must be strided and of shape "
+                f"{list(expected)}, got {tensor.layout} {list(tensor.shape)}"
             )
         if type(tensor) not in (Tensor, nn.Parameter):
             raise ValueError(
-                f"apply_plan: {self.m.name}: {self.name}: {what} must be a plain tensor, got {type(tensor).__name__}"
+                f"apply_plan: {self.m.name}: {self.name}: {what} must be a plain tensor, "
+                f"got {type(tensor).__name__}"
             )
 
 
@@ -262,8 +263,7 @@ def _parameter_changes(
 
 
 def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool:
-    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay as they are.
-    """
+    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay."""
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return True
     if (
@@ -274,8 +274,8 @@ def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool
         return False
     found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(
-        f"apply_plan: {edit.m.name}: {edit.name}: optimizer state '{key}' must be a scalar or have the parameter's "
-        f"shape {list(parameter.shape)}, got {found}: it cannot follow its components"
+        f"apply_plan: {edit.m.name}: {edit.name}: optimizer state '{key}' must be a scalar or have the "
+        f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
     )
 
 

@@ -1,6 +1,4 @@
-"""Layouts of the known kinds of module, with their tensors' names as arguments, and the register of module
-classes.
-"""
+"""Layouts of the known kinds of module, tensor names as arguments, and the register of module classes."""
 
 from __future__ import annotations
 
@@ -24,9 +22,8 @@ def feedforward_layout(
 ) -> ComponentLayout:
     """Linear, activation, Linear: a component is u hidden units.
 
-    Here as below: ``norm`` is the norm over the input, which no component owns; ``components`` is the
-        attribute that counts
-    the components, where the module has one; ``dropout`` names the rates (floats) that follow the width.
+    Here as below, ``norm`` is the norm over the input, which no component owns, ``components`` the attribute
+    that counts the components, where there is one, ``dropout`` the rates (floats) that follow the width.
     """
     return ComponentLayout(
         family="feedforward",
@@ -96,9 +93,7 @@ def attention_layout(
     heads: str = "heads",
     dropout: tuple[str, ...] = (),
 ) -> ComponentLayout:
-    """Attention with separate projections: a component is one head. ``heads`` is the attribute that counts
-    them.
-    """
+    """Attention with separate projections: a component is one head, counted by the attribute ``heads``."""
     tensors = {
         f"{name}.{part}": pattern
         for name in (q, k, v)

@@ -52,8 +52,10 @@ def _template(m: ElasticModule, owner: nn.Module, count: int) -> nn.Module:
         slot = m.slot(name)
         if slot.owner is owner:
             new = tensor.detach().new_zeros(m.layout.pattern(name).shape(count, m.sizes))
-            table = template._parameters if slot.is_parameter else template._buffers
-            table[slot.leaf] = nn.Parameter(new, requires_grad=False) if slot.is_parameter else new
+            if slot.is_parameter:
+                template._parameters[slot.leaf] = nn.Parameter(new, requires_grad=False)
+            else:
+                template._buffers[slot.leaf] = new
             resized.append((slot.leaf, new))
     if callable(reset := getattr(template, "reset_parameters", None)):
         reset()

@@ -59,10 +59,9 @@ def split_copies(gathered: Tensor, module: ModulePlan, split: Split, random: Ten
     first, second = ([pair[i] for pair in module.copies] for i in (0, 1))
     whole = gathered[:, first]
     exact = whole.to(torch.float64 if whole.dtype == torch.float64 else torch.float32)
-    if split == "uniform":
-        part = exact * random
-    else:
-        part = exact / 2 if random is None else exact / 2 + random
+    part = exact / 2
+    if random is not None:
+        part = exact * random if split == "uniform" else part + random
     part = part.to(whole.dtype)
     gathered[:, first] = part
     gathered[:, second] = (exact - part.to(exact.dtype)).to(whole.dtype)

@@ -149,8 +149,7 @@ class Plan:
 
 
 def given_plan(sources: Mapping[str, Sequence[int]], components: Mapping[str, int], seed: int = 0) -> Plan:
-    """A plan written by hand: the sources of every module that changes, and how many components it has now.
-    """
+    """A plan written by hand: the sources of every module that changes, and its number of components now."""
     modules = tuple(ModulePlan(name, components[name], tuple(values)) for name, values in sources.items())
     return Plan(
         modules,
@@ -296,8 +295,8 @@ class _Market:
         """The published idea, with the budget kept within one smallest component (see ``make_plan``)."""
         if budget < self.floor + self.revival:
             raise ValueError(
-                f"make_plan: a budget of {budget} parameters cannot be met: {self.floor + self.revival} remain "
-                "when everything that may be dropped is gone"
+                f"make_plan: a budget of {budget} parameters cannot be met: {self.floor + self.revival} "
+                "remain when everything that may be dropped is gone"
             )
         candidates = self.droppable()
         demanded = self.demanded(candidates, budget)

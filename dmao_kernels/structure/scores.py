@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Scores:
             raise ValueError(f"Scores: beta must be in [0, 1), got {beta}")
         self.elastic, self.metric, self.scope, self.beta = elastic, metric, scope, beta
         self.updates = 0
-        self._counts = elastic.counts()
+        self._counts, self._edits = elastic.counts(), elastic.edits
         self._slots: list[tuple[ElasticModule, list[tuple[str, Slot]]]] = []
         self._slots_version = -1
         self._table: _Table | None = None
@@ -78,9 +78,9 @@ class Scores:
         """Take the present gradients into account: one pass over the scored tensors, no host synchronisation.
 
         Call it after ``loss.backward()`` and before gradients are cleared. Raises RuntimeError where the
-        model was edited and the scores were not told (``follow``).
+        model was edited and the scores were not told (``follow``, once per ``apply_plan``).
         """
-        if self._counts != self.elastic.counts():
+        if self._edits != self.elastic.edits:
             raise RuntimeError(
                 "Scores.update: the structure has changed: call follow(plan) after apply_plan(plan, ...)"
             )
@@ -111,8 +111,8 @@ class Scores:
     def follow(self, plan: Plan) -> None:
         """Let the averages follow their components through an edit.
 
-        A copy inherits its source's score; a fresh component begins at the mean of its module's others, or at
-        0. Raises ValueError where the plan was not made for the components that are scored.
+        A copy inherits its source's score; a fresh component begins at the mean of its module's others, or 0.
+        Raises ValueError where the plan was not made for the components that are scored.
         """
         averages = dict(zip(self._counts, self.ema.split(list(self._counts.values())), strict=True))
         counts = dict(self._counts)
@@ -122,6 +122,7 @@ class Scores:
             counts[module.name] = len(module.sources)
             averages[module.name] = _follow(averages[module.name], module.sources)
         self.ema, self._counts = torch.cat(list(averages.values())), counts
+        self._edits += 1
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on after a restart."""
@@ -140,22 +141,18 @@ class Scores:
 
         Raises ValueError, and changes nothing, where metric, scope or structure differ.
         """
-        expected = {
-            "version": VERSION,
-            "metric": self.metric,
-            "scope": self.scope,
-            "counts": self.elastic.counts(),
-        }
+        counts = self.elastic.counts()
+        expected = {"version": VERSION, "metric": self.metric, "scope": self.scope, "counts": counts}
         for key, value in expected.items():
             if state.get(key) != value:
                 raise ValueError(f"Scores.load_state_dict: {key} must be {value}, got {state.get(key)}")
         ema = state["ema"]
-        if tuple(ema.shape) != (sum(expected["counts"].values()),):
+        if tuple(ema.shape) != (sum(counts.values()),):
             raise ValueError(
                 f"Scores.load_state_dict: ema has the shape {list(ema.shape)}, not one entry per component"
             )
         self.ema = ema.to(device=self.ema.device, dtype=torch.float32, copy=True)
-        self._counts = dict(expected["counts"])
+        self._counts, self._edits = counts, self.elastic.edits
         self.beta, self.updates = float(state["beta"]), int(state["updates"])
 
     def _scored(self, m: ElasticModule) -> list[tuple[str, Slot]]:
@@ -178,7 +175,12 @@ class Scores:
         if self._slots_version != self.elastic.version:
             self._slots = [(m, self._scored(m)) for m in self.elastic.modules.values()]
             self._slots_version = self.elastic.version
-        key = tuple((id(t := slot.tensor), t.requires_grad) for _, slots in self._slots for _, slot in slots)
+        key = tuple(
+            (id(t), t.requires_grad)
+            for _, slots in self._slots
+            for _, slot in slots
+            if (t := slot.tensor) is not None
+        )
         if self._table is None or self._table.key != (self._slots_version, key):
             self._table = self._build_table((self._slots_version, key))
         return self._table
@@ -190,7 +192,7 @@ class Scores:
         for m, slots in self._slots:
             of_component = 0
             for name, slot in slots:
-                tensor = slot.tensor
+                tensor = cast(Tensor, slot.tensor)
                 repeats, components, run = m.layout.pattern(name).triple(m.components, m.sizes)
                 if components and (tensor.requires_grad or self.metric in ("magnitude", "gate")):
                     rows.append((len(tensors), repeats, components, run, len(entries)))

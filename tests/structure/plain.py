@@ -157,7 +157,7 @@ class Residual(nn.Module):
 
 
 def build(*classes, seed=0, dtype=torch.float32):
-    """A model of these modules (all families by default), with every parameter and buffer away from its start."""
+    """A model of these modules (all families by default), every parameter and buffer away from its start."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = Residual(*(cls() for cls in classes or FAMILIES))
