@@ -95,3 +95,97 @@ def train(
 
     settings = load_config(config, overrides)
     run(settings.baseline() if baseline else settings, run_dir, resume=not fresh, progress=not quiet)
+
+
+@main.command()
+@click.option("--run-dir", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True,
+              help="Gets both runs, summary.json and report.html.")
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+              help="Hours of training speech.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Change one key of the demo's configuration; repeatable.")
+@click.option("--fresh", is_flag=True, help="Train again from the start.")
+def demo(run_dir: Path, hours: float, overrides: tuple[str, ...], fresh: bool) -> None:
+    """Train baseline and grow-and-drop side by side on synthetic speech, compare them, write a report.
+
+    Takes about ten minutes on two cores. What is finished is not repeated: interrupted, it resumes.
+
+    \b
+    Example, a quick look with little data and few steps:
+      dmao demo --run-dir runs/quick --hours 0.1 --set steps=60 --set data.root=data/quick
+    """
+    from dmao.recipes.embedded.demo import run_demo
+    from dmao.recipes.embedded.summary import table
+
+    summary = run_demo(run_dir, overrides, hours, fresh)
+    click.echo(table(summary))
+    click.echo(f"report: {run_dir / 'report.html'}   figures: {run_dir / 'summary.json'}")
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@click.option("--split", default="test", show_default=True, help="Split of the corpus.")
+@click.option("--root", help="Folder of the corpus, where it has moved.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(checkpoint: Path, split: str, root: str | None, as_json: bool) -> None:
+    """Decode a split with CHECKPOINT (a file or a run's folder): cross-entropy, CER, WER.
+
+    \b
+    Example:
+      dmao evaluate runs/demo/dmao --split dev --json
+    """
+    from dmao.evaluate import evaluate as run
+
+    result = run(checkpoint, split, root=root)
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(checkpoint: Path, as_json: bool) -> None:
+    """Show the elastic modules of CHECKPOINT (a file or a run's folder): components, costs, past events.
+
+    \b
+    Example:
+      dmao inspect runs/demo/dmao
+    """
+    from dmao.inspect import describe, structure_of
+
+    found = structure_of(checkpoint)
+    click.echo(json.dumps(found, indent=2) if as_json else describe(found))
+
+
+@main.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable.")
+@click.option("--pairs", type=click.IntRange(min=3), default=40, show_default=True,
+              help="Pairs of steps, with and without.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: bool) -> None:
+    """Measure what scoring and events add to the training that CONFIG (YAML) describes.
+
+    Steps with and without scores alternate on the same batches in one process. CONFIG defaults to the demo's;
+    its corpus must have been prepared. `make bench` runs the benchmarks of the operations as well.
+
+    \b
+    Example:
+      dmao bench --set data.root=data/embedded --pairs 100
+    """
+    from dmao.config import load_config
+    from dmao.overhead import measure_overhead
+    from dmao.recipes.embedded.demo import demo_config
+
+    costs = measure_overhead(load_config(config or demo_config(), overrides), pairs=pairs).to_dict()
+    if as_json:
+        click.echo(json.dumps(costs, indent=2))
+        return
+    for name, cost in costs.items():
+        unit = "%" if name.endswith("pct") else "ms"
+        click.echo(
+            f"{name.rpartition('_')[0]:<8} {cost['median']:9.3f} {unit}   95 % interval {cost['low']:.3f} to {cost['high']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

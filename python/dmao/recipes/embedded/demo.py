@@ -16,7 +16,6 @@ from typing import Any
 from tqdm import tqdm
 
 from dmao.errors import UserError
-from dmao.metrics import read_json_lines
 
 ARMS = ("baseline", "dmao")
 POLL_SECONDS = 0.5
@@ -46,7 +45,7 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, f
     """
     from dmao.config import load_config
     from dmao.data.embedded import prepare_embedded
-    from dmao.recipes.embedded.summary import measure, write_summary
+    from dmao.recipes.embedded.summary import summarize, write_summary
     from dmao.report import write_report
 
     config = load_config(demo_config(), overrides)
@@ -56,8 +55,8 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, f
     with _timed(seconds, "training"):
         _train_side_by_side(run_dir, overrides, config.steps, fresh)
     with _timed(seconds, "measuring"):
-        measured = measure(run_dir)
-    summary = write_summary(run_dir, measured, seconds)
+        summary = summarize(run_dir)
+    write_summary(run_dir, {**summary, "seconds": seconds})
     write_report(run_dir, run_dir / "report.html")
     return summary
 
@@ -128,17 +127,3 @@ def _last_row(path: Path) -> dict[str, Any] | None:
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
     return next((line for line in reversed(lines) if line.strip()), "no message")
-
-
-def identical_steps(run_dir: Path) -> int:
-    """Steps from the start on which both arms have the same loss, to the bit: up to the first event, all of them."""
-    losses = [
-        [row["loss"] for row in read_json_lines(run_dir / arm / "metrics.jsonl") if row["kind"] == "train"]
-        for arm in ARMS
-    ]
-    count = 0
-    for left, right in zip(*losses, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count
