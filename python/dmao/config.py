@@ -58,6 +58,7 @@ class ModelConfig:
     kernel: int = 31
     components: int = 4
     dropout: float = 0.1
+    attention_dropout: float | None = None
     output_dropout: float = 0.1
     activation: str = "silu"
     front_channels: tuple[int, ...] = (32, 64, 64, 32)
