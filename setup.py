@@ -37,6 +37,11 @@ def missing_tool() -> str | None:
     return None
 
 
+def find_tool(name: str) -> str | None:
+    """A build tool on PATH or among the scripts of the running interpreter (a venv need not be activated)."""
+    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+
+
 def find_torch() -> Path | None:
     """Directory of the torch package of the target interpreter, without importing it.
 
@@ -79,20 +84,20 @@ class CMakeBuild(build_ext):
         if torch is None:
             raise SystemExit(f"dmao_kernels: building needs torch; pip install '{TORCH_REQUIREMENT}' first")
         check_torch_version(torch)
-        cmake = shutil.which("cmake")
+        cmake, ninja = find_tool("cmake"), find_tool("ninja")
         if cmake is None:
             raise SystemExit("dmao_kernels: cmake is needed to build; pip install cmake ninja pybind11 first")
-        directory = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
-        configure = [cmake, "-S", str(ROOT), "-B", str(directory)]
-        configure += [
+        # A build directory belongs to one generator and one Python.
+        directory = ROOT / "build" / f"{'ninja' if ninja else 'make'}-{sysconfig.get_config_var('SOABI')}"
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else ["-G", "Unix Makefiles"]
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(directory), *generator),
             f"-DDMAO_TORCH_DIR={torch}",
             f"-DDMAO_PYBIND11_INCLUDE={pybind11.get_include()}",
+            f"-DDMAO_PYBIND11_VERSION={pybind11.__version__}",
             f"-DDMAO_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",
         ]
-        ninja = shutil.which("ninja")
-        if ninja is not None:
-            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
         try:
             subprocess.run(configure, check=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_float64(value: Any) -> Any:
-    """The value with every floating point tensor in it (lists, tuples and dicts are walked) as float64 leaf."""
+    """The value with every floating point tensor in it (also inside lists, tuples, dicts) as float64 leaf."""
     if isinstance(value, Tensor):
         if not value.dtype.is_floating_point:
             return value
@@ -33,8 +33,8 @@ def outputs_and_gradients(
         grad_output: gradient of the output, converted to its dtype; ones by default.
 
     Returns:
-        The output, and the gradients by position or name of the argument; a gradient is zero where autograd returns
-        none.
+        The output, and the gradients by position or name of the argument; a gradient is zero where autograd
+        returns none.
     """
 
     def leaf(value: Any) -> Any:
@@ -45,7 +45,8 @@ def outputs_and_gradients(
     positional = [leaf(value) for value in args]
     named = {key: leaf(value) for key, value in kwargs.items()}
     output = function(*positional, **named)
-    arguments: dict[int | str, Any] = {**dict(enumerate(positional)), **named}
+    arguments: dict[int | str, Any] = dict(enumerate(positional))
+    arguments.update(named)
     leaves = {
         key: value for key, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad
     }
