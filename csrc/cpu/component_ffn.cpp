@@ -473,7 +473,8 @@ void backward_weights(const ComponentFfnBackward& problem, const BackwardScratch
     const ComponentFfn& f = problem.ffn;
     T *grad_w1 = static_cast<T*>(problem.grad_w1), *grad_w2 = static_cast<T*>(problem.grad_w2);
     T *grad_b1 = static_cast<T*>(problem.grad_b1), *grad_b2 = static_cast<T*>(problem.grad_b2);
-    const std::int64_t first_tasks = divide_up(f.in_width, kGradRows);
+    // At least one, because the first also sums grad_b1.
+    const std::int64_t first_tasks = f.in_width == 0 ? 1 : divide_up(f.in_width, kGradRows);
     const std::int64_t panel_tasks = first_tasks + divide_up(f.out_width, kGradRows);
     const std::int64_t weight_tasks = divide_up(f.hidden, kPanel) * panel_tasks;
     const std::int64_t bias_tasks = grad_b2 == nullptr ? 0 : divide_up(f.out_width, kStrip);
