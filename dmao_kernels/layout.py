@@ -1,8 +1,9 @@
 """Where a module keeps its components: einops-like patterns with one component axis ``C``.
 
-A pattern such as ``"(two C u) d"`` names the axes of one tensor. In the memory of a contiguous tensor every pattern is the
-same thing, ``repeats x components x run``: what stands left of ``C``, ``C`` itself, what stands right of it. Scores, edits,
-kernels and checkpoints all read this triple, so they cannot disagree about which numbers belong to a component.
+A pattern such as ``"(two C u) d"`` names the axes of one tensor. In the memory of a contiguous tensor every
+pattern is the same thing, ``repeats x components x run``: what stands left of ``C``, ``C`` itself, what
+stands right of it. Scores, edits, kernels and checkpoints all read this triple, so they cannot disagree about
+which numbers belong to a component.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ Sizes = Mapping[str, int]
 class Pattern:
     """The named axes of one tensor, e.g. ``Pattern("(two C u) d")``.
 
-    Names in one pair of parentheses share one axis, the leftmost varying slowest. ``C`` is the component axis and stands
-    exactly once; ``one``, ``two``, ``three``, ``four`` are fixed factors; every other name is a size read off the tensors.
+    Names in one pair of parentheses share one axis, the leftmost varying slowest. ``C`` is the component axis
+    and stands exactly once; ``one``, ``two``, ``three``, ``four`` are fixed factors; every other name is a
+    size read off the tensors.
 
     Raises ValueError where the text is not such a pattern.
     """
@@ -37,7 +39,8 @@ class Pattern:
         names = [name for axis in self.axes for name in axis]
         if names.count(COMPONENT) != 1:
             raise ValueError(
-                f"pattern '{self.text}': the component axis C must stand exactly once, found {names.count('C')}"
+                f"pattern '{self.text}': the component axis C must stand exactly once, "
+                f"found {names.count(COMPONENT)}"
             )
 
     @cached_property
@@ -70,8 +73,8 @@ class Pattern:
                 relation = "is not" if not unknown else "is not divisible by"
                 values = ", ".join(f"{n}={known[n]}" for n in axis if n in known and n not in NUMBER_WORDS)
                 raise ValueError(
-                    f"pattern '{self.text}' does not fit the shape {list(shape)}: axis ({text}) has {extent} entries, "
-                    f"which {relation} {factor}" + (f" ({values})" if values else "")
+                    f"pattern '{self.text}' does not fit the shape {list(shape)}: axis ({text}) has {extent} "
+                    f"entries, which {relation} {factor}" + (f" ({values})" if values else "")
                 )
             if len(unknown) == 1 and factor:
                 known[unknown[0]] = extent // factor
@@ -93,7 +96,7 @@ class Pattern:
         """View ``tensor`` as ``[repeats, components, run]``.
 
         ``sizes`` may be left out where the tensor itself tells them (not for an empty one).
-        Raises ValueError where the pattern does not fit, or the tensor is not contiguous (a view would be a copy).
+        Raises ValueError where the pattern does not fit, or the tensor is not contiguous.
         """
         found = self.infer(tensor.shape, components, sizes or {})
         if missing := self.factors - found.keys():
@@ -139,16 +142,18 @@ def _parse(text: str) -> tuple[tuple[str, ...], ...]:
 class ComponentLayout:
     """Which slice of which tensor belongs to a component of one kind of module.
 
-    Names are dotted and relative to the module. A tensor that the module registers as None (a bias switched off) is passed
-    over; one that it does not have at all is an error when the layout is bound.
+    Names are dotted and relative to the module. A tensor that the module registers as None (a bias switched
+    off) is passed over; one that it does not have at all is an error when the layout is bound.
 
     family: feedforward, glu_convolution, attention, packed_attention, cgmlp, or the user's own word.
     tensors: parameter or buffer -> pattern.
-    output: the tensors through which a component's result leaves; they are split between a source and its copy.
+    output: the tensors through which a component's result leaves; source and copy share them.
     scored: the published scored slice.
-    shared: tensors of the module that no component owns (a norm over the input, the output bias); the cost amortises them.
-    even: buffers of weights that source and copy share evenly (the statistics weights of a norm over components).
-    attributes: integers (or 1-tuples) that follow the width -> pattern of one axis, e.g. {"w1.out_features": "(C u)"}.
+    shared: tensors of the module that no component owns (a norm over the input, the output bias); the cost
+        amortises them.
+    even: buffers of weights that source and copy share evenly (statistics weights of a norm over components).
+    attributes: integers (or 1-tuples) that follow the width -> pattern of one axis, e.g.
+        {"w1.out_features": "(C u)"}.
     dropout: float attributes that follow the width: p * components / standard components.
     """
 

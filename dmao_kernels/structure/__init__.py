@@ -1,10 +1,10 @@
 """Grow and drop: layouts of known modules, scores, plans, edits.
 
-    elastic = Elastic(model)                     # which modules, how many components
-    scores = Scores(elastic)                     # after every backward: scores.update()
-    plan = make_plan(elastic.groups(scores.values()), fraction=0.15)
-    report = apply_plan(plan, elastic, optimizer)
-    scores.follow(plan)
+>>> elastic = Elastic(model)  # which modules, how many components
+>>> scores = Scores(elastic)  # after every backward: scores.update()
+>>> plan = make_plan(elastic.groups(scores.values()), fraction=0.15)  # at an event
+>>> report = apply_plan(plan, elastic, optimizer)
+>>> scores.follow(plan)
 """
 
 from dmao_kernels.structure.copies import copy_cosines, follow_copies

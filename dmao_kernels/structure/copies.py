@@ -1,4 +1,4 @@
-"""Whether copies have come to differ from their sources: the health metric of growth (method.md, section 7)."""
+"""Whether copies have come to differ from their sources: the health metric of growth."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Pairs = Mapping[str, Sequence[tuple[int, int]]]
 
 @torch.no_grad()
 def copy_cosines(elastic: Elastic, copies: Pairs) -> dict[str, dict[str, list[float]]]:
-    """Cosine of every source with its copy: {module: {"input": [...], "output": [...]}} in the order of ``copies``.
+    """Cosine of every source with its copy: {module: {"input": [...], "output": [...]}}, in order.
 
     copies: (source, copy) pairs as ``EditReport.copies`` gives them (``follow_copies`` after further edits).
-    "output" looks at the output tensors, "input" at all other parameters of two or more axes (vectors, such as the gains of
-    a norm, are alike in all components and would hide the difference). 1 means that the copy is inert.
+    "output" looks at the output tensors, "input" at all other parameters of two or more axes (vectors, such
+    as the gains of a norm, are alike in all components and would hide the difference). 1 means that the copy
+    is inert.
     """
-    cosines = {}
+    cosines: dict[str, dict[str, list[float]]] = {}
     for name, pairs in copies.items():
         m = elastic.modules[name]
         sides: dict[str, list[Tensor]] = {"input": [], "output": []}

@@ -1,4 +1,4 @@
-"""Apply a plan: parameters, gradients, optimizer state, averaged copies, buffers and attributes, by one index each."""
+"""Apply a plan to parameters, gradients, optimizer state, averaged copies, buffers and attributes, atomically."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ MAX_DROPOUT = 0.9  # a rate that follows a module many times its standard width 
 
 @dataclass(frozen=True)
 class EditReport:
-    """What an edit did. copies: (source, copy) pairs as new components, per module; likewise dropped (old components) and
-    fresh (new ones). before, after: parameters in use. seconds: wall time."""
+    """What an edit did.
+
+    copies: (source, copy) pairs, numbered as after the edit; fresh: likewise; dropped: as before it.
+    before, after: parameters in use.  seconds: wall time.
+    """
 
     copies: dict[str, tuple[tuple[int, int], ...]]
     dropped: dict[str, tuple[int, ...]]
@@ -56,17 +59,18 @@ def apply_plan(
 ) -> EditReport:
     """Drop, copy and add components as the plan says: all of it, or nothing where anything fails.
 
-    Parameters keep their identity, so optimizers, their ``param_groups`` and schedulers stay as they are. Gradients and
-    every optimizer tensor of a parameter's shape (moments, momentum, maxima) follow their components; fresh components
-    start with zero state; scalars such as ``step`` stay. Between an edit and the next forward pass nothing computed before
-    it may be differentiated.
+    Parameters keep their identity, so optimizers, their ``param_groups`` and schedulers stay as they are.
+    Gradients and every optimizer tensor of a parameter's shape (moments, momentum, maxima) follow their
+    components; fresh components start with zero state; scalars such as ``step`` stay. Between an edit and the
+    next forward pass nothing computed before it may be differentiated.
 
-    Copies preserve the function up to rounding, fresh components exactly: source and copy share the output weights, and
-    whatever is shared (norms over the input, output biases) is not touched. Peak memory is twice the changed modules'.
+    Copies preserve the function up to rounding, fresh components exactly: source and copy share the output
+    weights, and what no component owns (norms over the input, output biases) is not touched. Memory: until
+    the end, old and new tensors of the changed modules are both there.
 
     optimizer: the optimizer(s) whose state follows.
-    companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or mappings from
-        names of parameters and buffers in the model to tensors.
+    companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or
+        mappings from names of parameters and buffers in the model to tensors.
     split: how source and copy share the output weights, see ``gather.split_copies``.
     generator: of the noise; default: a CPU generator seeded by ``plan.seed``.
 
@@ -84,6 +88,7 @@ def apply_plan(
     for m, module_plan in edited:
         changes += _prepare(m, module_plan, plan.seed, optimizers, copies, split, generator)
     _commit(changes)
+    elastic.edits += 1
     elastic.version += 1
     return EditReport(
         copies={m.name: p.copies for m, p in edited if p.copies},
@@ -107,7 +112,9 @@ def _check(plan: Plan, elastic: Elastic) -> list[tuple[ElasticModule, ModulePlan
                 f"which has {m.components} now"
             )
         if not module_plan.sources and not m.can_be_empty:
-            raise ValueError(f"apply_plan: {m.name} ({type(m.module).__name__}) cannot lose all its components")
+            raise ValueError(
+                f"apply_plan: {m.name} ({type(m.module).__name__}) cannot lose all its components"
+            )
         if module_plan.changed:
             m.check()
             edited.append((m, module_plan))
@@ -137,7 +144,9 @@ class _Companions:
             try:
                 module = model.get_submodule(m.name)
             except AttributeError:
-                raise ValueError(f"apply_plan: a companion ({type(model).__name__}) has no module {m.name}") from None
+                raise ValueError(
+                    f"apply_plan: a companion ({type(model).__name__}) has no module {m.name}"
+                ) from None
             m.check(module)
             found.append(module)
         return found
@@ -208,9 +217,9 @@ class _TensorEdit:
     def follow(self, tensor: Tensor, what: str) -> Tensor:
         """The edited gradient or moment: copies have their source's, fresh components have zero.
 
-        Nothing is halved: the gradient of an output weight is (gradient of the output) x (hidden unit), which is the same
-        for the source before and for both of them after. On the input side gradients shrink with the output weights, which
-        Adam's ratio of moments cancels.
+        Nothing is halved. The gradient of an output weight is (gradient of the output) x (hidden unit): the
+        same for the source before and for both of them after. On the input side gradients do change with the
+        output weights, by a factor that Adam's ratio of moments cancels.
         """
         self.expect(tensor, what)
         return self.restore(gather(self.m.view(self.name, tensor.detach()), self.plan))
@@ -222,16 +231,19 @@ class _TensorEdit:
         expected = self.m.layout.pattern(self.name).shape(self.m.components, self.m.sizes)
         if tuple(tensor.shape) != expected or tensor.layout != torch.strided:
             raise ValueError(
-                f"apply_plan: {self.m.name}: {self.name}: {what} must be strided and of shape {list(expected)}, "
-                f"got {tensor.layout} {list(tensor.shape)}"
+                f"apply_plan: {self.m.name}: {self.name}: {what} must be strided and of shape "
+                f"{list(expected)}, got {tensor.layout} {list(tensor.shape)}"
             )
         if type(tensor) not in (Tensor, nn.Parameter):
             raise ValueError(
-                f"apply_plan: {self.m.name}: {self.name}: {what} must be a plain tensor, got {type(tensor).__name__}"
+                f"apply_plan: {self.m.name}: {self.name}: {what} must be a plain tensor, "
+                f"got {type(tensor).__name__}"
             )
 
 
-def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]) -> list[_Change]:
+def _parameter_changes(
+    edit: _TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]
+) -> list[_Change]:
     """New data, gradient and optimizer state of one parameter."""
     old_data, old_grad = parameter.data, parameter.grad
     new_data = edit.weights(parameter)
@@ -251,24 +263,30 @@ def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequenc
 
 
 def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool:
-    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay as they are."""
+    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay."""
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return True
-    if value is None or isinstance(value, int | float | str) or (isinstance(value, Tensor) and value.numel() == 1):
+    if (
+        value is None
+        or isinstance(value, int | float | str)
+        or (isinstance(value, Tensor) and value.numel() == 1)
+    ):
         return False
     found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(
-        f"apply_plan: {edit.m.name}: {edit.name}: optimizer state '{key}' must be a scalar or have the parameter's "
-        f"shape {list(parameter.shape)}, got {found}: it cannot follow its components"
+        f"apply_plan: {edit.m.name}: {edit.name}: optimizer state '{key}' must be a scalar or have the "
+        f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
     )
 
 
 def _replace(parameter: Tensor, data: Tensor, grad: Tensor | None) -> None:
     """Give a parameter other data under the same identity."""
     parameter.grad = None
-    # While an old loss is alive, so is the node that accumulates into this parameter, and it insists on the old shape.
-    # PyTorch lets go of it where the dtype changes.
-    parameter.data = torch.empty(0, dtype=torch.float32 if data.dtype != torch.float32 else torch.float64, device=data.device)
+    # While an old loss is alive, so is the node that accumulates into this parameter, and it insists on the
+    # old shape. PyTorch lets go of it where the dtype changes.
+    parameter.data = torch.empty(
+        0, dtype=torch.float32 if data.dtype != torch.float32 else torch.float64, device=data.device
+    )
     parameter.data = data
     parameter.grad = grad
 

@@ -18,7 +18,7 @@ class ElasticModule:
     """One module whose components can be dropped and grown.
 
     name: dotted name in the model.  module, layout: what and how.  components: how many there are now.
-    standard: how many it was built with.  sizes: sizes of the layout's names (remembered while the module is empty).
+    standard: how many it was built with.  sizes: of the layout's names, remembered while the module is empty.
     own_cost: parameters of one component.  shared_cost: parameters that no component owns.
     dropout: rates at the standard width.  can_be_empty: whether all components may go.
     """
@@ -54,7 +54,7 @@ class ElasticModule:
 
     @property
     def cost(self) -> float:
-        """Parameters of one component, the shared ones amortised over the standard width (method.md, section 1)."""
+        """Parameters of one component, the shared ones amortised over the standard width."""
         return self.own_cost + self.shared_cost / self.standard
 
     @property
@@ -87,11 +87,11 @@ class ElasticModule:
         }
 
     def view(self, tensor_name: str, tensor: Tensor) -> Tensor:
-        """``tensor`` (the named one, its gradient, a moment) as [repeats, components, run]; a copy if not contiguous."""
+        """The named tensor (or gradient, moment) as [repeats, components, run]; a view if contiguous."""
         return tensor.reshape(self.layout.pattern(tensor_name).triple(self.components, self.sizes))
 
     def check(self, module: nn.Module | None = None) -> None:
-        """Raise ValueError unless every tensor and attribute (of ``module``, a copy) has the shape that the layout gives."""
+        """Raise ValueError unless tensors and attributes (of ``module``, a copy) are as the layout says."""
         where = module or self.module
         for name, tensor in self.tensors(where):
             pattern: Pattern = self.layout.pattern(name)
@@ -112,16 +112,19 @@ class ElasticModule:
 class Elastic:
     """Find the elastic modules of ``model``, in module order.
 
-    A module is elastic if it has a method ``component_layout() -> (ComponentLayout, components)``, or if its class was
-    registered with ``register_family``. ``components`` is the number for registered modules that do not tell their own; it
-    may be a mapping from module or family name to number.
+    A module is elastic if it has a method ``component_layout() -> (ComponentLayout, components)``, or if its
+    class was registered with ``register_family``. ``components`` is the number for registered modules that do
+    not tell their own; it may be a mapping from module or family name to number.
 
     Raises ValueError where a layout does not fit its module, a tensor has two owners, or nothing is elastic.
     """
 
     def __init__(self, model: nn.Module, components: int | Mapping[str, int] = 4) -> None:
         self.model = model
-        self.version = 0  # counts the changes of structure: whatever is derived from it compares this number
+        self.edits = 0  # counts the plans applied
+        self.version = (
+            0  # counts edits and changes of layouts: what is derived from these compares this number
+        )
         self.modules: dict[str, ElasticModule] = {}
         for name, module in model.named_modules():
             if (found := _discover(name, module, components)) is not None:
@@ -137,7 +140,7 @@ class Elastic:
         return {name: m.components for name, m in self.modules.items()}
 
     def live_parameters(self) -> int:
-        """Parameters in use: all of the model's, but for the shared tensors of empty modules (and for gates)."""
+        """Parameters in use: all of the model's but for the shared ones of empty modules, and for gates."""
         return self.fixed_parameters() + sum(m.parameters for m in self.modules.values())
 
     def fixed_parameters(self) -> int:
@@ -166,7 +169,7 @@ class Elastic:
         return structure_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give a freshly built model the saved widths, so that ``model.load_state_dict`` and the optimizer's fit.
+        """Give a freshly built model the saved widths; then the model's and the optimizer's state fit.
 
         Raises ValueError, and changes nothing, where the state belongs to another model.
         """
@@ -208,7 +211,7 @@ def _discover(name: str, module: nn.Module, default: int | Mapping[str, int]) ->
 
 
 def _count(name: str, module: nn.Module, layout: ComponentLayout, default: int | Mapping[str, int]) -> int:
-    """The number of components of a module that does not tell it: an attribute such as ``heads``, or the default."""
+    """The components of a module that does not tell them: an attribute such as ``heads``, or the default."""
     for attribute, pattern in layout.attributes.items():
         if pattern == "C":
             return int(get_attribute(module, attribute, name))

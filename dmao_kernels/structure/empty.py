@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class EmptyForward:
     """Stands in for ``forward`` on one instance: zeros of the shape of the first argument, nothing launched.
 
-    It lives in the instance's ``__dict__``, so it is copied and pickled with the module and stays out of the state dict.
-    ``previous`` is the instance-level forward that was there before, if any.
+    It lives in the instance's ``__dict__``, so it is copied and pickled with the module and stays out of the
+    state dict. ``previous`` is the instance-level forward that was there before, if any.
     """
 
     def __init__(self, previous: Callable[..., Any] | None) -> None:
@@ -27,7 +27,7 @@ class EmptyForward:
 
 
 def handles_empty(module: nn.Module) -> bool:
-    """Whether the module itself knows what to do without components (a property ``empty``, as our own layers have)."""
+    """Whether the module knows what to do without components: it has a property ``empty``, as ours do."""
     return hasattr(type(module), "empty")
 
 
@@ -38,7 +38,7 @@ def set_empty(module: nn.Module, empty: bool) -> None:
         return
     if empty:
         module.forward = EmptyForward(current)
-    elif current.previous is None:
+    elif (previous := cast(EmptyForward, current).previous) is None:
         del module.forward
     else:
-        module.forward = current.previous
+        module.forward = previous

@@ -1,4 +1,4 @@
-"""Layouts of the known kinds of module, with their tensors' names as arguments, and the register of module classes."""
+"""Layouts of the known kinds of module, tensor names as arguments, and the register of module classes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def feedforward_layout(
 ) -> ComponentLayout:
     """Linear, activation, Linear: a component is u hidden units.
 
-    Here as below: ``norm`` is the norm over the input, which no component owns; ``components`` is the attribute that counts
-    the components, where the module has one; ``dropout`` names the rates (floats) that follow the width.
+    Here as below, ``norm`` is the norm over the input, which no component owns, ``components`` the attribute
+    that counts the components, where there is one, ``dropout`` the rates (floats) that follow the width.
     """
     return ComponentLayout(
         family="feedforward",
@@ -53,8 +53,8 @@ def glu_convolution_layout(
 ) -> ComponentLayout:
     """Convolution module: pointwise, GLU, depthwise, norm, activation, pointwise. A component is u channels.
 
-    The value row and the gate row of a channel belong to the same component. ``pointwise`` tells whether the pointwise
-    convolutions are nn.Linear or nn.Conv1d of kernel 1; for ``norm_kind`` see ``_channel_norm``.
+    The value row and the gate row of a channel belong to the same component. ``pointwise`` tells whether the
+    pointwise convolutions are nn.Linear or nn.Conv1d of kernel 1; for ``norm_kind`` see ``_channel_norm``.
     """
     tail, widths = ("", ("in_features", "out_features"))
     if pointwise == "conv1d":
@@ -93,7 +93,7 @@ def attention_layout(
     heads: str = "heads",
     dropout: tuple[str, ...] = (),
 ) -> ComponentLayout:
-    """Attention with separate projections: a component is one head. ``heads`` is the attribute that counts them."""
+    """Attention with separate projections: a component is one head, counted by the attribute ``heads``."""
     tensors = {
         f"{name}.{part}": pattern
         for name in (q, k, v)
@@ -147,7 +147,8 @@ def cgmlp_layout(
     components: str | None = None,
     dropout: tuple[str, ...] = (),
 ) -> ComponentLayout:
-    """Convolutional gating MLP: linear to two halves; one half normed, convolved, times the other; linear back.
+    """Convolutional gating MLP: linear to two halves; one half normed, convolved, times the other; linear
+    back.
 
     A component is u channels of BOTH halves. For ``norm_kind`` see ``_channel_norm``.
     """
@@ -195,8 +196,10 @@ def _depthwise_attributes(name: str) -> dict[str, str]:
 def _channel_norm(name: str | None, kind: Norm) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
     """Tensors, attributes and even buffers of a norm over the channels of all components.
 
-    component: a LayerNorm whose statistics weigh each component (buffer ``statistics_weight``, one entry per component).
-    batch: nn.BatchNorm1d. layer: plain nn.LayerNorm; its statistics count a copied component twice, so that growth then
+    component: a LayerNorm whose statistics weigh each component (buffer ``statistics_weight``, one entry per
+        component).
+    batch: nn.BatchNorm1d. layer: plain nn.LayerNorm; its statistics count a copied component twice, so that
+        growth then
     changes the function a little; the other kinds preserve it. none: no norm.
     """
     if name is None or kind == "none":
@@ -228,10 +231,11 @@ _FAMILIES: dict[type[nn.Module], Family] = {}
 def register_family(cls: type[nn.Module], layout: LayoutSource, *, can_be_empty: bool = True) -> None:
     """Make every module of ``cls`` (and of its subclasses) elastic.
 
-    layout: a ComponentLayout, or a function of the module that returns one, or a pair (layout, number of components).
-        Without a number, an attribute with the pattern "C" (such as ``heads``) tells it, else ``Elastic(components=...)``.
-    can_be_empty: an empty module answers with zeros of the shape of its first argument. Say False where that is not what
-        "contributes nothing" means, e.g. where the residual connection stands inside the module.
+    layout: a ComponentLayout, or a function of the module that returns one, or a pair (layout, number of
+        components). Without a number, an attribute with the pattern "C" (such as ``heads``) tells it, else
+        ``Elastic(components=...)``.
+    can_be_empty: an empty module answers with zeros of the shape of its first argument. Say False where that
+        is not what "contributes nothing" means, e.g. where the residual connection stands inside the module.
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise TypeError(f"register_family: cls must be a subclass of nn.Module, got {cls!r}")

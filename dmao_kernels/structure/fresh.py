@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def fresh_values(m: ElasticModule, count: int, seed: int) -> dict[str, Tensor]:
     """Values [repeats, count, run] of ``count`` fresh components, for every tensor of the module.
 
-    Output tensors are zero, so that the function is unchanged while gradients flow; even buffers and gates are one. Every
-    other tensor is what its owner's ``reset_parameters`` draws for a module of that width; without such a method: matrices
-    Kaiming-uniform as in nn.Linear, vectors called weight one, other vectors zero.
+    Output tensors are zero, so that the function is unchanged while gradients flow; even buffers and gates
+    are one. Every other tensor is what its owner's ``reset_parameters`` draws for a module of that width;
+    without such a method: matrices Kaiming-uniform as in nn.Linear, vectors called weight one, other vectors
+        zero.
     """
     devices = sorted({t.device.index or 0 for _, t in m.tensors() if t.device.type == "cuda"})
     values: dict[str, Tensor] = {}
@@ -51,8 +52,10 @@ def _template(m: ElasticModule, owner: nn.Module, count: int) -> nn.Module:
         slot = m.slot(name)
         if slot.owner is owner:
             new = tensor.detach().new_zeros(m.layout.pattern(name).shape(count, m.sizes))
-            table = template._parameters if slot.is_parameter else template._buffers
-            table[slot.leaf] = nn.Parameter(new, requires_grad=False) if slot.is_parameter else new
+            if slot.is_parameter:
+                template._parameters[slot.leaf] = nn.Parameter(new, requires_grad=False)
+            else:
+                template._buffers[slot.leaf] = new
             resized.append((slot.leaf, new))
     if callable(reset := getattr(template, "reset_parameters", None)):
         reset()

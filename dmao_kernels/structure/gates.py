@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
 
 from dmao_kernels.layout import Pattern
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -30,10 +31,11 @@ class ComponentGate(Gate):
 class ComponentGates:
     """Put a gate on every component of every elastic module.
 
-    The gate scales the output tensor, as a parametrization, so whatever reads the weight sees ``w * gate``. It is part of
-    the module's layout: edits, optimizer state, averaged copies and checkpoints carry it. Its parameters are to be given to
-    the optimizer (``parameters()``); score with ``Scores(elastic, metric="gate")``; add ``penalty`` to the loss, and the
-    gates of components that do not pay for their parameters go to zero. ``fold`` ends it.
+    The gate scales the output tensor, as a parametrization, so whatever reads the weight sees ``w * gate``.
+    It is part of the module's layout: edits, optimizer state, averaged copies and checkpoints carry it. Its
+    parameters are to be given to the optimizer (``parameters()``); score with ``Scores(elastic,
+    metric="gate")``; add ``penalty`` to the loss, and the gates of components that do not pay for their
+    parameters go to zero. ``fold`` ends it.
 
     A freshly built model that is to load a gated checkpoint, and every averaged copy, needs its gates first.
 
@@ -46,7 +48,9 @@ class ComponentGates:
             if m.gate is not None:
                 raise ValueError(f"ComponentGates: {m.name} has gates already")
             if len(m.layout.output) != 1:
-                raise ValueError(f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}")
+                raise ValueError(
+                    f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}"
+                )
         for m in elastic.modules.values():
             _attach(m)
         elastic.version += 1
@@ -57,24 +61,37 @@ class ComponentGates:
             yield _gate(m)
 
     def penalty(self, l1: float) -> Tensor:
-        """l1 * (sum of cost |gate|) / (sum of costs): ``l1`` while all gates are 1. A scalar to add to the loss."""
-        modules = list(self.elastic.modules.values())
+        """l1 * (sum of cost |gate|) / (sum of costs), to be added to the loss; l1 while all gates are 1."""
+        modules = [m for m in self.elastic.modules.values() if m.components]
         total = sum(m.cost * m.components for m in modules)
-        terms = [_gate(m).abs().sum().float() * (m.cost / total) for m in modules if m.components]
-        return l1 * torch.stack(terms).sum()
+        terms = [_gate(m).abs().sum().float() * (m.cost / total) for m in modules]
+        return l1 * (torch.stack(terms).sum() if terms else next(self.parameters()).new_zeros(()))
 
-    def fold(self) -> None:
-        """Multiply the gates into the weights and take them away; the function and the weights' identity stay."""
+    def fold(self, companions: Iterable[nn.Module] = ()) -> None:
+        """Multiply the gates into the weights and take them away; the function and the parameters stay.
+
+        companions: averaged copies of the model, whose own gates are folded likewise.
+        """
+        models = [c.module if isinstance(c, AveragedModel) else c for c in companions]
         for m in self.elastic.modules.values():
-            owner, leaf = _output(m)
-            parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
+            for module in (m.module, *(model.get_submodule(m.name) for model in models)):
+                _fold(*_output(m, module))
             tensors = {name: pattern for name, pattern in m.layout.tensors.items() if name != m.gate}
             m.layout, m.gate = replace(m.layout, tensors=tensors), None
         self.elastic.version += 1
 
 
+def _fold(owner: nn.Module, leaf: str) -> None:
+    # A deep copy shares the class that holds the parametrized property, and PyTorch deletes the property from
+    # the class: without a class of its own, folding a model would break its copies.
+    shared = type(owner)
+    members = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+    owner.__class__ = type(shared.__name__, shared.__bases__, members)
+    parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
+
+
 def _attach(m: ElasticModule) -> None:
-    owner, leaf = _output(m)
+    owner, leaf = _output(m, m.module)
     name = m.layout.output[0]
     gate = ComponentGate(getattr(owner, leaf), m.components, m.layout.pattern(name), m.sizes)
     parametrize.register_parametrization(owner, leaf, gate, unsafe=True)
@@ -82,9 +99,9 @@ def _attach(m: ElasticModule) -> None:
     m.layout = replace(m.layout, tensors={**m.layout.tensors, m.gate: "C"})
 
 
-def _output(m: ElasticModule) -> tuple[nn.Module, str]:
+def _output(m: ElasticModule, module: nn.Module) -> tuple[nn.Module, str]:
     path, _, leaf = m.layout.output[0].rpartition(".")
-    return m.module.get_submodule(path), leaf
+    return module.get_submodule(path), leaf
 
 
 def _gate(m: ElasticModule) -> nn.Parameter:

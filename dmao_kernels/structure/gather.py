@@ -29,22 +29,27 @@ def gather(view: Tensor, module: ModulePlan, fresh: Tensor | float = 0.0) -> Ten
 def draw(view: Tensor, module: ModulePlan, split: Split, generator: Generator) -> Tensor | None:
     """The random part of a split, one entry per entry of every copied component of an output tensor.
 
-    Drawn once from the model's own weights and used for its companions as well, so that an average of the weights keeps
-    following them.
+    Drawn once from the model's own weights and used for its companions as well, so that an average of the
+    weights keeps following them.
     """
     if split == "halves" or not module.copies:
         return None
     source = _copied(view, module)
     kind = torch.float64 if view.dtype == torch.float64 else torch.float32
     if split == "uniform":
-        return torch.rand(source.shape, generator=generator, dtype=kind, device=generator.device).to(view.device)
-    noise = torch.randn(source.shape, generator=generator, dtype=kind, device=generator.device).to(view.device)
+        return torch.rand(source.shape, generator=generator, dtype=kind, device=generator.device).to(
+            view.device
+        )
+    noise = torch.randn(source.shape, generator=generator, dtype=kind, device=generator.device).to(
+        view.device
+    )
     spread = source.to(kind).permute(1, 0, 2).flatten(1).std(dim=1, correction=0)
     return noise * spread[None, :, None]
 
 
 def split_copies(gathered: Tensor, module: ModulePlan, split: Split, random: Tensor | None) -> None:
-    """Share the output weights w between source and copy, in place: a and w - a, whose sum is w up to one rounding.
+    """Share the output weights w between source and copy, in place: a and w - a, whose sum is w up to one
+    rounding.
 
     asymmetric: a = w/2 + e, e ~ N(0, std of the component's w).  uniform: a = w r, r ~ U(0, 1) per entry.
     halves: a = w/2; the copies then have equal gradients and stay equal (method.md, section 7).
@@ -54,10 +59,9 @@ def split_copies(gathered: Tensor, module: ModulePlan, split: Split, random: Ten
     first, second = ([pair[i] for pair in module.copies] for i in (0, 1))
     whole = gathered[:, first]
     exact = whole.to(torch.float64 if whole.dtype == torch.float64 else torch.float32)
-    if split == "uniform":
-        part = exact * random
-    else:
-        part = exact / 2 if random is None else exact / 2 + random
+    part = exact / 2
+    if random is not None:
+        part = exact * random if split == "uniform" else part + random
     part = part.to(whole.dtype)
     gathered[:, first] = part
     gathered[:, second] = (exact - part.to(exact.dtype)).to(whole.dtype)

@@ -1,6 +1,8 @@
-"""Which components go and which are copied: a pure function of scores, costs and budget (method.md, section 3).
+"""Which components go and which are copied: a pure function of scores, costs and budget (method.md, section
+3).
 
-Plain Python, deterministic, one sort and a few passes: every rank that sees the same scores finds the same plan.
+Plain Python, deterministic, one sort and a few passes: every rank that sees the same scores finds the same
+    plan.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class Group:
 class ModulePlan:
     """One module's part of a plan.
 
-    components: how many there are before.  sources: the old component of every new one, in order; a component that stands
+    components: how many there are before.  sources: the old component of every new one, in order; a component
+        that stands
     twice is the source followed by its copy; -1 is a fresh one.
     """
 
@@ -101,7 +104,8 @@ class Plan:
     """What one event does. Data only: JSON-able, comparable, replayable.
 
     dropped, grown: numbers of components.  removed, added: their cost in parameters, shared ones amortised.
-    before, after: parameters in use, shared ones counted while a module has components.  seed: of the growth noise.
+    before, after: parameters in use, shared ones counted while a module has components.  seed: of the growth
+        noise.
     """
 
     modules: tuple[ModulePlan, ...]
@@ -145,7 +149,7 @@ class Plan:
 
 
 def given_plan(sources: Mapping[str, Sequence[int]], components: Mapping[str, int], seed: int = 0) -> Plan:
-    """A plan written by hand: the sources of every module that changes, and how many components it has now."""
+    """A plan written by hand: the sources of every module that changes, and its number of components now."""
     modules = tuple(ModulePlan(name, components[name], tuple(values)) for name, values in sources.items())
     return Plan(
         modules,
@@ -169,27 +173,33 @@ def make_plan(
 ) -> Plan:
     """Drop the lowest-scored components and double the highest-scored ones.
 
-    groups: the modules in order (``Elastic.groups(scores)``). Equal scores keep this order: the first is worth most.
-    fraction: share of the adaptable cost A (the sum of all components' costs, shared parameters amortised) to drop:
-        from the lowest up while ``removed <= fraction * A``, so it overshoots by up to one component.
+    groups: the modules in order (``Elastic.groups(scores)``). Equal scores keep this order: the first is
+        worth most.
+    fraction: share of the adaptable cost A (the sum of all components' costs, shared parameters amortised) to
+        drop: from the lowest up while ``removed <= fraction * A``, so it overshoots by up to one component.
     selection:
-        "paper" doubles from the highest down while ``added <= fraction * A or added <= removed``; the size drifts.
-        "exact" doubles from the highest down whatever still fits the budget, then keeps the best of the dropped ones that
-        still fit. Afterwards ``budget - smallest < after <= budget``, smallest being the smallest component of all.
-    budget: parameters after the event, for "exact"; default: as many as before, so that several events do not drift.
+        "paper" doubles from the highest down while ``added <= fraction * A or added <= removed``; the size
+        drifts. "exact" doubles from the highest down whatever still fits the budget, then keeps the best of
+        the dropped ones that still fit. Afterwards ``budget - smallest < after <= budget``, smallest being
+        the smallest component of all.
+    budget: parameters after the event, for "exact"; default: as many as before, so that several events do not
+        drift.
     fixed: parameters outside the groups, counted in budget, before and after.
     per_cost: rank by score / cost.  keep_at_least: components that every module keeps.
     revive: names of empty modules that get one fresh component each, paid by the budget.
     seed: of the noise with which growth breaks the symmetry; it travels with the plan.
 
-    When "exact" can be met: whatever was neither doubled nor kept at the end is dearer than the remaining gap. So the gap is
-    below the smallest component unless every one of the smallest was doubled, or had been dropped (and was kept after all, or
-    stands in an emptied module, where its return costs the shared parameters as well). Then the surplus of drops, beyond those
-    that the budget demands, is halved and the pass repeated, at most log2(n) + 1 times. With the default budget and no revival
-    nothing is demanded, and the last try, which drops nothing and finds no gap, meets it: the default is always met. Another
+    When "exact" can be met: whatever was neither doubled nor kept at the end is dearer than the remaining
+    gap. So the gap is below the smallest component unless every one of the smallest was doubled, or had been
+    dropped (and was kept after all, or stands in an emptied module, where its return costs the shared
+    parameters as well). Then the surplus of drops, beyond those that the budget demands, is halved and the
+    pass repeated, at most log2(n) + 1 times. With the default budget and no revival
+    nothing is demanded, and the last try, which drops nothing and finds no gap, meets it: the default is
+        always met. Another
     budget may be out of reach, as components at most double; this is an error that tells how near one came.
 
-    Raises ValueError for scores that are not finite (naming the module), arguments out of range, and an unreachable budget.
+    Raises ValueError for scores that are not finite (naming the module), arguments out of range, and an
+    unreachable budget.
     """
     _check(groups, fraction, selection, budget, revive)
     market = _Market(groups, per_cost, keep_at_least, frozenset(revive), fixed)
@@ -258,7 +268,9 @@ class _Market:
         return chosen
 
     def by_fraction(self, candidates: Sequence[int], fraction: float) -> tuple[int, float]:
-        """How many of the candidates go so that ``fraction`` of the adaptable cost is just passed, and their cost."""
+        """How many of the candidates go so that ``fraction`` of the adaptable cost is just passed, and their
+        cost.
+        """
         removed, n = 0.0, 0
         while fraction > 0 and n < len(candidates) and removed <= fraction * self.adaptable:
             removed += self.cost[self.of[candidates[n]]]
@@ -283,8 +295,8 @@ class _Market:
         """The published idea, with the budget kept within one smallest component (see ``make_plan``)."""
         if budget < self.floor + self.revival:
             raise ValueError(
-                f"make_plan: a budget of {budget} parameters cannot be met: {self.floor + self.revival} remain "
-                "when everything that may be dropped is gone"
+                f"make_plan: a budget of {budget} parameters cannot be met: {self.floor + self.revival} "
+                "remain when everything that may be dropped is gone"
             )
         candidates = self.droppable()
         demanded = self.demanded(candidates, budget)
@@ -313,7 +325,9 @@ class _Market:
         return n
 
     def fill(self, drops: Sequence[int], budget: int) -> tuple[set[int], set[int], int]:
-        """Drop these, then spend what the budget leaves: on doubles, highest first, then on keeping the best of the drops."""
+        """Drop these, then spend what the budget leaves: on doubles, highest first, then on keeping the best
+        of the drops.
+        """
         gap, left = budget - self.before - self.revival, list(self.count)
         for i in drops:
             gap += self.price(i, left, step=-1)
@@ -330,7 +344,9 @@ class _Market:
         return dropped, grown, gap
 
     def price(self, i: int, left: list[int], step: int) -> int:
-        """Parameters in use that come or go with component i; ``left`` (components per module) is moved by ``step``."""
+        """Parameters in use that come or go with component i; ``left`` (components per module) is moved by
+        ``step``.
+        """
         g = self.of[i]
         others = left[g] - (1 if step < 0 else 0)
         left[g] += step

@@ -1,15 +1,17 @@
-"""How much every component is worth: a moving average on the device, from the gradients that training has anyway."""
+"""How much every component is worth: a moving average on the device, from the gradients that training has
+anyway.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from dmao_kernels.ops.importance import importance_
+from dmao_kernels.ops import importance_
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.plan import FRESH, Plan
 from dmao_kernels.structure.slots import Slot
@@ -33,13 +35,19 @@ class Scores:
     """One score per component of every elastic module.
 
     metric: mean over the scored entries of
-        taylor |w g| (first-order Taylor, the published one), gradient |g|, magnitude |w|, gate |gate| (see ComponentGates),
-        signed: |mean w g|, the absolute value taken after averaging, so that what training pushes to and fro cancels.
-    scope: "slice" scores the layout's published slice, "component" all parameters that the component owns (gates excepted).
-    beta: weight of the old average in s <- beta s + (1 - beta) s_new; it starts at 0. (Published: 0.1, one batch.)
+        taylor |w g| (first-order Taylor, the published one), gradient |g|, magnitude |w|, gate |gate| (see
+            ComponentGates),
+        signed: |mean w g|, the absolute value taken after averaging, so that what training pushes to and fro
+            cancels.
+    scope: "slice" scores the layout's published slice, "component" all parameters that the component owns
+        (gates excepted).
+    beta: weight of the old average in s <- beta s + (1 - beta) s_new; it starts at 0. (Published: 0.1, one
+        batch.)
 
-    What is not scored keeps its average: components whose mean is not finite (NaN gradients never poison scores), and those
-    of whose scored parameters none has a gradient. Frozen parameters are left out of the mean, except for "magnitude".
+    What is not scored keeps its average: components whose mean is not finite (NaN gradients never poison
+        scores), and those
+    of whose scored parameters none has a gradient. Frozen parameters are left out of the mean, except for
+    "magnitude".
 
     Raises ValueError for unknown names, beta outside [0, 1), or metric "gate" without gates.
     """
@@ -48,14 +56,16 @@ class Scores:
         self, elastic: Elastic, metric: Metric = "taylor", scope: Scope = "slice", beta: float = 0.99
     ) -> None:
         if metric not in ("taylor", "gradient", "magnitude", "signed", "gate"):
-            raise ValueError(f"Scores: metric must be taylor, gradient, magnitude, signed or gate, got '{metric}'")
+            raise ValueError(
+                f"Scores: metric must be taylor, gradient, magnitude, signed or gate, got '{metric}'"
+            )
         if scope not in ("slice", "component"):
             raise ValueError(f"Scores: scope must be slice or component, got '{scope}'")
         if not 0 <= beta < 1:
             raise ValueError(f"Scores: beta must be in [0, 1), got {beta}")
         self.elastic, self.metric, self.scope, self.beta = elastic, metric, scope, beta
         self.updates = 0
-        self._counts = elastic.counts()
+        self._counts, self._edits = elastic.counts(), elastic.edits
         self._slots: list[tuple[ElasticModule, list[tuple[str, Slot]]]] = []
         self._slots_version = -1
         self._table: _Table | None = None
@@ -67,11 +77,13 @@ class Scores:
     def update(self) -> None:
         """Take the present gradients into account: one pass over the scored tensors, no host synchronisation.
 
-        Call it after ``loss.backward()`` and before gradients are cleared. Raises RuntimeError where the model was edited
-        and the scores were not told (``follow``).
+        Call it after ``loss.backward()`` and before gradients are cleared. Raises RuntimeError where the
+        model was edited and the scores were not told (``follow``, once per ``apply_plan``).
         """
-        if self._counts != self.elastic.counts():
-            raise RuntimeError("Scores.update: the structure has changed: call follow(plan) after apply_plan(plan, ...)")
+        if self._edits != self.elastic.edits:
+            raise RuntimeError(
+                "Scores.update: the structure has changed: call follow(plan) after apply_plan(plan, ...)"
+            )
         table = self._current_table()
         weights = [t.detach() for t in table.tensors]
         grads = [t.new_empty(0) if t.grad is None else t.grad for t in table.tensors]
@@ -99,7 +111,7 @@ class Scores:
     def follow(self, plan: Plan) -> None:
         """Let the averages follow their components through an edit.
 
-        A copy inherits its source's score; a fresh component begins at the mean of its module's others, or at 0.
+        A copy inherits its source's score; a fresh component begins at the mean of its module's others, or 0.
         Raises ValueError where the plan was not made for the components that are scored.
         """
         averages = dict(zip(self._counts, self.ema.split(list(self._counts.values())), strict=True))
@@ -110,6 +122,7 @@ class Scores:
             counts[module.name] = len(module.sources)
             averages[module.name] = _follow(averages[module.name], module.sources)
         self.ema, self._counts = torch.cat(list(averages.values())), counts
+        self._edits += 1
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on after a restart."""
@@ -128,22 +141,27 @@ class Scores:
 
         Raises ValueError, and changes nothing, where metric, scope or structure differ.
         """
-        expected = {"version": VERSION, "metric": self.metric, "scope": self.scope, "counts": self.elastic.counts()}
+        counts = self.elastic.counts()
+        expected = {"version": VERSION, "metric": self.metric, "scope": self.scope, "counts": counts}
         for key, value in expected.items():
             if state.get(key) != value:
                 raise ValueError(f"Scores.load_state_dict: {key} must be {value}, got {state.get(key)}")
         ema = state["ema"]
-        if tuple(ema.shape) != (sum(expected["counts"].values()),):
-            raise ValueError(f"Scores.load_state_dict: ema has the shape {list(ema.shape)}, not one entry per component")
+        if tuple(ema.shape) != (sum(counts.values()),):
+            raise ValueError(
+                f"Scores.load_state_dict: ema has the shape {list(ema.shape)}, not one entry per component"
+            )
         self.ema = ema.to(device=self.ema.device, dtype=torch.float32, copy=True)
-        self._counts = dict(expected["counts"])
+        self._counts, self._edits = counts, self.elastic.edits
         self.beta, self.updates = float(state["beta"]), int(state["updates"])
 
     def _scored(self, m: ElasticModule) -> list[tuple[str, Slot]]:
         """The parameters whose entries are averaged, frozen ones among them."""
         if self.metric == "gate":
             if m.gate is None:
-                raise ValueError(f"Scores: metric 'gate' needs ComponentGates(elastic) first: {m.name} has none")
+                raise ValueError(
+                    f"Scores: metric 'gate' needs ComponentGates(elastic) first: {m.name} has none"
+                )
             names = [m.gate]
         elif self.scope == "slice":
             names = [m.layout.scored]
@@ -157,7 +175,12 @@ class Scores:
         if self._slots_version != self.elastic.version:
             self._slots = [(m, self._scored(m)) for m in self.elastic.modules.values()]
             self._slots_version = self.elastic.version
-        key = tuple((id(t := slot.tensor), t.requires_grad) for _, slots in self._slots for _, slot in slots)
+        key = tuple(
+            (id(t), t.requires_grad)
+            for _, slots in self._slots
+            for _, slot in slots
+            if (t := slot.tensor) is not None
+        )
         if self._table is None or self._table.key != (self._slots_version, key):
             self._table = self._build_table((self._slots_version, key))
         return self._table
@@ -169,7 +192,7 @@ class Scores:
         for m, slots in self._slots:
             of_component = 0
             for name, slot in slots:
-                tensor = slot.tensor
+                tensor = cast(Tensor, slot.tensor)
                 repeats, components, run = m.layout.pattern(name).triple(m.components, m.sizes)
                 if components and (tensor.requires_grad or self.metric in ("magnitude", "gate")):
                     rows.append((len(tensors), repeats, components, run, len(entries)))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
 class Gate(nn.Module):
-    """Base of the parametrizations that edits know how to follow: they scale whole components and nothing else."""
+    """Base of the parametrizations that edits know how to follow: they scale whole components and nothing
+    else.
+    """
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,17 @@ class Slot:
 def find_slot(module: nn.Module, name: str, where: str) -> Slot:
     """The slot of the tensor that ``name`` stands for; under a gate, the tensor behind it.
 
-    Raises ValueError (beginning with ``where``) where there is no such tensor, or where it is computed from others.
+    Raises ValueError (beginning with ``where``) where there is none, or where it is computed from others.
     """
     owner, leaf = _owner(module, name, where)
     if parametrize.is_parametrized(owner, leaf):
-        chain = owner.parametrizations[leaf]  # type: ignore[index, union-attr]
+        chain = owner.parametrizations[leaf]  # type: ignore[index]
         foreign = [type(p).__name__ for p in chain if not isinstance(p, Gate)]
         if foreign:
             raise ValueError(
                 f"{where}: {name} is parametrized by {', '.join(foreign)}; remove the parametrization first"
             )
-        owner, leaf = chain, "original"
+        owner, leaf = cast(nn.Module, chain), "original"
     if leaf not in owner._parameters and leaf not in owner._buffers:
         found = f"is a {type(getattr(owner, leaf)).__name__}" if hasattr(owner, leaf) else "does not exist"
         raise ValueError(
