@@ -6,4 +6,11 @@ from dmao_kernels.nn.convolution import ConvolutionModule
 from dmao_kernels.nn.feedforward import ACTIVATIONS, FeedForward
 from dmao_kernels.nn.norm import ComponentLayerNorm
 
-__all__ = ["ACTIVATIONS", "ComponentLayerNorm", "ConformerBlock", "ConvolutionModule", "FeedForward", "SelfAttention"]
+__all__ = [
+    "ACTIVATIONS",
+    "ComponentLayerNorm",
+    "ConformerBlock",
+    "ConvolutionModule",
+    "FeedForward",
+    "SelfAttention",
+]

@@ -21,19 +21,30 @@ class SelfAttention(nn.Module):
         d: width of input and output.
         heads: number of heads.
         head_dim: width of a head.
-        dropout: probability on attention weights and on the output; follows the module's width in an edit.
+        dropout: probability on the output; follows the module's width in an edit.
+        attention_dropout: the same on attention weights; None: as ``dropout``. On CPU only zero
+            allows PyTorch's fused attention.
 
     Raises:
-        ValueError: a size is not positive, or ``dropout`` is outside [0, 1).
+        ValueError: a size is not positive, or a probability is outside [0, 1).
     """
 
-    def __init__(self, d: int, heads: int, head_dim: int = 64, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        d: int,
+        heads: int,
+        head_dim: int = 64,
+        dropout: float = 0.1,
+        attention_dropout: float | None = None,
+    ) -> None:
         super().__init__()
         require_positive("SelfAttention", d=d, heads=heads, head_dim=head_dim)
-        require_probability("SelfAttention", dropout=dropout)
+        attention_dropout = dropout if attention_dropout is None else attention_dropout
+        require_probability("SelfAttention", dropout=dropout, attention_dropout=attention_dropout)
         self.heads = heads
         self.head_dim = head_dim
         self.dropout = float(dropout)
+        self.attention_dropout = float(attention_dropout)
         self.norm = nn.LayerNorm(d)
         self.q = nn.Linear(d, heads * head_dim)
         self.k = nn.Linear(d, heads * head_dim)
@@ -47,7 +58,9 @@ class SelfAttention(nn.Module):
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the heads in this module's tensors, and their present number."""
-        return attention_layout(q="q", k="k", v="v", out="out", dropout=("dropout",)), self.heads
+        return attention_layout(
+            q="q", k="k", v="v", out="out", dropout=("dropout", "attention_dropout")
+        ), self.heads
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``x`` [B, T, d] to [B, T, d]; frames where ``mask`` bool [B, T] is False are not attended to.
@@ -63,7 +76,7 @@ class SelfAttention(nn.Module):
             k,
             v,
             attn_mask=None if mask is None else mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=self.attention_dropout if self.training else 0.0,
         )
         y = self.out(y.transpose(1, 2).flatten(2))
         return F.dropout(y, self.dropout, self.training)

@@ -22,6 +22,7 @@ class ConformerBlock(nn.Module):
         expansion: hidden units of the feed-forward modules as a multiple of ``d``.
         kernel: taps of the depthwise convolution, odd.
         dropout: probability in all modules.
+        attention_dropout: probability on attention weights; None: as ``dropout``.
         components: components per feed-forward and convolution module.
         activation: of the feed-forward modules.
     """
@@ -35,13 +36,14 @@ class ConformerBlock(nn.Module):
         expansion: int = 4,
         kernel: int = 31,
         dropout: float = 0.1,
+        attention_dropout: float | None = None,
         components: int = 4,
         activation: str = "silu",
     ) -> None:
         super().__init__()
         self.ffn1 = FeedForward(d, expansion * d, dropout, components, activation)
         self.conv = ConvolutionModule(d, kernel, dropout, components)
-        self.attention = SelfAttention(d, heads, head_dim, dropout)
+        self.attention = SelfAttention(d, heads, head_dim, dropout, attention_dropout)
         self.ffn2 = FeedForward(d, expansion * d, dropout, components, activation)
         self.norm = nn.LayerNorm(d)
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from dmao.models import ConformerConfig, ConformerCTC, ctc_loss
 
+from dmao_kernels.structure import Elastic, apply_plan, given_plan
+
 SMALL = ConformerConfig(
     outputs=7,
     width=16,
@@ -28,6 +30,7 @@ def test_published_parameter_counts(width: int, parameters: int) -> None:
     with torch.device("meta"):
         model = ConformerCTC(ConformerConfig(outputs=79, width=width))
     assert sum(p.numel() for p in model.parameters()) == parameters
+    assert Elastic(model).live_parameters() == parameters
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,27 @@ def test_rebuilt_from_a_checkpoint() -> None:
     rebuilt.load_state_dict(model.state_dict())
     x, lengths = torch.randn(1, 20, 80), torch.tensor([20])
     assert torch.equal(rebuilt(x, lengths)[0], model(x, lengths)[0])
+
+
+def test_edited_model_rebuilt_from_a_checkpoint() -> None:
+    """The structure first, then the weights, and with them the statistics weights of the norms."""
+    model = make().eval()
+    elastic = Elastic(model)
+    sources = {
+        "blocks.0.ffn1": (0, 1, 1, 3),
+        "blocks.0.attention": (),
+        "blocks.1.conv": (0, 0, 1, 2, 3),
+        "blocks.1.ffn2": (2,),
+    }
+    apply_plan(given_plan(sources, elastic.counts()), elastic)
+    state = json.loads(json.dumps({"config": model.config.to_dict(), "structure": elastic.state_dict()}))
+    rebuilt = ConformerCTC(ConformerConfig.from_dict(state["config"])).eval()
+    Elastic(rebuilt).load_state_dict(state["structure"])
+    rebuilt.load_state_dict(model.state_dict())
+    x, lengths = torch.randn(2, 20, 80), torch.tensor([20, 13])
+    assert torch.equal(rebuilt(x, lengths)[0], model(x, lengths)[0])
+    rates = [[getattr(b, n).dropout for n in ("ffn1", "conv", "ffn2")] for b in rebuilt.blocks]
+    assert rates == [[getattr(b, n).dropout for n in ("ffn1", "conv", "ffn2")] for b in model.blocks]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ def test_without_native_kernels_by_choice(run_python: RunPython) -> None:
 
 def test_without_native_library(tmp_path: Path, run_python: RunPython) -> None:
     shutil.copytree(PACKAGE, tmp_path / "dmao_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    run = run_python("-c", SCORE, PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
+    script = tmp_path / "score.py"  # a script finds the packages beside it first
+    script.write_text(SCORE)
+    run = run_python(str(script))
     assert run.stdout.startswith("None [1.5, 1.5]"), run.stderr
     assert len(run.stderr.splitlines()) == 1
     assert "installed without native kernels" in run.stderr

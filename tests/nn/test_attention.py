@@ -79,6 +79,18 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(module(x), module(x))
 
 
+def test_attention_dropout_is_separate() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 8)
+    weights_only = SelfAttention(8, 2, 4, dropout=0.0, attention_dropout=0.5)
+    assert not torch.equal(weights_only(x), weights_only(x))
+    assert not (weights_only(x) == 0).any()
+    output_only = SelfAttention(8, 2, 4, dropout=0.5, attention_dropout=0.0)
+    y, undropped = output_only(x), output_only.eval()(x)
+    torch.testing.assert_close(y, torch.where(y == 0, 0.0, 2 * undropped), rtol=1e-5, atol=1e-6)
+    assert 0.2 < (y == 0).float().mean() < 0.8
+
+
 def test_empty_gives_zeros() -> None:
     module, x = SelfAttention(8, 2, 4), torch.randn(2, 3, 8)
     module.heads = 0

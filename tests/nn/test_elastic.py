@@ -56,7 +56,9 @@ def test_growth_preserves_the_function(block: ConformerBlock, x: torch.Tensor, n
 
 def test_all_families_at_once(block: ConformerBlock, x: torch.Tensor) -> None:
     before = block(x, MASK)
-    edit(block, ffn1=(0, 1, 1, 2, 3), conv=(0, 0, 1, 2, 3), attention=(0, 1, 2, 3, 3), ffn2=(0, 1, 2, 2, 3, 3))
+    edit(
+        block, ffn1=(0, 1, 1, 2, 3), conv=(0, 0, 1, 2, 3), attention=(0, 1, 2, 3, 3), ffn2=(0, 1, 2, 2, 3, 3)
+    )
     torch.testing.assert_close(block(x, MASK), before, rtol=1e-5, atol=1e-5)
 
 
@@ -83,15 +85,14 @@ def test_dropped_channels_leave_the_statistics(block: ConformerBlock, x: torch.T
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_emptied_and_revived(block: ConformerBlock, x: torch.Tensor, name: str) -> None:
-    edit_all = Elastic(block)
-    apply_plan(given_plan({name: ()}, edit_all.counts()), edit_all)
+    elastic = edit(block, **{name: ()})
     module = getattr(block, name)
     assert module.empty
     assert all(p.numel() == 0 or "norm" in n or "bias" in n for n, p in module.named_parameters())
     without = block(x, MASK)
     torch.nn.init.normal_((module.out if name == "attention" else list(module.children())[-1]).bias)
     assert torch.equal(block(x, MASK), without)
-    apply_plan(given_plan({name: (-1, -1)}, edit_all.counts()), edit_all)
+    apply_plan(given_plan({name: (-1, -1)}, elastic.counts()), elastic)
     assert not module.empty
     assert torch.isfinite(block(x, MASK)).all()
     block(x, MASK).square().sum().backward()
@@ -119,6 +120,7 @@ def test_dropout_follows_the_width(block: ConformerBlock) -> None:
     edit(block, ffn1=(0, 0, 1, 2, 3, 3), conv=(1, 3), attention=(0,))
     rates = [getattr(block, name).dropout for name in FAMILIES]
     assert rates == pytest.approx([0.15, 0.05, 0.025, 0.1])
+    assert block.attention.attention_dropout == pytest.approx(0.025)
 
 
 def test_compiled_block_follows_an_edit(block: ConformerBlock, x: torch.Tensor) -> None:

@@ -17,9 +17,10 @@ from dmao_kernels.nn import ACTIVATIONS, ConformerBlock
 
 @dataclass(frozen=True)
 class ConformerConfig:
-    """Shape of a ConformerCTC before any edit. ``heads`` None stands for ``width // head_dim``.
+    """Shape of a ConformerCTC before any edit; ``outputs`` counts the blank.
 
-    Defaults are the published settings (arXiv 2506.13180) at width 256; ``outputs`` counts the blank.
+    ``heads`` None stands for ``width // head_dim``, ``attention_dropout`` None for ``dropout``. Defaults are
+    the published settings (arXiv 2506.13180) at width 256.
     """
 
     outputs: int
@@ -32,6 +33,7 @@ class ConformerConfig:
     kernel: int = 31
     components: int = 4
     dropout: float = 0.1
+    attention_dropout: float | None = None
     output_dropout: float = 0.1
     activation: str = "silu"
     front_channels: tuple[int, ...] = (32, 64, 64, 32)
@@ -54,7 +56,9 @@ class ConformerConfig:
             self.width % self.components == 0, "width", f"a multiple of components={self.components}"
         )
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
-        for name in ("dropout", "output_dropout"):
+        if self.attention_dropout is None:
+            object.__setattr__(self, "attention_dropout", self.dropout)
+        for name in ("dropout", "attention_dropout", "output_dropout"):
             self._require(0.0 <= getattr(self, name) < 1.0, name, "in [0, 1)")
         for name, count in (("front_channels", 4), ("time_pooling", 2), ("frequency_pooling", 2)):
             sizes = getattr(self, name)
@@ -113,6 +117,7 @@ class ConformerCTC(nn.Module):
                 expansion=config.expansion,
                 kernel=config.kernel,
                 dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
                 components=config.components,
                 activation=config.activation,
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class CtcLoss(NamedTuple):
-    """``loss`` per label, differentiable; the number of ``labels``; ``skipped`` utterances, without alignment."""
+    """``loss`` per label, differentiable; number of ``labels``; number of ``skipped`` utterances."""
 
     loss: Tensor
     labels: int
