@@ -1,9 +1,9 @@
 """What a prepared corpus looks like on disk, whoever made it.
 
-    ROOT/corpus.json                 the stamp: how it was made, what it holds; written last
-    ROOT/lexicon.json                word -> phones
-    ROOT/manifests/SPLIT.jsonl.gz    lhotse CutSets; paths inside are relative to ROOT, so a corpus can be moved
-    ROOT/audio/...  ROOT/features/...
+ROOT/corpus.json                 the stamp: how it was made, what it holds; written last
+ROOT/lexicon.json                word -> phones
+ROOT/manifests/SPLIT.jsonl.gz    lhotse CutSets; paths inside are relative to ROOT, so a corpus can be moved
+ROOT/audio/...  ROOT/features/...
 """
 
 from __future__ import annotations
@@ -51,12 +51,18 @@ class Corpus:
             raise UserError(f"cannot read {path}: {error}; delete it and run `dmao prepare` again") from error
 
     @classmethod
-    def find(cls, root: Path, name: str, arguments: Mapping[str, Any], versions: Mapping[str, str]) -> Corpus | None:
+    def find(
+        cls, root: Path, name: str, arguments: Mapping[str, Any], versions: Mapping[str, str]
+    ) -> Corpus | None:
         """Return the corpus in `root` if it is complete and was made in just this way, else None."""
         if not (root / STAMP).exists():
             return None
         corpus = cls.load(root)
-        same = (corpus.name, dict(corpus.arguments), dict(corpus.versions)) == (name, dict(arguments), dict(versions))
+        same = (corpus.name, dict(corpus.arguments), dict(corpus.versions)) == (
+            name,
+            dict(arguments),
+            dict(versions),
+        )
         return corpus if same and all(corpus.manifest(split).exists() for split in corpus.splits) else None
 
     def save(self) -> None:
@@ -84,7 +90,9 @@ class Corpus:
             raise UserError(f"cannot read the lexicon {path}: {error}") from error
 
     def __str__(self) -> str:
-        parts = [f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()]
+        parts = [
+            f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()
+        ]
         return f"{self.name}: {'; '.join(parts)}"
 
 

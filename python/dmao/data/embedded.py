@@ -89,7 +89,13 @@ def prepare_embedded(
     from dmao.data.features import FEATURE_VERSION, add_features
 
     root = Path(root)
-    arguments = {"hours": hours, "words": words, "seed": seed, "dev_minutes": dev_minutes, "test_minutes": test_minutes}
+    arguments = {
+        "hours": hours,
+        "words": words,
+        "seed": seed,
+        "dev_minutes": dev_minutes,
+        "test_minutes": test_minutes,
+    }
     synthesis_versions = {"generation": GENERATION, **installed_versions("espeakng-loader", "numpy", "scipy")}
     versions = {**synthesis_versions, "features": FEATURE_VERSION}
     splits = plan(vocabulary(words), minutes, seed)
@@ -97,7 +103,10 @@ def prepare_embedded(
         if corpus := Corpus.find(root, "embedded", arguments, versions):
             return corpus
         (root / "corpus.json").unlink(missing_ok=True)
-        shards = {split: _shards(root, split, utterances, synthesis_versions) for split, utterances in splits.items()}
+        shards = {
+            split: _shards(root, split, utterances, synthesis_versions)
+            for split, utterances in splits.items()
+        }
         _speak([shard for group in shards.values() for shard in group], jobs or usable_cores(), progress)
         _remove_others(root / "audio", {folder for group in shards.values() for folder, _ in group})
         _pronounce(root, vocabulary(words))
@@ -223,10 +232,14 @@ def _read_index(folder: Path) -> list[dict]:
     try:
         return json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder / INDEX}: {error}; delete that folder and prepare again") from error
+        raise UserError(
+            f"cannot read {folder / INDEX}: {error}; delete that folder and prepare again"
+        ) from error
 
 
-def _describe(root: Path, arguments: dict, versions: dict[str, str], spoken: dict[str, list[list[dict]]]) -> Corpus:
+def _describe(
+    root: Path, arguments: dict, versions: dict[str, str], spoken: dict[str, list[list[dict]]]
+) -> Corpus:
     splits = {}
     for split, indices in spoken.items():
         entries = [entry for index in indices for entry in index]

@@ -34,7 +34,9 @@ class Espeak:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise UserError("speech synthesis needs the package espeakng-loader: pip install espeakng-loader") from error
+            raise UserError(
+                "speech synthesis needs the package espeakng-loader: pip install espeakng-loader"
+            ) from error
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._declare_prototypes()
         data = _short_path(espeakng_loader.get_data_path())
@@ -71,7 +73,9 @@ class Espeak:
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise UserError(f"eSpeak NG has no voice {voice!r}")
 
-    def synthesize(self, text: str, voice: str, *, rate: int, pitch: int, pitch_range: int, seed: int) -> np.ndarray:
+    def synthesize(
+        self, text: str, voice: str, *, rate: int, pitch: int, pitch_range: int, seed: int
+    ) -> np.ndarray:
         """Speak `text`: int16 samples at `self.sample_rate` (22,050 Hz).
 
         `rate` in words per minute, `pitch` and `pitch_range` in 0 .. 100, `seed` for the engine's noise sources.
@@ -94,7 +98,9 @@ class Espeak:
         mode = _PHONEMES_IPA | ord("_") << 8  # phones joined by "_"
         clauses = []
         while position.value:
-            clauses.append(self._library.espeak_TextToPhonemes(ctypes.byref(position), _CHARS_UTF8, mode).decode())
+            clauses.append(
+                self._library.espeak_TextToPhonemes(ctypes.byref(position), _CHARS_UTF8, mode).decode()
+            )
         # "(en)" marks a switch of language inside a word, "ˈ" and "ˌ" stress.
         phonemes = re.sub(r"\([\w-]+\)|[ˈˌ]", "", "_".join(clauses))
         return [phone for phone in re.split(r"[_\s]+", phonemes) if phone]

@@ -29,14 +29,23 @@ from dmao.errors import UserError
 BINS = 80
 FRAME_SHIFT = 0.01
 CONFIG = FbankConfig(
-    sampling_rate=SAMPLE_RATE, num_filters=BINS, low_freq=60.0, high_freq=7600.0, frame_shift=FRAME_SHIFT, dither=0.0
+    sampling_rate=SAMPLE_RATE,
+    num_filters=BINS,
+    low_freq=60.0,
+    high_freq=7600.0,
+    frame_shift=FRAME_SHIFT,
+    dither=0.0,
 )
 _SETTINGS = "fp16 " + " ".join(f"{key}={value}" for key, value in sorted(CONFIG.to_dict().items()))
-FEATURE_VERSION = f"lhotse {installed_versions('lhotse')['lhotse']} {hashlib.sha256(_SETTINGS.encode()).hexdigest()[:8]}"
+FEATURE_VERSION = (
+    f"lhotse {installed_versions('lhotse')['lhotse']} {hashlib.sha256(_SETTINGS.encode()).hexdigest()[:8]}"
+)
 _DEVIATION_FLOOR = 1e-5
 
 
-def add_features(root: Path, split: str, cuts: Sequence[MonoCut], content: str, *, progress: bool = True) -> None:
+def add_features(
+    root: Path, split: str, cuts: Sequence[MonoCut], content: str, *, progress: bool = True
+) -> None:
     """Compute what features are missing and write the manifest of `split`.
 
     Args:
@@ -74,7 +83,9 @@ def load_features(cut: MonoCut) -> np.ndarray:
         features = cut.load_features().astype(np.float32)
     except Exception as error:  # numpy and the file system raise their own
         path = Path(cut.features.storage_path) / cut.features.storage_key
-        raise UserError(f"cannot read features of utterance {cut.id} ({path}): {error}; prepare again") from error
+        raise UserError(
+            f"cannot read features of utterance {cut.id} ({path}): {error}; prepare again"
+        ) from error
     deviation = features.std(axis=0) + _DEVIATION_FLOOR
     return (features - features.mean(axis=0)) / deviation
 

@@ -70,7 +70,13 @@ class SpeechDataset:
     """
 
     def __init__(
-        self, cuts: Iterable[MonoCut], labels: Labels, *, min_frames: int = 1, subsampling: int = 4, name: str = "data"
+        self,
+        cuts: Iterable[MonoCut],
+        labels: Labels,
+        *,
+        min_frames: int = 1,
+        subsampling: int = 4,
+        name: str = "data",
     ) -> None:
         self.labels = labels
         self.name = name
@@ -80,7 +86,9 @@ class SpeechDataset:
         total = 0
         for total, cut in enumerate(cuts, 1):
             if not cut.has_features or cut.num_features != BINS:
-                raise UserError(f"utterance {cut.id} has no features with {BINS} bins: prepare the corpus again")
+                raise UserError(
+                    f"utterance {cut.id} has no features with {BINS} bins: prepare the corpus again"
+                )
             target = labels.encode(text_of(cut), cut.id)
             if reason := _why_not(cut.num_frames, target, min_frames, subsampling):
                 self.left_out.append(LeftOut(cut.id, text_of(cut), reason))
@@ -126,7 +134,13 @@ class SpeechDataset:
 
 
 def epoch_plan(
-    dataset: SpeechDataset, *, seconds: float, seed: int = 0, epoch: int = 0, shuffle: bool = True, buckets: int = 10
+    dataset: SpeechDataset,
+    *,
+    seconds: float,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = True,
+    buckets: int = 10,
 ) -> list[tuple[str, ...]]:
     """Decide the batches of one epoch: ids of utterances, every utterance once. Reads no features.
 

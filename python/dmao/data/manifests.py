@@ -21,7 +21,14 @@ from dmao.errors import UserError
 
 
 def make_cut(
-    id: str, path: Path, samples: int, *, text: str, speaker: str, language: str, custom: Mapping[str, Any] | None = None
+    id: str,
+    path: Path,
+    samples: int,
+    *,
+    text: str,
+    speaker: str,
+    language: str,
+    custom: Mapping[str, Any] | None = None,
 ) -> MonoCut:
     """Describe one 16 kHz mono file of `samples` samples as one cut with one supervision."""
     duration = samples / SAMPLE_RATE
@@ -57,5 +64,3 @@ def write_manifest(path: Path, cuts: CutSet) -> None:
     partial = path.with_name("partial-" + path.name)  # lhotse reads the format from the suffix
     cuts.to_file(partial)
     partial.replace(path)
-
-
