@@ -1,0 +1,90 @@
+# The commands of the project. `make demo` and `make test` set up what they need, once: .venv holds Python, the
+# pinned packages and the editable install; build/ holds everything the tools write. Nothing is written elsewhere.
+
+PYTHON ?= python3
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+ENVIRONMENT := $(VENV)/.environment
+TOOLS := $(VENV)/.tools
+NATIVE := $(VENV)/.native
+NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) \
+    $(wildcard CMakeLists.txt setup.py pyproject.toml dmao_kernels/_library.py)
+CPP_SOURCES := $(filter %.h %.cpp,$(shell find csrc -type f 2>/dev/null))
+PYTHON_SOURCES := $(wildcard dmao_kernels python tests benchmarks setup.py)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --basetemp build/pytest
+
+# The tools of .venv come first, in the build (cmake, ninja) as in the tests (dmao).
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# One set of versions for every pip call.
+export PIP_CONSTRAINT := $(CURDIR)/requirements/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Caches stay in the tree, so that neither a home directory nor the right to write to it is needed.
+export PIP_NO_CACHE_DIR := 1
+export XDG_CACHE_HOME := $(CURDIR)/build/cache
+export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
+
+.PHONY: help setup demo test test-all bench lint format clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       set up, then train the uniform baseline and the grow-and-drop model; runs/demo/report.html"
+	@echo "make test       set up, then run the quick tests"
+	@echo "make test-all   the slow sweeps as well"
+	@echo "make bench      benchmarks of the operations and of the training step"
+	@echo "make lint       ruff, mypy, clang-format (checks only);  make format rewrites"
+	@echo "make clean      remove build outputs;  make distclean removes .venv as well"
+	@echo "Variables: PYTHON=python3 (3.10 or newer), JOBS=2 (parallel test processes), ARGS (passed on to pytest, dmao)"
+
+setup: $(NATIVE)
+
+demo: $(NATIVE)
+	$(BIN)/dmao demo $(ARGS)
+
+test: $(NATIVE)
+	@mkdir -p build
+	$(PYTEST) $(ARGS)
+
+test-all: $(NATIVE)
+	@mkdir -p build
+	$(PYTEST) -m "" $(ARGS)
+
+bench: $(NATIVE)
+	$(BIN)/dmao bench $(ARGS)
+
+lint: $(NATIVE)
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/mypy $(wildcard dmao_kernels python/dmao)
+	$(if $(CPP_SOURCES),$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES))
+
+format: $(NATIVE)
+	$(BIN)/ruff check --fix $(PYTHON_SOURCES)
+	$(BIN)/ruff format $(PYTHON_SOURCES)
+	$(if $(CPP_SOURCES),$(BIN)/clang-format -i $(CPP_SOURCES))
+
+clean:
+	rm -rf build dist *.egg-info python/*.egg-info $(NATIVE) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dmao_kernels python tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find dmao_kernels -name '*.so' -delete 2>/dev/null || true
+
+distclean: clean
+	rm -rf $(VENV)
+
+$(ENVIRONMENT):
+	@command -v $(PYTHON) >/dev/null || { echo "dmao: '$(PYTHON)' not found: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "dmao: Python 3.10 or newer is needed, %s is %d.%d; name another one: make PYTHON=python3.12" % (sys.executable, v[0], v[1]))'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "dmao: '$(PYTHON)' has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# What the build itself imports has to be there first: the project is built without isolation, against this torch.
+$(TOOLS): requirements/constraints.txt | $(ENVIRONMENT)
+	$(BIN)/python -m pip install -q torch setuptools wheel cmake ninja pybind11
+	@touch $@
+
+$(NATIVE): $(TOOLS) $(NATIVE_SOURCES)
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[recipes,dev]'
+	@touch $@
