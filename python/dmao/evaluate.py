@@ -14,7 +14,7 @@ from dmao import checkpoint
 from dmao.config import TrainConfig
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.source import CorpusSource, Source
-from dmao.step import autocast, restore_model
+from dmao.step import autocast, restore
 
 if TYPE_CHECKING:
     from dmao.data.labels import Labels
@@ -57,6 +57,23 @@ class Evaluation:
         )
 
 
+def load_model(path: str | Path) -> ConformerCTC:
+    """The trained model in a checkpoint, or in the newest usable one of a run directory; in evaluation mode."""
+    return restore(load_checkpoint(path))[0].eval()
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state in a checkpoint, or in the newest usable one of a run directory. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_dir():
+        return checkpoint.load(path)
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = checkpoint.load_latest(folder)
+    if found is None:
+        raise checkpoint.CheckpointError(f"checkpoint: there is none in {path}")
+    return found[1]
+
+
 def evaluate(
     path: str | Path, split: str = "test", data: Source | None = None, root: str | None = None
 ) -> Evaluation:
@@ -66,7 +83,7 @@ def evaluate(
 
     Raises CheckpointError and UserError where there is nothing to evaluate or nothing to evaluate on.
     """
-    state = _load(Path(path))
+    state = load_checkpoint(path)
     values = state["config"]
     if root is not None:
         values = {**values, "data": {**values["data"], "root": root}}
@@ -76,7 +93,7 @@ def evaluate(
 
         data = CorpusSource(config, Labels.from_state_dict(state["labels"]))
     torch.set_num_threads(config.threads)
-    return evaluate_model(restore_model(state), data, split, config.precision)
+    return evaluate_model(restore(state)[0], data, split, config.precision)
 
 
 def evaluate_model(
@@ -147,13 +164,3 @@ def _greedy_errors(
 
 def _sounds(phones: str) -> str:
     return phones.replace("|", " ")
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        return checkpoint.load(path)
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = checkpoint.load_latest(folder)
-    if found is None:
-        raise checkpoint.CheckpointError(f"checkpoint: there is none in {path}")
-    return found[1]
