@@ -32,8 +32,10 @@ constexpr std::int64_t kSmallestTile = 32;
 constexpr std::int64_t kChunk = 576;      // hidden units
 constexpr std::int64_t kChunkStep = 192;  // whole panels, and whole groups of dropout units
 constexpr std::int64_t kGradRows = 192;   // of a weight gradient, per task
-constexpr std::int64_t kGradDepth = 256;  // tokens between two visits of these sums
-constexpr std::int64_t kSumDepth = 16;    // tokens that a bias gradient sums one by one
+constexpr std::int64_t kGradDepth = 128;  // tokens between two visits of these sums
+constexpr std::int64_t kStrip = Vec::width == 16 ? 16 : 24;  // columns that pass 2 reads together
+constexpr std::int64_t kSumDepth = 16;  // tokens that a bias gradient sums one by one
+static_assert(kStrip % kRows == 0 && kStrip % Vec::width == 0 && kGradRows % kStrip == 0);
 static_assert(kChunkStep % kPanel == 0 && kChunkStep % kPhiloxUnits == 0);
 
 // Deals out the scratch memory; with a null base it only counts.
@@ -145,19 +147,18 @@ void gather_bias(const T* bias, const std::int32_t* units, std::int64_t count, f
 }
 
 // factors[i] of the live units first + i, i < count, of a token. Groups of 64 neighbouring units
-// share one call of the generator; those that live are picked out of it.
+// share one call of the generator; where only some of them live, those are picked out of it.
 void dropout_factors(const Dropout& dropout, const std::int32_t* units, std::uint32_t token,
                      std::int64_t first, std::int64_t count, float* factors) {
     const std::int32_t* unit = units + first;
     for (std::int64_t i = 0; i < count;) {
         const std::int32_t group = unit[i] / kPhiloxUnits, base = group * kPhiloxUnits;
-        float all[kPhiloxUnits];
-        dropout.factors(token, group, all);
-        if (i + kPhiloxUnits <= count && unit[i] == base &&
-            unit[i + kPhiloxUnits - 1] == base + kPhiloxUnits - 1) {
-            std::memcpy(factors + i, all, sizeof(all));
+        if (i + kPhiloxUnits <= count && unit[i + kPhiloxUnits - 1] - base == kPhiloxUnits - 1) {
+            dropout.factors(token, group, factors + i);
             i += kPhiloxUnits;
         } else {
+            float all[kPhiloxUnits];
+            dropout.factors(token, group, all);
             for (; i < count && unit[i] < base + kPhiloxUnits; ++i)
                 factors[i] = all[unit[i] - base];
         }
@@ -325,18 +326,38 @@ void forward(const ComponentFfnForward& problem, const Workspace& workspace,
 struct BackwardScratch {
     Arena arena;
     Walk walk;
-    // Panels of hidden units over all tokens, [unit panel][token]: the right sides of pass 2.
-    float *activations, *grad_hidden;
-    float *x, *grad_y;  // widened, bfloat16 only
+    // All tokens cut the way pass 2 reads them: panels of hidden units, [unit panel][token], and
+    // strips of x and grad_y, [strip][token].
+    float *activations, *grad_hidden, *x, *grad_y;
 
     BackwardScratch(const ComponentFfn& f, const Workspace& workspace)
         : arena(workspace.scratch),
           walk(arena, f, f.out_width, f.in_width, workspace.workers),
           activations(arena.take(f.tokens * padded_columns(f.hidden))),
           grad_hidden(arena.take(f.tokens * padded_columns(f.hidden))),
-          x(arena.take(f.dtype == DType::float32 ? 0 : f.tokens * f.in_width)),
-          grad_y(arena.take(f.dtype == DType::float32 ? 0 : f.tokens * f.out_width)) {}
+          x(arena.take(f.tokens * round_up(f.in_width, kStrip))),
+          grad_y(arena.take(f.tokens * round_up(f.out_width, kStrip))) {}
 };
+
+// Cuts rows [first, first + count) of [tokens, width] into strips of kStrip columns, the last of
+// which is padded with zeros.
+template <class T>
+void cut_strips(const T* rows, std::int64_t width, std::int64_t tokens, std::int64_t first,
+                std::int64_t count, float* strips) {
+    for (std::int64_t column = 0; column < width; column += kStrip) {
+        const std::int64_t columns = smaller(kStrip, width - column);
+        float* out = strips + column * tokens + first * kStrip;
+        const T* row = rows + column;
+        for (std::int64_t i = 0; i < count; ++i, row += width, out += kStrip) {
+            for (std::int64_t j = 0; j < kStrip; j += Vec::width) {
+                const std::int64_t rest = columns - j;
+                store(out + j, rest >= Vec::width
+                                   ? load(row + j)
+                                   : load(row + j, rest > 0 ? static_cast<int>(rest) : 0));
+            }
+        }
+    }
+}
 
 // One token: from the gradient of the dropped-out activations, in `hidden`, to the gradient of the
 // pre-activations, which replaces it. Both it and the activations also go to this token's rows in
@@ -376,10 +397,10 @@ void backward_tokens(const ComponentFfnBackward& problem, const BackwardScratch&
                                          const TileBuffers& buffers) {
         const T* grad_y = static_cast<const T*>(problem.grad_y) + first * f.out_width;
         T* grad_x = static_cast<T*>(problem.grad_x) + first * f.in_width;
-        as_float(static_cast<const T*>(f.x) + first * f.in_width, rows * f.in_width,
-                 scratch.x + first * f.in_width);
-        const float* input =
-            as_float(grad_y, rows * f.out_width, scratch.grad_y + first * f.out_width);
+        cut_strips(static_cast<const T*>(f.x) + first * f.in_width, f.in_width, f.tokens, first,
+                   rows, scratch.x);
+        cut_strips(grad_y, f.out_width, f.tokens, first, rows, scratch.grad_y);
+        const float* input = as_float(grad_y, rows * f.out_width, buffers.input);
         float* output = sums_of(grad_x, buffers.output);
         std::memset(output, 0, rows * f.in_width * sizeof(float));
         walk_chunks(scratch.walk.weights, rows, input, buffers.hidden, output,
@@ -403,14 +424,18 @@ void backward_tokens(const ComponentFfnBackward& problem, const BackwardScratch&
     });
 }
 
-// sums[i, j] = the sum over tokens of left[token, i] * panel[token, j], rows x columns of them.
-void sum_products(const float* left, std::int64_t left_stride, std::int64_t rows,
-                  const float* panel, std::int64_t columns, std::int64_t tokens, float* sums) {
+// sums[i, j] = the sum over tokens of strips[token, i] * panel[token, j], rows x columns of them.
+void sum_products(const float* strips, std::int64_t rows, const float* panel, std::int64_t columns,
+                  std::int64_t tokens, float* sums) {
     std::memset(sums, 0, rows * kPanel * sizeof(float));
     for (std::int64_t token = 0; token < tokens; token += kGradDepth) {
-        multiply<Order::column>(rows, columns, smaller(kGradDepth, tokens - token),
-                                left + token * left_stride, left_stride,
-                                panel + token * padded_columns(columns), sums, kPanel);
+        const std::int64_t depth = smaller(kGradDepth, tokens - token);
+        const float* right = panel + token * padded_columns(columns);
+        for (std::int64_t row = 0; row < rows; row += kStrip) {
+            multiply<Order::column>(smaller(kStrip, rows - row), columns, depth,
+                                    strips + row * tokens + token * kStrip, kStrip, right,
+                                    sums + row * kPanel, kPanel);
+        }
     }
 }
 
@@ -441,43 +466,39 @@ void sum_tokens(const float* values, std::int64_t stride, std::int64_t tokens, s
     }
 }
 
-// Pass 2: one task per panel of hidden units and block of rows of either weight gradient.
+// Pass 2: one task per panel of hidden units and group of strips of either weight gradient.
 template <class T>
 void backward_weights(const ComponentFfnBackward& problem, const BackwardScratch& scratch,
                       const ParallelFor& parallel) {
     const ComponentFfn& f = problem.ffn;
-    const float* x = f.dtype == DType::float32 ? static_cast<const float*>(f.x) : scratch.x;
-    const float* grad_y =
-        f.dtype == DType::float32 ? static_cast<const float*>(problem.grad_y) : scratch.grad_y;
     T *grad_w1 = static_cast<T*>(problem.grad_w1), *grad_w2 = static_cast<T*>(problem.grad_w2);
     T *grad_b1 = static_cast<T*>(problem.grad_b1), *grad_b2 = static_cast<T*>(problem.grad_b2);
     const std::int64_t first_tasks = divide_up(f.in_width, kGradRows);
-    const std::int64_t second_tasks = divide_up(f.out_width, kGradRows);
-    const std::int64_t panel_tasks = first_tasks + second_tasks;
+    const std::int64_t panel_tasks = first_tasks + divide_up(f.out_width, kGradRows);
     const std::int64_t weight_tasks = divide_up(f.hidden, kPanel) * panel_tasks;
-    const std::int64_t bias_tasks = grad_b2 == nullptr ? 0 : divide_up(f.out_width, kPanel);
+    const std::int64_t bias_tasks = grad_b2 == nullptr ? 0 : divide_up(f.out_width, kStrip);
 
     const auto run = [&](std::int64_t task, const TileBuffers& buffers) {
         if (task >= weight_tasks) {
-            const std::int64_t column = (task - weight_tasks) * kPanel;
-            sum_tokens(grad_y + column, f.out_width, f.tokens,
-                       smaller(kPanel, f.out_width - column),
+            const std::int64_t column = (task - weight_tasks) * kStrip;
+            sum_tokens(scratch.grad_y + column * f.tokens, kStrip, f.tokens,
+                       smaller(kStrip, f.out_width - column),
                        [&](std::int64_t i, float sum) { set(grad_b2[column + i], sum); });
             return;
         }
         const std::int64_t unit = task / panel_tasks * kPanel;
         const std::int64_t units = smaller(kPanel, f.hidden - unit);
         const std::int32_t* stored = f.units + unit;
-        std::int64_t block = task % panel_tasks;
+        const std::int64_t block = task % panel_tasks;
         float* sums = buffers.sums;
         if (block < first_tasks) {
-            const std::int64_t row = block * kGradRows;
-            const std::int64_t rows = smaller(kGradRows, f.in_width - row);
+            const std::int64_t column = block * kGradRows;
+            const std::int64_t columns = smaller(kGradRows, f.in_width - column);
             const float* panel = scratch.grad_hidden + unit * f.tokens;
-            sum_products(x + row, f.in_width, rows, panel, units, f.tokens, sums);
+            sum_products(scratch.x + column * f.tokens, columns, panel, units, f.tokens, sums);
             for (std::int64_t j = 0; j < units; ++j) {
-                T* target = grad_w1 + stored[j] * f.in_width + row;
-                for (std::int64_t i = 0; i < rows; ++i) set(target[i], sums[i * kPanel + j]);
+                T* target = grad_w1 + stored[j] * f.in_width + column;
+                for (std::int64_t i = 0; i < columns; ++i) set(target[i], sums[i * kPanel + j]);
             }
             if (block == 0 && grad_b1 != nullptr) {
                 sum_tokens(panel, padded_columns(units), f.tokens, units,
@@ -486,12 +507,13 @@ void backward_weights(const ComponentFfnBackward& problem, const BackwardScratch
         } else {
             const std::int64_t row = (block - first_tasks) * kGradRows;
             const std::int64_t rows = smaller(kGradRows, f.out_width - row);
-            sum_products(grad_y + row, f.out_width, rows, scratch.activations + unit * f.tokens,
-                         units, f.tokens, sums);
+            sum_products(scratch.grad_y + row * f.tokens, rows,
+                         scratch.activations + unit * f.tokens, units, f.tokens, sums);
             for (std::int64_t i = 0; i < rows; ++i) {
                 T* target = grad_w2 + (row + i) * f.stored_hidden;
-                for (std::int64_t j = 0; j < units; ++j)
+                for (std::int64_t j = 0; j < units; ++j) {
                     set(target[stored[j]], sums[i * kPanel + j]);
+                }
             }
         }
     };

@@ -68,24 +68,50 @@ void pack_panel(const Selection<T>& m, std::int64_t k0, std::int64_t depth, std:
     }
 }
 
+// a[0] b[0] a[1] b[1] ...: from the lower halves (half = 0) or the upper halves (half = 1).
+template <int half>
+Vec interleave(Vec a, Vec b) {
+    constexpr int w = Vec::width;
+    using Lanes = std::int32_t __attribute__((vector_size(sizeof(Vec))));
+    Lanes pick;
+    for (int i = 0; i < w; ++i) pick[i] = half * w / 2 + i / 2 + i % 2 * w;
+#ifdef __clang__
+    decltype(Vec::v) result;
+    for (int i = 0; i < w; ++i) result[i] = pick[i] < w ? a.v[pick[i]] : b.v[pick[i] - w];
+    return result;
+#else
+    return __builtin_shuffle(a.v, b.v, pick);
+#endif
+}
+
+// Transposes a square block in place: log2(width) perfect shuffles of its rows.
+inline void transpose(decltype(Vec::v) (&rows)[Vec::width]) {
+    constexpr int w = Vec::width;
+    for (int step = 1; step < w; step *= 2) {
+        decltype(Vec::v) shuffled[w];
+        for (int i = 0; i < w / 2; ++i) {
+            shuffled[2 * i] = interleave<0>(rows[i], rows[i + w / 2]).v;
+            shuffled[2 * i + 1] = interleave<1>(rows[i], rows[i + w / 2]).v;
+        }
+        for (int i = 0; i < w; ++i) rows[i] = shuffled[i];
+    }
+}
+
 // B[k, n] = m[n0 + n, k0 + k], one panel.
 template <class T>
 void pack_panel_transposed(const Selection<T>& m, std::int64_t k0, std::int64_t depth,
                            std::int64_t n0, std::int64_t columns, float* panel) {
     const std::int64_t width = padded_columns(columns);
-    float block[Vec::width * Vec::width];
     for (std::int64_t n = 0; n < width; n += Vec::width) {
         for (std::int64_t k = 0; k < depth; k += Vec::width) {
             const int count = static_cast<int>(smaller(Vec::width, depth - k));
+            decltype(Vec::v) block[Vec::width];
             for (int i = 0; i < Vec::width; ++i) {
                 const bool inside = n + i < columns;
-                store(block + i * Vec::width,
-                      inside ? m.load_row(n0 + n + i, k0 + k, count) : Vec(0.0f));
+                block[i] = (inside ? m.load_row(n0 + n + i, k0 + k, count) : Vec(0.0f)).v;
             }
-            for (int j = 0; j < count; ++j) {
-                float* out = panel + (k + j) * width + n;
-                for (int i = 0; i < Vec::width; ++i) out[i] = block[i * Vec::width + j];
-            }
+            transpose(block);
+            for (int j = 0; j < count; ++j) store(panel + (k + j) * width + n, Vec(block[j]));
         }
     }
 }

@@ -105,11 +105,13 @@ struct Dropout {
 
     bool active() const { return threshold != 0; }
 
-    // factors[i] for the 64 units from 64 * group on.
-    void factors(uint32_t row, uint32_t group, float (&out)[kPhiloxUnits]) const {
+    // out[i] = the factor of unit 64 * group + i, i < 64.
+    void factors(uint32_t row, uint32_t group, float* out) const {
+        const uint32_t least = threshold;  // copies, because `out` might alias the members
+        const float kept = scale;
         uint32_t words[kPhiloxUnits];
         philox_words(seed, group * kPhiloxLanes, row, words);
-        for (int i = 0; i < kPhiloxUnits; ++i) out[i] = words[i] >= threshold ? scale : 0.0f;
+        for (int i = 0; i < kPhiloxUnits; ++i) out[i] = words[i] >= least ? kept : 0.0f;
     }
 
   private:
