@@ -87,7 +87,8 @@ class GrowAndDrop:
     """Makes the widths of `model`'s elastic modules part of its training.
 
     model: modules that carry `component_layout`, or whose class is known
-        (dmao_kernels.structure.register_family).
+        (dmao_kernels.structure.register_family). They return what they contribute, and residual sums stand
+        outside of them: a module that lost all its components returns zeros.
     optimizer: its moments follow the components; None where there is none to follow.
     schedule, total_steps: when the events fall.
     metric: taylor, gradient, magnitude, signed, or gate (a learnable gate per component, added to the
@@ -128,6 +129,8 @@ class GrowAndDrop:
     ):
         if observe_every < 1:
             raise ValueError(f"GrowAndDrop: observe_every must be 1 or more, got {observe_every}")
+        _require_choice("selection", selection, ("exact", "paper"))
+        _require_choice("split", split, ("asymmetric", "halves", "uniform"))
         self.schedule = schedule
         self.event_steps = schedule.steps(total_steps)
         self.optimizer = optimizer
@@ -252,6 +255,11 @@ class GrowAndDrop:
             revive=empty if self._revive else (),
             seed=derive_seed(self._seed, "event", len(self.events)),
         )
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"GrowAndDrop: {name} must be {' or '.join(choices)}, got {value!r}")
 
 
 def _join(first: Pairs, second: Pairs) -> Copies:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,14 @@ class StepResult:
     problem: str = ""
 
 
+class Observer(Protocol):
+    """What a step needs of a controller; the rest of `GrowAndDrop` happens between steps."""
+
+    def observe(self) -> None: ...
+
+    def penalty(self, weight: float) -> Tensor: ...
+
+
 class TrainingStep:
     """Forward, loss, backward, scores, optimizer. Call it with a batch and the number of the step (from 1).
 
@@ -49,7 +57,7 @@ class TrainingStep:
         model: ConformerCTC,
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
-        controller: GrowAndDrop | None,
+        controller: Observer | None,
     ):
         self.model = model
         self.optimizer = optimizer
@@ -147,14 +155,26 @@ def build_model(config: TrainConfig, outputs: int, inputs: int = 80) -> Conforme
     return ConformerCTC(config.model.conformer(outputs, inputs))
 
 
-def restore_model(state: Mapping[str, Any]) -> ConformerCTC:
-    """The model in a checkpoint's state, with the widths it had."""
+def restore(
+    state: Mapping[str, Any],
+) -> tuple[ConformerCTC, torch.optim.Optimizer, GrowAndDrop | None, TrainConfig]:
+    """Model, optimizer, controller and config as a checkpoint's state holds them."""
     config = TrainConfig.from_dict(state["config"])
-    model = ConformerCTC(config.model.conformer(len(state["labels"]["tokens"]), state["inputs"]))
-    if state["controller"] is not None:
-        optimizer = make_optimizer(model, config.optimizer)
-        controller = make_controller(model, optimizer, config)
-        assert controller is not None
+    model = build_model(config, len(state["labels"]["tokens"]), state["inputs"])
+    optimizer = make_optimizer(model, config.optimizer)
+    controller = make_controller(model, optimizer, config)
+    load_state(state, model, optimizer, controller)
+    return model, optimizer, controller, config
+
+
+def load_state(
+    state: Mapping[str, Any],
+    model: ConformerCTC,
+    optimizer: torch.optim.Optimizer,
+    controller: GrowAndDrop | None,
+) -> None:
+    """Loads a checkpoint's state into what was freshly built: the widths first, then what has these widths."""
+    if controller is not None:
         controller.load_state_dict(state["controller"])
     model.load_state_dict(state["model"])
-    return model
+    optimizer.load_state_dict(state["optimizer"])

@@ -25,7 +25,14 @@ from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
 from dmao.metrics import Recorder, read_json_lines
 from dmao.source import CorpusSource, Source
-from dmao.step import StepResult, TrainingStep, build_model, make_controller, make_optimizer
+from dmao.step import (
+    StepResult,
+    TrainingStep,
+    build_model,
+    load_state,
+    make_controller,
+    make_optimizer,
+)
 
 if TYPE_CHECKING:
     from dmao.data.loader import Batch
@@ -292,10 +299,7 @@ class _Training:
     def _restore(self, state: dict[str, Any]) -> None:
         if state["labels"] != self.source.labels.state_dict():
             raise UserError(f"train: {self.run_dir} was trained with other labels than the data has now")
-        if self.controller is not None:
-            self.controller.load_state_dict(state["controller"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(state, self.model, self.optimizer, self.controller)
         _log.info("train: resuming %s at step %d", self.run_dir, self.place.step)
 
     def _rate(self) -> float:

@@ -89,6 +89,13 @@ def test_exact_drops_the_lowest_and_grows_the_highest():
     assert (plan.before, plan.after, plan.dropped, plan.grown) == (60, 60, 2, 2)
 
 
+def test_exact_keeps_the_best_of_the_dropped_that_still_fit():
+    groups = [Group("small", (0.1, 0.2, 0.3), 10), Group("large", (1.0,), 12)]
+    plan = make_plan(groups, fraction=0.5)  # drops all the small ones, doubles the large one, has 18 left
+    assert plan.sources == {"small": (2,), "large": (0, 0)}
+    assert (plan.dropped, plan.grown, plan.after) == (2, 1, 34)
+
+
 def test_score_per_cost():
     groups = [Group("dear", (2.0, 2.0), 100), Group("cheap", (1.0,) * 10, 10)]
     plain, per_cost = (make_plan(groups, 0.1, "paper", per_cost=choice) for choice in (False, True))

@@ -1,0 +1,166 @@
+"""How good a model is on a split: cross-entropy, and error rates with and without a lexicon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dmao import checkpoint
+from dmao.config import TrainConfig
+from dmao.models import ConformerCTC, ctc_loss
+from dmao.source import CorpusSource, Source
+from dmao.step import autocast, restore
+
+if TYPE_CHECKING:
+    from dmao.data.labels import Labels
+    from dmao.data.loader import Batch
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on one split; error rates in percent.
+
+    ce: CTC loss per label, in nats, of the utterances that have an alignment.
+    cer: character error rate of the greedy path; with phonemes as labels, the phoneme error rate.
+    wer: word error rate of lexicon decoding (any word may follow any other, all equally likely).
+    wer_greedy: word error rate of the greedy path; None with phonemes, which spell no words.
+    utterances, left_out: how many were scored, and how many of these the model cannot process: too short, or more
+        labels than frames. Their words count as deleted.
+    words, labels: in the references.
+    """
+
+    ce: float
+    cer: float
+    wer: float
+    wer_greedy: float | None
+    substitutions: int
+    insertions: int
+    deletions: int
+    words: int
+    labels: int
+    utterances: int
+    left_out: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"cross-entropy {self.ce:.3f}, CER {self.cer:.1f} %, WER {self.wer:.1f} % "
+            f"({self.words} words in {self.utterances} utterances)"
+        )
+
+
+def load_model(path: str | Path) -> ConformerCTC:
+    """The trained model in a checkpoint, or in the newest usable one of a run directory; in evaluation mode."""
+    return restore(load_checkpoint(path))[0].eval()
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state in a checkpoint, or in the newest usable one of a run directory. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_dir():
+        return checkpoint.load(path)
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = checkpoint.load_latest(folder)
+    if found is None:
+        raise checkpoint.CheckpointError(f"checkpoint: there is none in {path}")
+    return found[1]
+
+
+def evaluate(
+    path: str | Path, split: str = "test", data: Source | None = None, root: str | None = None
+) -> Evaluation:
+    """Evaluates a checkpoint, or the newest usable one of a run directory.
+
+    data: a source of batches; None opens the corpus of the checkpoint's config, moved to `root` if that is given.
+
+    Raises CheckpointError and UserError where there is nothing to evaluate or nothing to evaluate on.
+    """
+    state = load_checkpoint(path)
+    values = state["config"]
+    if root is not None:
+        values = {**values, "data": {**values["data"], "root": root}}
+    config = TrainConfig.from_dict(values)
+    if data is None:
+        from dmao.data.labels import Labels
+
+        data = CorpusSource(config, Labels.from_state_dict(state["labels"]))
+    torch.set_num_threads(config.threads)
+    return evaluate_model(restore(state)[0], data, split, config.precision)
+
+
+def evaluate_model(
+    model: ConformerCTC, source: Source, split: str = "test", precision: str = "fp32"
+) -> Evaluation:
+    """Evaluates `model` as it is; its training mode is restored afterwards. Raises UserError for an empty split."""
+    from dmao.decode import LexiconDecoder, greedy
+    from dmao.score import wer
+
+    left_out = source.left_out(split)
+    texts, lost = [utterance.text for utterance in left_out], [""] * len(left_out)
+    labels, decoder = source.labels, LexiconDecoder(source.labels, source.words)
+    paths, words = list(lost), list(lost)
+    loss = aligned = 0.0
+    for batch, log_probs, lengths in _outputs(model, source, split, precision):
+        mean, count, _ = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
+        loss, aligned = loss + count * mean.item(), aligned + count
+        texts += batch.texts
+        for frames, length in zip(log_probs, lengths.tolist(), strict=True):
+            paths.append(greedy(frames[:length], labels))
+            words.append(decoder.decode(frames[:length]))
+    found = wer(texts, words)
+    by_label, by_word = _greedy_errors(labels, texts, paths)
+    return Evaluation(
+        ce=loss / aligned if aligned else float("nan"),
+        cer=by_label[0],
+        wer=found.percent,
+        wer_greedy=by_word,
+        substitutions=found.substitutions,
+        insertions=found.insertions,
+        deletions=found.deletions,
+        words=found.reference,
+        labels=by_label[1],
+        utterances=len(texts),
+        left_out=len(left_out),
+    )
+
+
+@torch.no_grad()
+def _outputs(
+    model: ConformerCTC, source: Source, split: str, precision: str
+) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    training = model.training
+    model.eval()
+    try:
+        for batch in source.eval_batches(split):
+            with autocast(precision):
+                log_probs, lengths = model(batch.features, batch.feature_lengths)
+            yield batch, log_probs, lengths
+    finally:
+        model.train(training)
+
+
+def _greedy_errors(
+    labels: Labels, texts: list[str], paths: list[str]
+) -> tuple[tuple[float, int], float | None]:
+    """(percent, number) of label errors, and percent of word errors where labels spell words."""
+    from dmao.score import cer, wer
+
+    if labels.kind == "characters":
+        errors = cer(texts, paths)
+        return (errors.percent, errors.reference), wer(texts, paths).percent
+    phones = [labels.decode(labels.encode(text)) for text in texts]
+    # as "words" of a text: the boundaries are not sounds
+    errors = wer([_sounds(text) for text in phones], [_sounds(text) for text in paths])
+    return (errors.percent, errors.reference), None
+
+
+def _sounds(phones: str) -> str:
+    return phones.replace("|", " ")

@@ -1,0 +1,240 @@
+"""GrowAndDrop beside a loop and a model of the user's own."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+
+import pytest
+import torch
+from dmao.controller import Event, GrowAndDrop
+from dmao.schedule import Schedule
+from torch import nn
+
+from dmao_kernels.structure import feedforward_layout, register_family
+
+
+class Mlp(nn.Module):
+    def __init__(self, d: int = 6, hidden: int = 16):
+        super().__init__()
+        self.up, self.down = nn.Linear(d, hidden), nn.Linear(hidden, d)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x)))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Mlp() for _ in range(5))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+register_family(Mlp, feedforward_layout(up="up", down="down", norm=None))
+
+
+def build(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net()
+
+
+def batch(step: int):
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+    return x, x.roll(1, dims=1) * torch.tensor([2.0, 1, 1, 1, 0, 0])
+
+
+def run(model, optimizer, controller, steps):
+    """The ten lines of a user's loop; returns losses and events."""
+    losses, events = [], []
+    for step in steps:
+        x, y = batch(step)
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        controller.observe()
+        optimizer.step()
+        optimizer.zero_grad()
+        if controller.due(step):
+            events.append(controller.adapt())
+        losses.append(loss.item())
+    return losses, events
+
+
+def setup(schedule=None, seed=0, **settings):
+    model = build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = schedule or Schedule(start=0.3, end=0.6, events=2, fraction=0.4)
+    return model, optimizer, GrowAndDrop(model, optimizer, schedule, total_steps=40, seed=seed, **settings)
+
+
+def test_own_model_in_ten_lines():
+    model, optimizer, controller = setup()
+    identities = [id(p) for p in model.parameters()]
+    losses, events = run(model, optimizer, controller, range(1, 41))
+    assert [event.step for event in events] == [12, 24]
+    assert losses[-1] < losses[0] / 2
+    assert [id(p) for p in model.parameters()] == identities
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == identities
+    start = sum(p.numel() for p in build().parameters())
+    for event in events:
+        assert start - 4 * 13 < event.parameters <= start
+        assert sum(event.counts_after.values()) != 0
+        assert event.counts_after != event.counts_before
+    assert "dropped" in str(events[0])
+    assert "12" in str(events[0])
+
+
+def test_same_seed_same_run():
+    runs = [run(*setup(seed=3), range(1, 41)) for _ in range(2)]
+    assert runs[0][0] == runs[1][0]
+    assert [e.digest for e in runs[0][1]] == [e.digest for e in runs[1][1]]
+    other = run(*setup(seed=4), range(1, 41))
+    assert other[0][:12] == runs[0][0][:12]
+    assert other[0] != runs[0][0]
+
+
+def test_state_goes_into_a_freshly_built_model():
+    whole = run(*setup(), range(1, 41))
+    model, optimizer, controller = setup()
+    run(model, optimizer, controller, range(1, 18))
+    file = io.BytesIO()
+    states = {"controller": controller, "model": model, "optimizer": optimizer}
+    torch.save({name: part.state_dict() for name, part in states.items()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    fresh = setup()
+    for part, name in zip((fresh[2], fresh[0], fresh[1]), states, strict=True):
+        part.load_state_dict(saved[name])
+    assert fresh[2].events == controller.events
+    assert fresh[2].health() == controller.health() != {}
+    losses, events = run(*fresh, range(18, 41))
+    assert losses == whole[0][17:]
+    assert _without_time(events) == _without_time(whole[1][1:])
+
+
+def _without_time(events):
+    return [{key: value for key, value in e.to_dict().items() if key != "seconds"} for e in events]
+
+
+def test_events_are_json():
+    _, (event, *_) = run(*setup(), range(1, 13))
+    assert Event.from_dict(json.loads(json.dumps(event.to_dict()))) == event
+
+
+def test_due_catches_up_and_fires_once():
+    _, _, controller = setup(Schedule(end=10, events=2))
+    assert not any(controller.due(step) for step in range(5))
+    _observe(controller)
+    assert controller.due(7)
+    controller.adapt()
+    assert not controller.due(7)
+    assert controller.due(11)
+    controller.adapt()
+    assert not controller.due(40)
+    assert [event.step for event in controller.events] == [7, 11]
+
+
+def _observe(controller):
+    x, y = batch(0)
+    (controller.elastic.model(x) - y).square().mean().backward()
+    controller.observe()
+
+
+def test_an_event_needs_scores():
+    model, _, controller = setup()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match=r"call observe\(\) after backward"):
+        controller.adapt()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_observe_every():
+    _, _, every = setup(observe_every=3)
+    for _ in range(7):
+        _observe(every)
+    assert every.scores.updates == 3
+
+
+def test_several_events_do_not_drift():
+    model, optimizer, controller = setup(Schedule(start=2, end=38, events=19, fraction=0.9))
+    start = controller.elastic.live_parameters()
+    _, events = run(model, optimizer, controller, range(1, 41))
+    assert len(events) == 19
+    assert all(start - 4 * 13 < event.parameters <= start for event in events)
+
+
+def test_copies_grow_apart_and_health_follows_them():
+    model, optimizer, controller = setup(Schedule(start=10))
+    run(model, optimizer, controller, range(1, 11))
+    at_event = controller.health()
+    run(model, optimizer, controller, range(11, 41))
+    later = controller.health()
+    assert at_event.keys() == later.keys() == controller.events[0].copies.keys()
+    for name, sides in at_event.items():
+        assert sides["input"] == pytest.approx([1.0] * len(sides["input"]))
+        assert max(later[name]["input"]) < 0.9999
+    # a user who splits in halves sees inert copies
+    model, optimizer, controller = setup(Schedule(start=10), split="halves")
+    run(model, optimizer, controller, range(1, 41))
+    assert min(value for sides in controller.health().values() for value in sides["input"]) > 0.999
+
+
+def test_growth_preserves_the_function():
+    model, _, controller = setup(Schedule(start=10, fraction=0.01), selection="exact")
+    _observe(controller)
+    x, _ = batch(1)
+    before = model.double()(x.double())
+    sources = {name: [0, 0, *range(1, n)] for name, n in controller.elastic.counts().items()}
+    from dmao_kernels.structure import apply_plan, given_plan
+
+    apply_plan(given_plan(sources, controller.elastic.counts()), controller.elastic)
+    torch.testing.assert_close(model(x.double()), before, rtol=1e-9, atol=1e-9)
+
+
+def test_companions_follow():
+    model = build()
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    controller = GrowAndDrop(model, optimizer, Schedule(start=3, fraction=0.4), 40, companions=[average])
+    run(model, optimizer, controller, range(1, 10))
+    assert [p.shape for p in average.parameters()] == [p.shape for p in model.parameters()]
+
+
+def test_without_an_optimizer():
+    model = build()
+    controller = GrowAndDrop(model, None, Schedule(start=1), total_steps=4)
+    _observe(controller)
+    assert controller.due(1)
+    controller.adapt()
+    assert model(batch(0)[0]).isfinite().all()
+
+
+def test_gates_join_the_optimizer_without_weight_decay():
+    model, optimizer, controller = setup(metric="gate")
+    assert len(optimizer.param_groups) == 2
+    assert optimizer.param_groups[1]["weight_decay"] == 0.0
+    assert controller.penalty(0.5).item() == pytest.approx(0.5)
+    _, events = run(model, optimizer, controller, range(1, 41))
+    assert len(events) == 2
+    with pytest.raises(RuntimeError, match="only metric='gate'"):
+        setup()[2].penalty(1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"observe_every": 0}, "observe_every must be 1 or more, got 0"),
+        ({"metric": "luck"}, "metric must be"),
+        ({"beta": 1.0}, "beta must be"),
+        ({"schedule": Schedule(start=50)}, "after step 1 to 39 of 40"),
+        ({"split": "thirds"}, "split must be"),
+        ({"selection": "best"}, "selection must be"),
+    ],
+)
+def test_wrong_settings_fail_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        setup(**settings)

@@ -1,0 +1,143 @@
+"""A training that is killed, stopped, or finds its checkpoint damaged goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dmao import checkpoint
+from dmao.checkpoint import CheckpointError
+from dmao.config import ConfigError
+from dmao.errors import UserError
+from dmao.metrics import read_json_lines
+from dmao.trainer import TrainingInterrupted, train
+from tests.trainer.tiny import TinySource, losses, tiny_config
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train(tiny_config(), tmp_path_factory.mktemp("uninterrupted"), TinySource())
+
+
+def assert_same(run_dir: Path, expected: Path) -> None:
+    """The same losses, events and final state, bit for bit, and every row once."""
+    rows, wanted = (list(read_json_lines(folder / "metrics.jsonl")) for folder in (run_dir, expected))
+    assert losses(rows) == losses(wanted)
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 25))
+    for name in ("events.jsonl", "scores.jsonl"):
+        here, there = ([_timeless(row) for row in read_json_lines(d / name)] for d in (run_dir, expected))
+        assert here == there
+        assert here
+    states = [checkpoint.load_latest(folder / "checkpoints")[1] for folder in (run_dir, expected)]
+    for part in ("model", "optimizer", "place"):
+        torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
+    assert states[0]["controller"]["structure"] == states[1]["controller"]["structure"]
+
+
+def _timeless(row):
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+def test_kill_at_any_point(tmp_path, uninterrupted):
+    draw = random.Random(os.environ.get("PYTEST_CURRENT_TEST"))
+    moments = ["while_writing", "after_event", "before_rename", "after_rename", "after_event"]
+    moments += [f"{draw.uniform(0.05, 0.6):.3f}" for _ in range(3)]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    run = subprocess.run(
+        [sys.executable, HERE / "kill_and_resume.py", tmp_path / "run", *moments],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    killed = [line for line in run.stdout.splitlines() if f"signal {signal.SIGKILL:d}," in line]
+    assert len(killed) >= 5, run.stdout
+    assert_same(tmp_path / "run", uninterrupted.run_dir)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves(tmp_path, uninterrupted, number):
+    source = _SourceWithSignal(number)
+    before = signal.getsignal(number)
+    with pytest.raises(TrainingInterrupted, match=r"stopped at step 7 of 24.*dmao train") as caught:
+        train(tiny_config(), tmp_path, source)
+    assert caught.value.signal == number
+    assert signal.getsignal(number) is before
+    assert checkpoint.load_latest(tmp_path / "checkpoints")[1]["step"] == 7
+    train(tiny_config(), tmp_path, TinySource())
+    assert_same(tmp_path, uninterrupted.run_dir)
+
+
+class _SourceWithSignal(TinySource):
+    def __init__(self, number: int):
+        super().__init__()
+        self.number, self.fetched = number, 0
+
+    def _batch(self, split, indices):
+        self.fetched += 1
+        if self.fetched == 7:
+            os.kill(os.getpid(), self.number)
+        return super()._batch(split, indices)
+
+
+class _Stop(Exception):
+    pass
+
+
+def _train_until(step: int, run_dir: Path) -> None:
+    class Source(TinySource):
+        fetched = 0
+
+        def _batch(self, split, indices):
+            self.fetched += 1
+            if self.fetched > step:
+                raise _Stop
+            return super()._batch(split, indices)
+
+    with pytest.raises(_Stop):
+        train(tiny_config(), run_dir, Source())
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, uninterrupted, caplog):
+    _train_until(17, tmp_path)
+    newest, previous = checkpoint.list_checkpoints(tmp_path / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    train(tiny_config(), tmp_path, TinySource())
+    assert "damaged" in caplog.text
+    assert_same(tmp_path, uninterrupted.run_dir)
+
+
+def test_all_checkpoints_damaged(tmp_path):
+    _train_until(12, tmp_path)
+    for path in checkpoint.list_checkpoints(tmp_path / "checkpoints"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        train(tiny_config(), tmp_path, TinySource())
+
+
+def test_a_finished_run_is_returned_as_it_is(uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in (uninterrupted.run_dir / "checkpoints").iterdir()}
+    assert train(tiny_config(), uninterrupted.run_dir, TinySource()) == uninterrupted
+    assert before == {path: path.stat().st_mtime_ns for path in (uninterrupted.run_dir / "checkpoints").iterdir()}
+
+
+def test_a_folder_of_another_training_is_refused(uninterrupted):
+    with pytest.raises(ConfigError, match=r"learning_rate\.peak is 0\.02, there 0\.01$"):
+        train(tiny_config("learning_rate.peak=2e-2"), uninterrupted.run_dir, TinySource())
+    with pytest.raises(ConfigError, match=r"another config: seed is 1, there 0 \(and 1 more keys\)"):
+        train(tiny_config("seed=1", "steps=25"), uninterrupted.run_dir, TinySource())
+    with pytest.raises(UserError, match="holds a training already"):
+        train(tiny_config(), uninterrupted.run_dir, TinySource(), resume=False)
+
+
+def test_what_decides_nothing_may_change(uninterrupted):
+    train(tiny_config("checkpoint_every=3", "data.root=elsewhere"), uninterrupted.run_dir, TinySource())

@@ -1,0 +1,223 @@
+"""The training line on a tiny model: what is logged, what is skipped, what both arms share."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from dmao import checkpoint
+from dmao.config import load_config
+from dmao.evaluate import evaluate, load_model
+from dmao.metrics import read_json_lines
+from dmao.models import ConformerCTC
+from dmao.overhead import Median, measure_overhead, step_times
+from dmao.step import TrainingStep, build_model, make_controller, make_optimizer
+from dmao.trainer import TrainingFailed, train
+
+from tests.trainer.tiny import BINS, WORDS, TinySource, losses, tiny_config
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    return train(tiny_config("eval_splits=[test]"), tmp_path_factory.mktemp("dmao"), TinySource())
+
+
+@pytest.fixture(scope="module")
+def uniform(tmp_path_factory):
+    return train(tiny_config().baseline(), tmp_path_factory.mktemp("baseline"), TinySource())
+
+
+def rows_of(result, kind):
+    return [row for row in read_json_lines(result.run_dir / "metrics.jsonl") if row["kind"] == kind]
+
+
+def test_both_arms_are_equal_until_the_first_event(grown, uniform):
+    first = grown.events[0]["step"]
+    with_events, without = losses(rows_of(grown, "train")), losses(rows_of(uniform, "train"))
+    assert with_events[:first] == without[:first]
+    assert with_events[first + 1 :] != without[first + 1 :]
+    assert uniform.events == []
+    assert set(uniform.component_counts.values()) == {4}
+
+
+def test_what_a_run_writes(grown):
+    config = load_config(grown.run_dir / "config.yaml")
+    assert config == tiny_config("eval_splits=[test]")
+    row = rows_of(grown, "train")[-1]
+    assert row["step"] == 24
+    assert row["lr"] == config.learning_rate.at(24, 24)
+    assert {"loss", "grad_norm", "step_ms", "data_ms", "frames", "labels", "epoch", "skipped"} <= row.keys()
+    assert [event["step"] for event in grown.events] == [9, 17]
+    assert [row["step"] for row in read_json_lines(grown.run_dir / "scores.jsonl")] == [4, 8, 12, 16, 20, 24]
+    assert [row["step"] for row in rows_of(grown, "health")] == [12, 16, 20, 24]
+    assert len(checkpoint.list_checkpoints(grown.run_dir / "checkpoints")) == 2
+    assert grown.checkpoint == checkpoint.list_checkpoints(grown.run_dir / "checkpoints")[0]
+
+
+def test_events_keep_the_size_and_say_what_they_did(grown, uniform):
+    for event in grown.events:
+        assert json.loads(json.dumps(event)) == event
+        assert event["counts_before"] != event["counts_after"]
+        assert event["dropped"] > 0
+        assert event["grown"] > 0
+        assert len(event["digest"]) == 64
+        assert uniform.parameters - 700 < event["parameters"] <= uniform.parameters  # a component: 268 to 612
+        assert {name: len(scores) for name, scores in event["scores"].items()} == event["counts_before"]
+    assert grown.component_counts == grown.events[-1]["counts_after"]
+    assert grown.parameters == grown.events[-1]["parameters"]
+
+
+def test_copies_part_from_their_sources(grown):
+    first, last = rows_of(grown, "health")[0]["copy_cosine"], rows_of(grown, "health")[1]["copy_cosine"]
+    name = next(iter(first))
+    assert max(last[name]["input"]) < max(first[name]["input"]) < 1
+    assert max(first[name]["output"]) < 0.9
+
+
+def test_evaluation_of_the_run_and_of_its_checkpoint_agree(grown):
+    logged = rows_of(grown, "eval")
+    assert [(row["split"], row["step"]) for row in logged] == [("test", 24)]
+    for path in (grown.run_dir, grown.checkpoint):
+        result = evaluate(path, "test", TinySource()).to_dict()
+        assert result == grown.evaluations["test"]
+    assert result["utterances"] == 12
+    assert result["words"] == 24
+    assert 0 < result["ce"] < 10
+
+
+def test_load_model_has_the_grown_widths(grown):
+    model = load_model(grown.run_dir)
+    assert not model.training
+    assert sum(p.numel() for p in model.parameters()) != sum(p.numel() for p in _fresh_model().parameters())
+
+
+def test_learns_to_read(tmp_path):
+    config = tiny_config("steps=150", "checkpoint_every=150", "eval_splits=[train]", "spec_augment=null")
+    result = train(config, tmp_path, TinySource())
+    assert result.evaluations["train"]["wer"] < 30
+    assert losses(rows_of(result, "train"))[-1][1] < 0.5 * losses(rows_of(result, "train"))[0][1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["precision=bf16"],
+        ["grow_and_drop.metric=gate", "grow_and_drop.gate_penalty=0.1"],
+        ["grow_and_drop.selection=paper", "grow_and_drop.split=halves", "grow_and_drop.observe_every=3"],
+        ["grow_and_drop.scope=component", "grow_and_drop.revive=true", "optimizer.clip=null"],
+    ],
+)
+def test_other_settings_train_and_resume(tmp_path, overrides):
+    config = tiny_config("steps=19", *overrides)
+    whole = train(config, tmp_path / "whole", TinySource())
+    assert len(whole.events) == 2
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", _SourceThatStops(13))
+    train(config, tmp_path / "parts", TinySource())
+    assert losses(list(read_json_lines(tmp_path / "parts" / "metrics.jsonl"))) == losses(rows_of(whole, "train"))
+
+
+class _SourceThatStops(TinySource):
+    def __init__(self, batches: int):
+        super().__init__()
+        self.left = batches
+
+    def _batch(self, split, indices):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super()._batch(split, indices)
+
+
+def test_a_nan_utterance_is_skipped_and_poisons_nothing(tmp_path):
+    result = train(tiny_config(), tmp_path, TinySource(poisoned=frozenset({"train-5"})))
+    rows = rows_of(result, "train")
+    bad = [row for row in rows if "problem" in row]
+    assert [row["loss"] for row in bad] == [None] * len(bad)
+    assert 0 < len(bad) == rows[-1]["skipped"] < 24
+    assert all(row["loss"] is not None for row in rows if row not in bad)
+    for row in read_json_lines(tmp_path / "scores.jsonl"):
+        assert all(score is not None for scores in row["scores"].values() for score in scores)
+
+
+def test_nan_gradients_change_nothing():
+    config = tiny_config()
+    model = _fresh_model()
+    optimizer = make_optimizer(model, config.optimizer)
+    controller = make_controller(model, optimizer, config)
+    step = TrainingStep(model, optimizer, config, controller)
+    batches = list(TinySource().train_batches(0))
+    assert step(batches[0], 1).problem == ""
+    weights = [p.detach().clone() for p in model.parameters()]
+    scores = controller.scores.ema.clone()
+    hook = model.output.weight.register_hook(lambda grad: grad * torch.nan)
+    result = step(batches[1], 2)
+    hook.remove()
+    assert result.problem == "the gradient norm is nan"
+    assert all(torch.equal(before, after) for before, after in zip(weights, model.parameters(), strict=True))
+    assert torch.equal(scores, controller.scores.ema)
+    assert step(batches[2], 3).problem == ""
+
+
+def test_gives_up_after_max_skipped(tmp_path):
+    everything = frozenset(f"train-{index}" for index in range(12))
+    with pytest.raises(TrainingFailed, match=r"3 steps in a row .*\(step 3\) because the loss is nan"):
+        train(tiny_config("max_skipped=3"), tmp_path, TinySource(poisoned=everything))
+
+
+def test_a_source_without_batches(tmp_path):
+    with pytest.raises(TrainingFailed, match="the split 'train' holds no utterance"):
+        train(tiny_config(), tmp_path, TinySource(utterances=0))
+
+
+def test_labels_that_do_not_fit_are_counted_and_harmless(tmp_path):
+    result = train(tiny_config("steps=18"), tmp_path, _SourceWithLongLabels())
+    rows = rows_of(result, "train")
+    assert sum(row["unaligned"] for row in rows) > 0
+    assert all(row["loss"] < 10 for row in rows)
+
+
+class _SourceWithLongLabels(TinySource):
+    def _utterance(self, split, index):
+        features, text = super()._utterance(split, index)
+        return (features[:8], text) if index == 4 else (features, text)
+
+
+def test_overhead_is_measured():
+    overhead = measure_overhead(tiny_config(), TinySource(), pairs=6, events=2)
+    assert overhead.scoring_pct.low <= overhead.scoring_pct.median <= overhead.scoring_pct.high
+    assert 0 < overhead.observe_pct.median < 100
+    expected = 100 * 2 * overhead.event_ms.median / (24 * overhead.step_ms.median)
+    assert overhead.events_pct.median == pytest.approx(expected)
+    assert json.loads(json.dumps(overhead.to_dict()))["events_pct"]["median"] == overhead.events_pct.median
+
+
+def test_overhead_sees_a_slow_observer(monkeypatch):
+    from dmao import overhead
+
+    clock = iter(range(1000))
+    monkeypatch.setattr(overhead.time, "perf_counter", lambda: next(clock))
+    measured = overhead.measure_overhead(tiny_config(), TinySource(), pairs=6, events=2)
+    # every look at the clock takes one second: 3 s with scores (two looks inside), 1 s without
+    assert measured.scoring_pct.median == pytest.approx(200)
+    assert measured.observe_pct.median == pytest.approx(100)
+
+
+def test_step_times_of_two_arms(grown, uniform):
+    before = sorted(path.name for path in grown.run_dir.rglob("*"))
+    times = step_times({"baseline": uniform.run_dir, "dmao": grown.run_dir}, TinySource(), pairs=4)
+    assert times.keys() == {"baseline", "dmao"}
+    assert all(0 < time.low <= time.median <= time.high for time in times.values())
+    assert before == sorted(path.name for path in grown.run_dir.rglob("*"))
+
+
+def test_median_and_its_interval():
+    assert Median.of([3.0]) == Median(3.0, 3.0, 3.0)
+    assert Median.of([1.0, 2.0, 3.0]) == Median(2.0, 1.0, 3.0)
+    interval = Median.of([float(i) for i in range(101)])
+    assert interval == Median(50.0, 40.0, 60.0)
+
+
+def _fresh_model() -> ConformerCTC:
+    return build_model(tiny_config(), 2 + len(set("".join(WORDS))), BINS)
