@@ -20,12 +20,13 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (UserError, ValueError, OSError) as error:
+        except (UserError, ValueError, RuntimeError, OSError) as error:
             if ctx.params.get("traceback"):
                 raise
             message = " ".join(str(error).split()) or type(error).__name__
             click.echo(f"dmao: error: {message}", err=True)
-            sys.exit(2)
+            # A training that a signal stopped reports it as shells do.
+            sys.exit(128 + error.signal if hasattr(error, "signal") else 2)
 
 
 @click.group(cls=OneLineErrors, context_settings=CONTEXT)
@@ -79,11 +80,8 @@ def prepare(corpus: str, root: Path | None, hours: float, words: int, jobs: int 
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of CONFIG; repeatable.")
 @click.option("--baseline", is_flag=True, help="Train the uniform model: no events.")
-@click.option("--fresh", is_flag=True, help="Start over instead of resuming from the newest checkpoint.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-def train(
-    config: Path, run_dir: Path, overrides: tuple[str, ...], baseline: bool, fresh: bool, quiet: bool
-) -> None:
+@click.option("--no-resume", is_flag=True, help="Refuse a folder that holds a training already.")
+def train(config: Path, run_dir: Path, overrides: tuple[str, ...], baseline: bool, no_resume: bool) -> None:
     """Train as CONFIG (YAML) says. The same command resumes an interrupted run, bit for bit.
 
     \b
@@ -94,7 +92,10 @@ def train(
     from dmao.trainer import train as run
 
     settings = load_config(config, overrides)
-    run(settings.baseline() if baseline else settings, run_dir, resume=not fresh, progress=not quiet)
+    result = run(settings.baseline() if baseline else settings, run_dir, resume=not no_resume)
+    click.echo(f"{result.steps} steps, {result.parameters:,} parameters; checkpoint: {result.checkpoint}")
+    for split, found in result.evaluations.items():
+        click.echo(f"{split}: cross-entropy {found['ce']:.3f}, CER {found['cer']:.1f} %, WER {found['wer']:.1f} %")
 
 
 @main.command()

@@ -117,7 +117,7 @@ def train(
 
 def resume_command(run_dir: Path) -> str:
     """What to type so that a stopped training goes on."""
-    return f"dmao train --config {run_dir / 'config.yaml'} --run-dir {run_dir}"
+    return f"dmao train {run_dir / 'config.yaml'} --run-dir {run_dir}"
 
 
 def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Path) -> None:

@@ -179,7 +179,7 @@ def _speak(shards: list[Shard], jobs: int, progress: bool) -> None:
     if not missing:
         return
     running: set[subprocess.Popen[str]] = set()
-    bar = tqdm(total=sum(len(block) for _, block in missing), desc="speech", unit="utt", disable=not progress)
+    bar = tqdm(total=sum(len(block) for _, block in missing), desc="speech", unit="utt", disable=None if progress else True)
     with bar, ThreadPoolExecutor(min(jobs, len(missing))) as pool:
         pending = {pool.submit(_speak_shard, folder, block, running): len(block) for folder, block in missing}
         try:

@@ -65,7 +65,7 @@ def add_features(
     extractor = Fbank(CONFIG)
     described = []
     with one_torch_thread():
-        for cut in tqdm(cuts, desc=f"features {split}", unit="utt", disable=not progress):
+        for cut in tqdm(cuts, desc=f"features {split}", unit="utt", disable=None if progress else True):
             file = folder / f"{cut.id}.npy"
             frames = compute_num_frames(cut.duration, FRAME_SHIFT, SAMPLE_RATE)
             if _frames_in(root / file) != frames:

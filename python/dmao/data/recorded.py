@@ -118,7 +118,7 @@ def fetch(packages: tuple[str, ...], folder: Path, *, progress: bool = True) -> 
         )
     folder.mkdir(parents=True, exist_ok=True)
     _log.info("fetching %s (GPL-2) from Debian", ", ".join(packages))
-    for package in tqdm(packages, desc="packages", disable=not progress):
+    for package in tqdm(packages, desc="packages", disable=None if progress else True):
         _run(["apt-get", "download", package], folder, package)
         for archive in folder.glob(f"{package}_*.deb"):
             _run(["dpkg-deb", "-x", str(archive.resolve()), str(tree.resolve())], folder, package)
@@ -180,7 +180,7 @@ def _plausible(text: str, seconds: float) -> bool:
 def _convert_all(root: Path, clips: list[Clip], corpus: Corpus, progress: bool) -> Corpus:
     cuts: dict[str, list[MonoCut]] = {split: [] for split in SPLITS}
     digests = {split: hashlib.sha256() for split in SPLITS}
-    for clip in tqdm(clips, desc="recordings", unit="utt", disable=not progress):
+    for clip in tqdm(clips, desc="recordings", unit="utt", disable=None if progress else True):
         file = Path("audio") / f"{clip.id}.flac"
         samples = _convert(clip.path, root / file)
         digests[clip.split].update(samples.astype("<i2").tobytes())

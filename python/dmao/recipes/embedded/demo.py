@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,11 +50,14 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, f
     from dmao.report import write_report
 
     config = load_config(demo_config(), overrides)
+    if fresh:
+        for arm in ARMS:
+            shutil.rmtree(run_dir / arm, ignore_errors=True)
     seconds: dict[str, float] = {}
     with _timed(seconds, "corpus"):
         prepare_embedded(Path(config.data.root), hours=hours)
     with _timed(seconds, "training"):
-        _train_side_by_side(run_dir, overrides, config.steps, fresh)
+        _train_side_by_side(run_dir, overrides, config.steps)
     with _timed(seconds, "measuring"):
         summary = summarize(run_dir)
     write_summary(run_dir, {**summary, "seconds": seconds})
@@ -68,9 +72,9 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] = round(time.perf_counter() - start, 1)
 
 
-def _train_side_by_side(run_dir: Path, overrides: Iterable[str], steps: int, fresh: bool) -> None:
+def _train_side_by_side(run_dir: Path, overrides: Iterable[str], steps: int) -> None:
     """Train every arm in a process of its own and show how far they are."""
-    processes = [_start(run_dir / arm, arm, overrides, fresh) for arm in ARMS]
+    processes = [_start(run_dir / arm, arm, overrides) for arm in ARMS]
     bars = [tqdm(total=steps, desc=arm, unit="step", position=i, disable=None) for i, arm in enumerate(ARMS)]
     try:
         while any(process.poll() is None for process in processes):
@@ -93,11 +97,10 @@ def _train_side_by_side(run_dir: Path, overrides: Iterable[str], steps: int, fre
             raise UserError(f"demo: training of {arm} failed (exit status {code}): {_last_line(log)} (log: {log})")
 
 
-def _start(folder: Path, arm: str, overrides: Iterable[str], fresh: bool) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dmao.cli", "train", str(demo_config()), "--run-dir", str(folder), "--quiet"]
+def _start(folder: Path, arm: str, overrides: Iterable[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dmao.cli", "train", str(demo_config()), "--run-dir", str(folder)]
     command += [argument for override in overrides for argument in ("--set", override)]
     command += ["--baseline"] if arm == "baseline" else []
-    command += ["--fresh"] if fresh else []
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "train.log").open("ab") as log:
         # A session of its own: Ctrl-C reaches the demo alone, which then stops both arms in order.
