@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dmao_kernels.structure import Elastic, apply_plan, copy_cosines, edit, given_plan
+from dmao_kernels.structure import Elastic, apply_plan, copy_cosines, edit, follow_copies, given_plan
 from tests.structure import plain
 from tests.structure.plain import D, build, double_first, drop_second, inputs, mixed, plan_for, train
 
@@ -119,6 +119,14 @@ def test_plain_halves_stay_equal_and_asymmetric_copies_diverge():
         assert max(sides["input"] + sides["output"]) < 0.97, name
 
 
+def test_copies_are_followed_through_later_edits():
+    counts = {"a": 5, "b": 4}
+    plan = given_plan({"a": (0, 2, 2, 3), "b": (2, 1, 1, 0)}, counts)
+    assert follow_copies({"a": ((0, 1), (2, 3))}, plan) == {"a": ((1, 3),)}
+    assert follow_copies({"b": ((1, 2),)}, plan) == {"b": ((1, 0),)}
+    assert follow_copies({"c": ((0, 1),)}, plan) == {"c": ((0, 1),)}  # the plan leaves it alone
+
+
 def test_the_noise_comes_from_the_plan():
     results = []
     for seed in (1, 1, 2):
@@ -225,6 +233,14 @@ def test_frozen_missing_and_strided_parameters():
     assert not ff.w1.weight.requires_grad
     assert ff.w1.weight.grad is None
     assert ff.w1.weight.shape == (6, D)
+
+
+def test_sparse_gradients_are_refused():
+    model = build(plain.PlainFeedForward)
+    weight = model.branches[0].w1.weight
+    weight.grad = torch.ones_like(weight).to_sparse()
+    with pytest.raises(ValueError, match=r"w1.weight: its gradient must be strided .* got torch.sparse_coo"):
+        apply_plan(plan_for(Elastic(model), double_first), Elastic(model))
 
 
 def test_a_missing_bias_is_passed_over():

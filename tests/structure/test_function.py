@@ -173,6 +173,20 @@ def test_empty_modules_contribute_nothing_and_can_be_revived():
     optimizer.step()
 
 
+def test_an_empty_module_keeps_a_forward_of_its_own():
+    model = build(plain.PlainFeedForward)
+    branch, x = model.branches[0], inputs()
+    branch.forward = own = lambda x: x + 1.0
+    elastic = Elastic(model)
+    apply_plan(plan_for(elastic, ()), elastic)
+    assert not branch(x).any()
+    assert not branch(x=x).any()
+    with pytest.raises(TypeError, match="empty module: the first argument must be a tensor, got list"):
+        branch([x])
+    apply_plan(plan_for(elastic, (-1,)), elastic)
+    assert branch.forward is own
+
+
 def test_fresh_components_start_as_the_module_would():
     model = build()
     elastic = Elastic(model)
