@@ -100,6 +100,10 @@ def test_seed_decides_the_plan():
     assert first["train"] != other["train"]
 
 
+def test_stamp_holds_every_argument_that_matters(small_corpus, small_arguments):
+    assert {**small_corpus.arguments, "progress": False} == small_arguments
+
+
 def test_second_call_does_nothing(corpus, arguments, monkeypatch):
     for step in ("_speak", "_pronounce", "_describe"):
         monkeypatch.setattr(embedded, step, lambda *_, **__: pytest.fail("worked again"))
