@@ -76,11 +76,32 @@ def test_fingerprint_is_that_of_the_samples(small_corpus):
     assert small_corpus.fingerprint == hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def test_same_bits_as_everywhere(small_corpus):
+    """The fingerprint as first made, for the versions that it was made with."""
+    made_with = {"generation": "1", "espeakng-loader": "0.2.4", "numpy": "2.4.6", "scipy": "1.17.1"}
+    if sys.platform != "linux" or any(small_corpus.versions[name] != made_with[name] for name in made_with):
+        pytest.skip("made with other versions")
+    assert small_corpus.fingerprint.startswith("a00f1569c707dfb2")
+
+
+def test_two_workers_on_one_shard_do_not_disturb_each_other(tmp_path):
+    utterance = synthesis.Utterance("x", "hello", "Andy", "en-us", 150, 50, 50, 1)
+    shard = tmp_path / "shard"
+    for _ in range(2):
+        synthesis.write_shard([utterance], shard)
+        assert sorted(path.name for path in shard.iterdir()) == ["shard.json", "x.flac"]
+    assert list(tmp_path.iterdir()) == [shard]
+
+
 def test_seed_decides_the_plan():
     minutes = {"train": 1.0, "dev": 1.0, "test": 1.0}
     first, same, other = (plan(vocabulary(50), minutes, seed) for seed in (1, 1, 2))
     assert first == same
     assert first["train"] != other["train"]
+
+
+def test_stamp_holds_every_argument_that_matters(small_corpus, small_arguments):
+    assert {**small_corpus.arguments, "progress": False} == small_arguments
 
 
 def test_second_call_does_nothing(corpus, arguments, monkeypatch):
