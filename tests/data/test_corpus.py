@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from dmao.data.corpus import Corpus, preparing
+from dmao.data.corpus import Corpus, installed_versions, preparing
 from dmao.data.manifests import read_manifest
 from dmao.errors import UserError
 
@@ -65,3 +65,8 @@ def test_missing_or_damaged_lexicon(small_corpus, tmp_path):
 def test_os_errors_become_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*x: No space left on device"), preparing(tmp_path):
         raise OSError(28, "No space left on device", "x")
+
+
+def test_missing_package_is_named():
+    with pytest.raises(UserError, match="needs the package no-such-speech-engine: pip install"):
+        installed_versions("lhotse", "no-such-speech-engine")

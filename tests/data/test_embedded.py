@@ -165,6 +165,7 @@ def test_corpus_can_be_moved(small_corpus, tmp_path):
     ("wrong", "message"),
     [
         ({"hours": 0}, "train split must last longer than 0"),
+        ({"hours": float("inf")}, "train split must last longer than 0"),
         ({"hours": float("nan")}, "train split must last longer than 0"),
         ({"test_minutes": -1}, "test split must last longer than 0"),
         ({"words": 3}, "words must lie between"),
