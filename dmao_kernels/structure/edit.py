@@ -64,9 +64,10 @@ def apply_plan(
     components; fresh components start with zero state; scalars such as ``step`` stay. Between an edit and the
     next forward pass nothing computed before it may be differentiated.
 
-    Copies preserve the function up to rounding, fresh components exactly: source and copy share the output
-    weights, and what no component owns (norms over the input, output biases) is not touched. Memory: until
-    the end, old and new tensors of the changed modules are both there.
+    Copies preserve the function up to rounding: source and copy share the output weights. A module revived by
+    fresh components contributes nothing at first: their output weights and the module's output bias are zero.
+    Otherwise what no component owns (norms over the input, output biases) is not touched. Memory: until the
+    end, old and new tensors of the changed modules are both there.
 
     optimizer: the optimizer(s) whose state follows.
     companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or
@@ -187,6 +188,9 @@ def _prepare(
                 changes.append(_item_change(table, full_name, edit.weights(table[full_name])))
             elif slot.is_parameter:
                 raise ValueError(f"apply_plan: a companion mapping has no {full_name}")
+    if m.components == 0:
+        for module in (m.module, *counterparts):
+            changes += _silence_output_biases(m, module, optimizers)
     for module in (m.module, *counterparts):
         changes += _attribute_changes(m, module, len(plan.sources))
     changes.append(_attribute_change(m, "components", len(plan.sources)))
@@ -277,6 +281,30 @@ def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool
         f"apply_plan: {edit.m.name}: {edit.name}: optimizer state '{key}' must be a scalar or have the "
         f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
     )
+
+
+def _silence_output_biases(
+    m: ElasticModule, module: nn.Module, optimizers: Sequence[Optimizer]
+) -> list[_Change]:
+    """Zero biases behind the outputs of a module that comes back: it contributed nothing, nor may they at once."""
+    changes = []
+    for name in m.layout.output:
+        bias = f"{name.rpartition('.')[0]}.bias".removeprefix(".")
+        tensor = m.slot(bias, module).tensor if bias in m.layout.shared else None
+        if tensor is None:
+            continue
+        changes.append(_data_change(tensor, torch.zeros_like(tensor)))
+        for optimizer in optimizers:
+            state = optimizer.state.get(tensor, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == tensor.shape and value.dim() > 0:
+                    changes.append(_item_change(state, key, torch.zeros_like(value)))
+    return changes
+
+
+def _data_change(tensor: Tensor, data: Tensor) -> _Change:
+    old = tensor.data
+    return _Change(lambda: setattr(tensor, "data", data), lambda: setattr(tensor, "data", old))
 
 
 def _replace(parameter: Tensor, data: Tensor, grad: Tensor | None) -> None:
