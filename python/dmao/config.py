@@ -14,6 +14,9 @@ from dmao.augment import SpecAugment
 from dmao.models import ConformerConfig
 from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
 from dmao.schedule import LearningRate, Schedule
+from dmao_kernels.structure.gather import Split
+from dmao_kernels.structure.plan import Selection
+from dmao_kernels.structure.scores import Metric, Scope
 
 __all__ = [
     "ConfigError",
@@ -103,12 +106,12 @@ class GrowAndDropConfig:
     """
 
     schedule: Schedule | None = field(default_factory=lambda: Schedule(start=0.4))
-    metric: Literal["taylor", "gradient", "magnitude", "signed", "gate"] = "taylor"
-    scope: Literal["slice", "component"] = "slice"
+    metric: Metric = "taylor"
+    scope: Scope = "slice"
     beta: float = 0.99
     gate_penalty: float = 0.0
-    selection: Literal["exact", "paper"] = "exact"
-    split: Literal["asymmetric", "halves", "uniform"] = "asymmetric"
+    selection: Selection = "exact"
+    split: Split = "asymmetric"
     per_cost: bool = False
     keep_at_least: int = 0
     revive: bool = False

@@ -18,6 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dmao.randomness import derive_seed
+from dmao.schedule import Schedule
 from dmao_kernels.structure import (
     ComponentGates,
     Elastic,
@@ -28,11 +33,9 @@ from dmao_kernels.structure import (
     follow_copies,
     make_plan,
 )
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from dmao.randomness import derive_seed
-from dmao.schedule import Schedule
+from dmao_kernels.structure.gather import Split
+from dmao_kernels.structure.plan import Selection
+from dmao_kernels.structure.scores import Metric, Scope
 
 Copies = dict[str, list[tuple[int, int]]]
 Pairs = Mapping[str, Sequence[tuple[int, int]]]
@@ -114,12 +117,12 @@ class GrowAndDrop:
         schedule: Schedule,
         total_steps: int,
         *,
-        metric: str = "taylor",
-        scope: str = "slice",
+        metric: Metric = "taylor",
+        scope: Scope = "slice",
         beta: float = 0.99,
-        selection: str = "exact",
+        selection: Selection = "exact",
         components: int | Mapping[str, int] = 4,
-        split: str = "asymmetric",
+        split: Split = "asymmetric",
         seed: int = 0,
         per_cost: bool = False,
         keep_at_least: int = 0,

@@ -29,8 +29,8 @@ class Evaluation:
     cer: character error rate of the greedy path; with phonemes as labels, the phoneme error rate.
     wer: word error rate of lexicon decoding (any word may follow any other, all equally likely).
     wer_greedy: word error rate of the greedy path; None with phonemes, which spell no words.
-    utterances, left_out: how many were scored, and how many of these the model cannot process: too short, or more
-        labels than frames. Their words count as deleted.
+    utterances, left_out: how many were scored, and how many of these the model cannot process: too short, or
+        more labels than frames. Their words count as deleted.
     words, labels: in the references.
     """
 
@@ -58,7 +58,7 @@ class Evaluation:
 
 
 def load_model(path: str | Path) -> ConformerCTC:
-    """The trained model in a checkpoint, or in the newest usable one of a run directory; in evaluation mode."""
+    """The trained model of a checkpoint or of a run directory's newest usable one, in evaluation mode."""
     return restore(load_checkpoint(path))[0].eval()
 
 
@@ -79,7 +79,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a checkpoint, or the newest usable one of a run directory.
 
-    data: a source of batches; None opens the corpus of the checkpoint's config, moved to `root` if that is given.
+    data: a source of batches; None opens the corpus of the checkpoint's config, in `root` if that is given.
 
     Raises CheckpointError and UserError where there is nothing to evaluate or nothing to evaluate on.
     """
@@ -99,7 +99,10 @@ def evaluate(
 def evaluate_model(
     model: ConformerCTC, source: Source, split: str = "test", precision: str = "fp32"
 ) -> Evaluation:
-    """Evaluates `model` as it is; its training mode is restored afterwards. Raises UserError for an empty split."""
+    """Evaluates `model` as it is; afterwards it is in the mode (training or not) that it was in before.
+
+    Raises UserError where the source has no such split, or nothing in it.
+    """
     from dmao.decode import LexiconDecoder, greedy
     from dmao.score import wer
 

@@ -1,7 +1,7 @@
-"""What grow-and-drop costs, measured: A and B in alternation, in one process, on the real model and real batches.
+"""What grow-and-drop costs, measured: A and B in alternation, on the real model and real batches.
 
-Single steps vary by far more than the scores cost, so only pairs on the same batch are compared, and every median comes
-with its 95 % confidence interval (order statistics).
+Single steps vary by far more than the scores cost, so only pairs on the same batch are compared, and every
+median comes with its 95 % confidence interval (order statistics).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def from_mapping(cls: type[T], values: Any, path: str = "") -> T:
         raise ConfigError(
             f"config: {path or 'the file'} must be a mapping of keys to values, got {_describe(values)}"
         )
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
         name = f"{path}.{key}" if path else str(key)

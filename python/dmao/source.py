@@ -1,4 +1,4 @@
-"""Where batches come from: the prepared corpus of a config, or anything else that answers the same questions."""
+"""Where batches come from: a prepared corpus, or anything else that answers the same questions."""
 
 from __future__ import annotations
 

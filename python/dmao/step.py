@@ -173,7 +173,7 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     controller: GrowAndDrop | None,
 ) -> None:
-    """Loads a checkpoint's state into what was freshly built: the widths first, then what has these widths."""
+    """Loads a checkpoint's state into what was freshly built: the widths first, then what has them."""
     if controller is not None:
         controller.load_state_dict(state["controller"])
     model.load_state_dict(state["model"])

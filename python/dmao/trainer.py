@@ -16,7 +16,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from dmao_kernels.structure import Elastic
 from tqdm import tqdm
 
 from dmao import checkpoint
@@ -33,6 +32,7 @@ from dmao.step import (
     make_controller,
     make_optimizer,
 )
+from dmao_kernels.structure import Elastic
 
 if TYPE_CHECKING:
     from dmao.data.loader import Batch
@@ -240,8 +240,8 @@ class _Training:
         _log.warning("train: step %d skipped: %s", place.step, result.problem)
         if place.skipped_in_a_row >= self.config.max_skipped:
             raise TrainingFailed(
-                f"train: {place.skipped_in_a_row} steps in a row were skipped, the last one (step {place.step}) "
-                f"because {result.problem}; lower learning_rate.peak or check the data"
+                f"train: {place.skipped_in_a_row} steps in a row were skipped, the last one "
+                f"(step {place.step}) because {result.problem}; lower learning_rate.peak or check the data"
             )
 
     def _record(self, batch: Batch, result: StepResult, timing: dict[str, float]) -> None:

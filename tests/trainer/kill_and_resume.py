@@ -2,8 +2,8 @@
 
     python kill_and_resume.py RUN_DIR MOMENT ...
 
-Every MOMENT is one attempt, a forked child that kills itself there (or is killed after so many seconds); a last
-attempt runs to the end. Forking spares each attempt the import of torch.
+Every MOMENT is one attempt, a forked child that kills itself there (or is killed after so many seconds); a
+last attempt runs to the end. Forking spares each attempt the import of torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from dmao import checkpoint
 from dmao.controller import Event, GrowAndDrop
 from dmao.trainer import train
+
 from tests.trainer.tiny import TinySource, tiny_config
 
 

@@ -17,6 +17,7 @@ from dmao.config import ConfigError
 from dmao.errors import UserError
 from dmao.metrics import read_json_lines
 from dmao.trainer import TrainingInterrupted, train
+
 from tests.trainer.tiny import TinySource, losses, tiny_config
 
 HERE = Path(__file__).parent
@@ -109,7 +110,7 @@ def _train_until(step: int, run_dir: Path) -> None:
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, uninterrupted, caplog):
     _train_until(17, tmp_path)
-    newest, previous = checkpoint.list_checkpoints(tmp_path / "checkpoints")
+    newest, _ = checkpoint.list_checkpoints(tmp_path / "checkpoints")
     newest.write_bytes(newest.read_bytes()[:-1000])
     train(tiny_config(), tmp_path, TinySource())
     assert "damaged" in caplog.text
@@ -127,7 +128,9 @@ def test_all_checkpoints_damaged(tmp_path):
 def test_a_finished_run_is_returned_as_it_is(uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in (uninterrupted.run_dir / "checkpoints").iterdir()}
     assert train(tiny_config(), uninterrupted.run_dir, TinySource()) == uninterrupted
-    assert before == {path: path.stat().st_mtime_ns for path in (uninterrupted.run_dir / "checkpoints").iterdir()}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (uninterrupted.run_dir / "checkpoints").iterdir()
+    }
 
 
 def test_a_folder_of_another_training_is_refused(uninterrupted):

@@ -1,4 +1,4 @@
-"""A training small enough for tests: synthetic utterances that a one-block model begins to learn in seconds."""
+"""A training small enough for tests: synthetic utterances that a two-block model learns in seconds."""
 
 from __future__ import annotations
 

@@ -1,0 +1,80 @@
+"""The whole line on audio files, some of them too short, or with labels that do not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+from dmao.data.corpus import LEXICON, Corpus, write_atomically
+from dmao.data.features import add_features
+from dmao.data.manifests import make_cut
+from dmao.errors import UserError
+from dmao.evaluate import evaluate
+from dmao.metrics import read_json_lines
+from dmao.source import CorpusSource
+from dmao.trainer import train
+
+from tests.trainer.tiny import tiny_config
+
+TEXTS = {"a": "ab ba", "b": "ab", "c": "ba ab ba", "short": "ab", "crowded": "ab ba ab ba ab ba ab ba"}
+SECONDS = {"a": 1.0, "b": 0.7, "c": 1.2, "short": 0.02, "crowded": 0.3}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Tones on disk, with manifests and features; each split holds one hopeless utterance of either kind."""
+    root = tmp_path_factory.mktemp("corpus")
+    for split, names in {"train": list(TEXTS), "test": list(TEXTS), "none": ["short"]}.items():
+        cuts = [_speak(root, f"{split}-{name}", TEXTS[name], SECONDS[name]) for name in names]
+        add_features(root, split, cuts, content=split, progress=False)
+    write_atomically(root / LEXICON, '{"ab": ["a", "b"], "ba": ["b", "a"]}')
+    splits = {split: {"utterances": 0, "seconds": 0.0, "sha256": ""} for split in ("train", "test", "none")}
+    Corpus(root, "tones", {}, {}, splits, "").save()
+    return root
+
+
+def _speak(root, name, text, seconds):
+    samples = int(16000 * seconds)
+    wave = 0.3 * np.sin(np.arange(samples) * 0.1) + 0.01 * np.random.default_rng(0).standard_normal(samples)
+    (root / "audio").mkdir(exist_ok=True)
+    soundfile.write(root / "audio" / f"{name}.flac", wave, 16000)
+    path = root.joinpath("audio", f"{name}.flac").relative_to(root)
+    return make_cut(name, path, samples, text=text, speaker="tone", language="en")
+
+
+@pytest.mark.parametrize("labels", ["characters", "phonemes"])
+def test_train_and_evaluate(corpus, tmp_path, labels):
+    config = tiny_config(
+        f"data={{root: {corpus}, labels: {labels}, batch_seconds: 2.0}}", "steps=18", "eval_splits=[test]"
+    )
+    result = train(config, tmp_path)
+    rows = [row for row in read_json_lines(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
+    assert len(rows) == 18
+    assert all(row["loss"] is not None and row["unaligned"] == 0 for row in rows)
+    scored = result.evaluations["test"]
+    assert (scored["utterances"], scored["left_out"], scored["words"]) == (5, 2, 15)
+    assert scored["deletions"] >= 9  # all words of the two that are left out
+    assert (scored["wer_greedy"] is None) == (labels == "phonemes")
+    assert evaluate(result.checkpoint, "test").to_dict() == scored
+
+
+def test_order_of_batches_depends_on_seed_and_epoch_alone(corpus):
+    config = tiny_config(f"data={{root: {corpus}, batch_seconds: 1.0}}")
+
+    def order(source, epoch, start=0):
+        return [batch.ids for batch in source.train_batches(epoch, start)]
+
+    first, second = CorpusSource(config), CorpusSource(config)
+    orders = [order(first, epoch) for epoch in range(6)]
+    assert orders == [order(second, epoch) for epoch in range(6)]
+    assert order(second, 3, start=1) == orders[3][1:]
+    assert len({str(ids) for ids in orders}) > 1
+
+
+def test_a_corpus_that_cannot_be_used(corpus, tmp_path):
+    with pytest.raises(UserError, match="run `dmao prepare` first"):
+        train(tiny_config(f"data.root={tmp_path}"), tmp_path / "run")
+    with pytest.raises(UserError, match="no split 'dev'"):
+        train(tiny_config(f"data={{root: {corpus}, train: dev}}"), tmp_path / "run")
+    with pytest.raises(UserError, match="none of 1 utterances can be used"):
+        train(tiny_config(f"data={{root: {corpus}, train: none}}"), tmp_path / "run")
