@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def installed_versions(*packages: str) -> dict[str, str]:
-    return {package: version(package) for package in packages}
+    """Return package -> version. UserError names a package that is not installed."""
+    try:
+        return {package: version(package) for package in packages}
+    except PackageNotFoundError as error:
+        raise UserError(f"this needs the package {error.name}: pip install {error.name}") from error
 
 
 @contextlib.contextmanager

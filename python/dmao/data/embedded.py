@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -82,8 +83,8 @@ def prepare_embedded(
     """
     minutes = {"train": 60 * hours, "dev": dev_minutes, "test": test_minutes}
     for name, value in minutes.items():
-        if not value > 0:
-            raise UserError(f"the {name} split must last longer than 0 minutes, got {value}")
+        if not 0 < value < math.inf:
+            raise UserError(f"the {name} split must last longer than 0 minutes and end, got {value}")
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs must be at least 1, got {jobs}")
     from dmao.data.features import FEATURE_VERSION, add_features

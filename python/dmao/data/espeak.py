@@ -12,6 +12,7 @@ import ctypes
 import os
 import re
 import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -40,6 +41,7 @@ class Espeak:
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._declare_prototypes()
         data = _short_path(espeakng_loader.get_data_path())
+        self._variants = Path(data) / "voices" / "!v"
         self.sample_rate: int = self._library.espeak_Initialize(
             _AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), _INITIALIZE_DONT_EXIT
         )
@@ -70,7 +72,11 @@ class Espeak:
 
     def set_voice(self, voice: str) -> None:
         """Select `voice`, a language with an optional variant: "en-us+Andy", "cs". UserError if there is none."""
-        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+        _, plus, variant = voice.partition("+")
+        unknown = (
+            plus and not (self._variants / variant).is_file()
+        )  # the engine would take the plain voice instead
+        if unknown or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise UserError(f"eSpeak NG has no voice {voice!r}")
 
     def synthesize(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lhotse import Fbank, FbankConfig, Features
+from lhotse.audio import info
 from lhotse.features.io import NumpyFilesReader
 from lhotse.utils import compute_num_frames
 from tqdm import tqdm
@@ -104,6 +105,9 @@ def one_torch_thread() -> Iterator[None]:
 def _audio(cut: MonoCut, root: Path) -> np.ndarray:
     path = root / cut.recording.sources[0].source
     try:
+        found = info(path).frames  # lhotse pads a file that is too short without a word
+        if found != cut.recording.num_samples:
+            raise ValueError(f"it holds {found} samples, its manifest says {cut.recording.num_samples}")
         return cut.with_recording_path_prefix(root).load_audio()
     except Exception as error:  # lhotse, libsndfile and the file system raise their own
         reason = "no such file" if not path.exists() else str(error).splitlines()[0]

@@ -26,6 +26,7 @@ class Labels:
     kind: str
     tokens: tuple[str, ...]
     lexicon: Mapping[str, Sequence[str]] = field(default_factory=dict)  # word -> phones; for phonemes only
+    _ids: Mapping[str, int] = field(init=False, repr=False, compare=False)  # token -> id
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -129,7 +129,7 @@ def fetch(packages: tuple[str, ...], folder: Path, *, progress: bool = True) -> 
 
 def _run(command: list[str], folder: Path, package: str) -> None:
     done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True
+        command, check=False, cwd=folder, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True
     )
     if done.returncode == 0:
         return

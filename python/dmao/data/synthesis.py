@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -62,8 +63,9 @@ def encode_flac(samples: np.ndarray) -> bytes:
 
 def write_shard(utterances: list[Utterance], folder: Path) -> None:
     """Write FLAC files and an index (utterance, sample count, sha256 of the PCM) to `folder`, all or nothing."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.with_name(
+        f"{folder.name}.{os.getpid()}.partial"
+    )  # a killed parent may have left a worker
     partial.mkdir(parents=True)
     engine = Espeak()
     index = []
@@ -73,7 +75,10 @@ def write_shard(utterances: list[Utterance], folder: Path) -> None:
         pcm = hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
         index.append({**asdict(utterance), "samples": len(samples), "sha256": pcm})
     (partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    partial.rename(folder)
+    if folder.exists():
+        shutil.rmtree(partial)
+    else:
+        partial.rename(folder)
 
 
 def main(specification: str, folder: str) -> int:
