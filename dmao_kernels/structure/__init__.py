@@ -19,8 +19,9 @@ from dmao_kernels.structure.families import (
     register_family,
 )
 from dmao_kernels.structure.gates import ComponentGates
-from dmao_kernels.structure.plan import Group, ModulePlan, Plan, given_plan, make_plan
+from dmao_kernels.structure.plan import Group, ModulePlan, Plan, given_plan
 from dmao_kernels.structure.scores import Scores
+from dmao_kernels.structure.selection import make_plan
 
 __all__ = [
     "ComponentGates",

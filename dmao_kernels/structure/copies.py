@@ -45,6 +45,9 @@ def follow_copies(copies: Pairs, plan: Plan) -> dict[str, tuple[tuple[int, int],
     sources = plan.sources
     followed = {}
     for name, pairs in copies.items():
+        if name not in sources:
+            followed[name] = tuple(pairs)
+            continue
         place: dict[int, int] = {}
         for new, old in enumerate(sources[name]):
             place.setdefault(old, new)

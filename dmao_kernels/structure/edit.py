@@ -1,4 +1,4 @@
-"""Apply a plan to parameters, gradients, optimizer state, averaged copies and buffers: all of it, or nothing."""
+"""Apply a plan to parameters, gradients, optimizer state, averaged copies and buffers: all or nothing."""
 
 from __future__ import annotations
 

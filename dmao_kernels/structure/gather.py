@@ -52,7 +52,7 @@ def split_copies(gathered: Tensor, module: ModulePlan, split: Split, random: Ten
     rounding.
 
     asymmetric: a = w/2 + e, e ~ N(0, std of the component's w).  uniform: a = w r, r ~ U(0, 1) per entry.
-    halves: a = w/2; the copies then have equal gradients and stay equal (method.md, section 7).
+    halves: a = w/2; the copies then have equal gradients and stay equal.
     """
     if not module.copies:
         return

@@ -162,6 +162,14 @@ def test_scores_follow_their_components():
         scores.follow(revive)
 
 
+def test_an_edit_that_keeps_the_counts_must_be_followed_too():
+    elastic = Elastic(build())
+    scores = Scores(elastic, "magnitude")
+    apply_plan(plan_for(elastic, plain.mixed), elastic)
+    with pytest.raises(RuntimeError, match=r"call follow\(plan\)"):
+        scores.update()
+
+
 def test_the_table_is_rebuilt_only_when_it_must():
     model = build()
     elastic = Elastic(model)
