@@ -1,8 +1,8 @@
 """component_ffn against the dense layer in eager PyTorch: `python -m benchmarks.component_ffn --threads 1`.
 
-The dense layer computes all components (F.linear, activation, F.dropout, F.linear). A row is printed only after
-the kernel's outputs and gradients passed the comparison with float64. % peak is of 4 (forward) or 12 T d F
-flops over the time, against the best matrix product that PyTorch reached in the same process.
+The dense layer computes all components (F.linear, activation, F.dropout, F.linear). A row is printed only
+after the kernel's output and gradients passed the comparison with float64. GF/s counts 4 (forward) or 12
+(with backward) T d F flops.
 """
 
 from __future__ import annotations
@@ -86,14 +86,16 @@ def row(width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, seco
         rate = (4 if name == "fwd" else 12) * tokens * width * hidden / times["1.0"].median / 1e9
         ratios = "  ".join(f"{times[f'{share}'].median / base:5.3f}" for share in SHARES)
         print(
-            f"{str(dtype)[6:]:8} d={width:4} F={hidden:4} T={tokens:5} p={p:.1f} {name:8} dense {times['dense']} "
-            f"| ours/dense {ratios} | {rate:5.0f} GF/s",
+            f"{str(dtype)[6:]:8} d={width:4} F={hidden:4} T={tokens:5} p={p:.1f} {name:8} "
+            f"dense {times['dense']} | ours/dense {ratios} | {rate:5.0f} GF/s",
             flush=True,
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.5, help="per comparison")
     parser.add_argument("--dtypes", default="float32,bfloat16")

@@ -21,237 +21,11 @@
 #include <cstring>
 
 #include "activation.h"
-#include "dmao/philox.h"
+#include "component_ffn_walk.h"
 #include "gemm.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
-
-constexpr std::int64_t kTile = 128;  // tokens
-constexpr std::int64_t kSmallestTile = 32;
-constexpr std::int64_t kChunk = 576;      // hidden units
-constexpr std::int64_t kChunkStep = 192;  // whole panels, and whole groups of dropout units
-constexpr std::int64_t kGradRows = 192;   // of a weight gradient, per task
-constexpr std::int64_t kGradDepth = 128;  // tokens between two visits of these sums
-constexpr std::int64_t kStrip = Vec::width == 16 ? 16 : 24;  // columns that pass 2 reads together
-constexpr std::int64_t kSumDepth = 16;  // tokens that a bias gradient sums one by one
-static_assert(kStrip % kRows == 0 && kStrip % Vec::width == 0 && kGradRows % kStrip == 0);
-static_assert(kChunkStep % kPanel == 0 && kChunkStep % kPhiloxUnits == 0);
-
-// Deals out the scratch memory; with a null base it only counts.
-class Arena {
-  public:
-    explicit Arena(float* base) : base_(base) {}
-
-    float* take(std::int64_t count) {
-        float* result = base_ == nullptr ? nullptr : base_ + used_;
-        used_ += round_up(count, 16);  // a cache line
-        return result;
-    }
-
-    std::int64_t used() const { return used_; }
-
-  private:
-    float* base_;
-    std::int64_t used_ = 0;
-};
-
-// Every worker gets equally many tiles.
-std::int64_t tile_tokens(std::int64_t tokens, std::int64_t workers) {
-    if (tokens <= kSmallestTile) return kSmallestTile;
-    const std::int64_t tiles = round_up(divide_up(tokens, kTile), workers);
-    const std::int64_t tile = round_up(divide_up(tokens, tiles), kRows);
-    return tile < kSmallestTile ? kSmallestTile : tile;
-}
-
-std::int64_t chunk_units(std::int64_t hidden) {
-    return round_up(divide_up(hidden, divide_up(hidden, kChunk)), kChunkStep);
-}
-
-// Both directions multiply twice: a tile of width `in` to hidden units, those to a tile of width
-// `out`. `inward` holds the first matrix as panels of hidden units, [unit panel][in]; `outward` the
-// second as panels of output columns for each chunk, [chunk][column panel][unit in chunk].
-struct Weights {
-    std::int64_t in, out, hidden, chunk;
-    float *inward, *outward;
-
-    Weights(Arena& arena, std::int64_t in, std::int64_t out, std::int64_t hidden)
-        : in(in),
-          out(out),
-          hidden(hidden),
-          chunk(hidden == 0 ? 0 : chunk_units(hidden)),
-          inward(arena.take(in * padded_columns(hidden))),
-          outward(arena.take(hidden * padded_columns(out))) {}
-
-    const float* inward_chunk(std::int64_t unit) const { return inward + unit * in; }
-    const float* outward_chunk(std::int64_t unit) const {
-        return outward + unit * padded_columns(out);
-    }
-
-    // pack(matrix, first k, depth, first n, columns, panel) is one of gemm.h's.
-    template <class Matrix, class Pack>
-    void fill(const Matrix& first, const Matrix& second, const Pack& pack,
-              const ParallelFor& parallel) const {
-        const std::int64_t unit_panels = divide_up(hidden, kPanel);
-        const std::int64_t out_panels = divide_up(out, kPanel);
-        const std::int64_t chunks = hidden == 0 ? 0 : divide_up(hidden, chunk);
-        parallel(unit_panels + chunks * out_panels, 1, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) {
-                if (i < unit_panels) {
-                    const std::int64_t unit = i * kPanel;
-                    pack(first, 0, in, unit, smaller(kPanel, hidden - unit), inward + unit * in);
-                } else {
-                    const std::int64_t unit = (i - unit_panels) / out_panels * chunk;
-                    const std::int64_t column = (i - unit_panels) % out_panels * kPanel;
-                    const std::int64_t depth = smaller(chunk, hidden - unit);
-                    pack(second, unit, depth, column, smaller(kPanel, out - column),
-                         outward + unit * padded_columns(out) + column * depth);
-                }
-            }
-        });
-    }
-};
-
-const float* as_float(const float* source, std::int64_t, float*) { return source; }
-
-const float* as_float(const bfloat16* source, std::int64_t count, float* buffer) {
-    for (std::int64_t i = 0; i < count; i += Vec::width) {
-        const int n = static_cast<int>(smaller(Vec::width, count - i));
-        store(buffer + i, load(source + i, n), n);
-    }
-    return buffer;
-}
-
-// Where a tile of results is summed up: in place, or in a buffer that is narrowed at the end.
-float* sums_of(float* target, float*) { return target; }
-float* sums_of(bfloat16*, float* buffer) { return buffer; }
-
-void finish(float*, std::int64_t, const float*) {}
-
-void finish(bfloat16* target, std::int64_t count, const float* sums) {
-    for (std::int64_t i = 0; i < count; i += Vec::width) {
-        const int n = static_cast<int>(smaller(Vec::width, count - i));
-        store(target + i, load(sums + i, n), n);
-    }
-}
-
-void set(float& target, float value) { target = value; }
-void set(bfloat16& target, float value) { target = to_bfloat16(value); }
-
-// out[i] = the bias of unit units[i] (null: i), or zero.
-template <class T>
-void gather_bias(const T* bias, const std::int32_t* units, std::int64_t count, float* out) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        out[i] = bias == nullptr ? 0.0f : to_float(bias[units == nullptr ? i : units[i]]);
-    }
-}
-
-// factors[i] of the live units first + i, i < count, of a token. Groups of 64 neighbouring units
-// share one call of the generator; where only some of them live, those are picked out of it.
-void dropout_factors(const Dropout& dropout, const std::int32_t* units, std::uint32_t token,
-                     std::int64_t first, std::int64_t count, float* factors) {
-    const std::int32_t* unit = units + first;
-    for (std::int64_t i = 0; i < count;) {
-        const std::int32_t group = unit[i] / kPhiloxUnits, base = group * kPhiloxUnits;
-        if (i + kPhiloxUnits <= count && unit[i + kPhiloxUnits - 1] - base == kPhiloxUnits - 1) {
-            dropout.factors(token, group, factors + i);
-            i += kPhiloxUnits;
-        } else {
-            float all[kPhiloxUnits];
-            dropout.factors(token, group, all);
-            for (; i < count && unit[i] < base + kPhiloxUnits; ++i)
-                factors[i] = all[unit[i] - base];
-        }
-    }
-}
-
-template <class T>
-Selection<T> first_weight(const ComponentFfn& f) {
-    const bool all = f.hidden == f.stored_hidden;
-    return {static_cast<const T*>(f.w1), f.in_width, all ? nullptr : f.units, nullptr};
-}
-
-template <class T>
-Selection<T> second_weight(const ComponentFfn& f) {
-    const bool all = f.hidden == f.stored_hidden;
-    return {static_cast<const T*>(f.w2), f.stored_hidden, nullptr, all ? nullptr : f.units};
-}
-
-// Buffers of one worker for one tile of tokens.
-struct TileBuffers {
-    float* hidden;          // [tile, chunk]
-    float* factors;         // dropout factors of one token
-    float *input, *output;  // [tile, in], [tile, out]: bfloat16 only
-    float* sums;            // one block of a weight gradient
-
-    TileBuffers(Arena& arena, std::int64_t tile, const Weights& weights, DType dtype)
-        : hidden(arena.take(tile * weights.chunk)),
-          factors(arena.take(weights.chunk)),
-          input(arena.take(dtype == DType::float32 ? 0 : tile * weights.in)),
-          output(arena.take(dtype == DType::float32 ? 0 : tile * weights.out)),
-          sums(arena.take(kGradRows * kPanel)) {}
-};
-
-// What the walks of both directions share.
-struct Walk {
-    std::int64_t tokens, tile, workers;
-    DType dtype;
-    Weights weights;
-    std::int64_t buffer_size;
-    float* buffers;
-
-    Walk(Arena& arena, const ComponentFfn& f, std::int64_t in, std::int64_t out,
-         std::int64_t workers)
-        : tokens(f.tokens),
-          tile(tile_tokens(f.tokens, workers)),
-          workers(workers),
-          dtype(f.dtype),
-          weights(arena, in, out, f.hidden) {
-        Arena counter(nullptr);
-        TileBuffers(counter, tile, weights, dtype);
-        buffer_size = counter.used();
-        buffers = arena.take(buffer_size * workers);
-    }
-
-    // body(item, buffers) for every item, each worker with its own buffers.
-    template <class Body>
-    void each(std::int64_t items, const ParallelFor& parallel, const Body& body) const {
-        parallel(workers, 1, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t worker = begin; worker < end; ++worker) {
-                Arena own(buffers + worker * buffer_size);
-                const TileBuffers mine(own, tile, weights, dtype);
-                const std::int64_t last = items * (worker + 1) / workers;
-                for (std::int64_t i = items * worker / workers; i < last; ++i) body(i, mine);
-            }
-        });
-    }
-
-    // body(first token, tokens, buffers) for every tile.
-    template <class Body>
-    void each_tile(const ParallelFor& parallel, const Body& body) const {
-        each(divide_up(tokens, tile), parallel, [&](std::int64_t i, const TileBuffers& buffers) {
-            body(i * tile, smaller(tile, tokens - i * tile), buffers);
-        });
-    }
-};
-
-// input [rows, in] -> hidden chunk by chunk, through between(first unit, units, row stride) which
-// works on buffers.hidden in place -> added to output [rows, out].
-template <class Between>
-void walk_chunks(const Weights& weights, std::int64_t rows, const float* input, float* hidden,
-                 float* output, const Between& between) {
-    for (std::int64_t unit = 0; unit < weights.hidden; unit += weights.chunk) {
-        const std::int64_t units = smaller(weights.chunk, weights.hidden - unit);
-        const std::int64_t stride = padded_columns(units);
-        std::memset(hidden, 0, rows * stride * sizeof(float));
-        // Whole vectors: the packed columns beyond the last unit are zero.
-        multiply<Order::row>(rows, stride, weights.in, input, weights.in,
-                             weights.inward_chunk(unit), hidden, stride);
-        between(unit, units, stride);
-        multiply<Order::row>(rows, weights.out, units, hidden, stride, weights.outward_chunk(unit),
-                             output, weights.out);
-    }
-}
 
 // --- Forward
 
@@ -262,7 +36,7 @@ struct ForwardScratch {
 
     ForwardScratch(const ComponentFfn& f, const Workspace& workspace)
         : arena(workspace.scratch),
-          walk(arena, f, f.in_width, f.out_width, workspace.workers),
+          walk(arena, f, f.tokens, f.in_width, f.out_width, workspace.workers),
           bias1(arena.take(padded_columns(f.hidden))),
           bias2(arena.take(f.out_width)) {}
 };
@@ -293,60 +67,86 @@ void forward(const ComponentFfnForward& problem, const Workspace& workspace,
     scratch.walk.weights.fill(first_weight<T>(f), second_weight<T>(f), pack_panel_transposed<T>,
                               parallel);
 
-    scratch.walk.each_tile(parallel, [&](std::int64_t first, std::int64_t rows,
-                                         const TileBuffers& buffers) {
-        const T* x = static_cast<const T*>(f.x) + first * f.in_width;
-        T* y = static_cast<T*>(problem.y) + first * f.out_width;
-        const float* input = as_float(x, rows * f.in_width, buffers.input);
-        float* output = sums_of(y, buffers.output);
-        for (std::int64_t row = 0; row < rows; ++row) {
-            std::memcpy(output + row * f.out_width, scratch.bias2, f.out_width * sizeof(float));
-        }
-        walk_chunks(scratch.walk.weights, rows, input, buffers.hidden, output,
-                    [&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
-                        T* kept = static_cast<T*>(problem.pre_activation);
-                        float* factors = dropout.active() ? buffers.factors : nullptr;
-                        for (std::int64_t row = 0; row < rows; ++row) {
-                            const std::int64_t token = first + row;
-                            if (factors != nullptr) {
-                                dropout_factors(dropout, f.units, static_cast<std::uint32_t>(token),
-                                                unit, units, factors);
-                            }
-                            activate<T, Activate>(
-                                buffers.hidden + row * stride, scratch.bias1 + unit, factors,
-                                kept == nullptr ? nullptr : kept + token * f.hidden + unit, units);
+    scratch.walk.each_tile(
+        0, f.tokens, parallel,
+        [&](std::int64_t first, std::int64_t rows, const TileBuffers& buffers) {
+            const T* x = static_cast<const T*>(f.x) + first * f.in_width;
+            T* y = static_cast<T*>(problem.y) + first * f.out_width;
+            const float* input = as_float(x, rows * f.in_width, buffers.input);
+            float* output = sums_of(y, buffers.output);
+            for (std::int64_t row = 0; row < rows; ++row) {
+                std::memcpy(output + row * f.out_width, scratch.bias2, f.out_width * sizeof(float));
+            }
+            walk_chunks(
+                scratch.walk.weights, rows, input, buffers.hidden, output,
+                [&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
+                    T* kept = static_cast<T*>(problem.pre_activation);
+                    float* factors = dropout.active() ? buffers.factors : nullptr;
+                    for (std::int64_t row = 0; row < rows; ++row) {
+                        const std::int64_t token = first + row;
+                        if (factors != nullptr) {
+                            dropout_factors(dropout, f.units, static_cast<std::uint32_t>(token),
+                                            unit, units, factors);
                         }
-                    });
-        finish(y, rows * f.out_width, output);
-    });
+                        activate<T, Activate>(
+                            buffers.hidden + row * stride, scratch.bias1 + unit, factors,
+                            kept == nullptr ? nullptr : kept + token * f.hidden + unit, units);
+                    }
+                });
+            finish(y, rows * f.out_width, output);
+        });
 }
 
 // --- Backward
 
+constexpr std::int64_t kBlock = 512;  // tokens whose panels and strips are kept for pass 2
+constexpr std::int64_t kBlockPerWorker = 128;
+constexpr std::int64_t kGradRows = 192;   // of a weight gradient, per task
+constexpr std::int64_t kGradDepth = 128;  // tokens between two visits of these sums
+constexpr std::int64_t kStrip = Vec::width == 16 ? 16 : 24;  // columns that pass 2 reads together
+constexpr std::int64_t kSumDepth = 16;  // tokens that a bias gradient sums one by one
+static_assert(kBlock % kGradDepth == 0 && kBlockPerWorker % kGradDepth == 0);
+static_assert(kStrip % kRows == 0 && kStrip % Vec::width == 0 && kGradRows % kStrip == 0);
+
+// Tokens [first, first + count).
+struct Block {
+    std::int64_t first, count;
+};
+
 struct BackwardScratch {
     Arena arena;
+    std::int64_t block;  // tokens at a time; a multiple of kGradDepth, so the sums do not show it
     Walk walk;
-    // All tokens cut the way pass 2 reads them: panels of hidden units, [unit panel][token], and
-    // strips of x and grad_y, [strip][token].
+    // The block's tokens cut the way pass 2 reads them: panels of hidden units, [unit
+    // panel][token], and strips of x and grad_y, [strip][token].
     float *activations, *grad_hidden, *x, *grad_y;
+    // Sums over tokens: of grad_w1^T and grad_w2, [unit panel][row][kPanel], and of the biases.
+    float *sums1, *sums2, *bias_sums1, *bias_sums2;
 
     BackwardScratch(const ComponentFfn& f, const Workspace& workspace)
         : arena(workspace.scratch),
-          walk(arena, f, f.out_width, f.in_width, workspace.workers),
-          activations(arena.take(f.tokens * padded_columns(f.hidden))),
-          grad_hidden(arena.take(f.tokens * padded_columns(f.hidden))),
-          x(arena.take(f.tokens * round_up(f.in_width, kStrip))),
-          grad_y(arena.take(f.tokens * round_up(f.out_width, kStrip))) {}
+          block(smaller(round_up(f.tokens, kGradDepth), workspace.workers * kBlockPerWorker < kBlock
+                                                            ? kBlock
+                                                            : workspace.workers * kBlockPerWorker)),
+          walk(arena, f, smaller(block, f.tokens), f.out_width, f.in_width, workspace.workers),
+          activations(arena.take(block * padded_columns(f.hidden))),
+          grad_hidden(arena.take(block * padded_columns(f.hidden))),
+          x(arena.take(block * round_up(f.in_width, kStrip))),
+          grad_y(arena.take(block * round_up(f.out_width, kStrip))),
+          sums1(arena.take(round_up(f.hidden, kPanel) * f.in_width)),
+          sums2(arena.take(round_up(f.hidden, kPanel) * f.out_width)),
+          bias_sums1(arena.take(padded_columns(f.hidden))),
+          bias_sums2(arena.take(padded_columns(f.out_width))) {}
 };
 
-// Cuts rows [first, first + count) of [tokens, width] into strips of kStrip columns, the last of
-// which is padded with zeros.
+// Cuts `count` rows of `width` columns into strips of kStrip columns, the last of which is padded
+// with zeros; a strip has `tokens` rows.
 template <class T>
-void cut_strips(const T* rows, std::int64_t width, std::int64_t tokens, std::int64_t first,
-                std::int64_t count, float* strips) {
+void cut_strips(const T* rows, std::int64_t width, std::int64_t count, std::int64_t tokens,
+                float* strips) {
     for (std::int64_t column = 0; column < width; column += kStrip) {
         const std::int64_t columns = smaller(kStrip, width - column);
-        float* out = strips + column * tokens + first * kStrip;
+        float* out = strips + column * tokens;
         const T* row = rows + column;
         for (std::int64_t i = 0; i < count; ++i, row += width, out += kStrip) {
             for (std::int64_t j = 0; j < kStrip; j += Vec::width) {
@@ -387,25 +187,25 @@ void differentiate(float* hidden, const T* kept, const float* factors, std::int6
     }
 }
 
-// Pass 1: fills the panels and grad_x.
+// Pass 1 over a block: fills the panels, the strips and grad_x.
 template <class T, class Activate>
 void backward_tokens(const ComponentFfnBackward& problem, const BackwardScratch& scratch,
-                     const ParallelFor& parallel) {
+                     const Block& block, const ParallelFor& parallel) {
     const ComponentFfn& f = problem.ffn;
     const Dropout dropout(f.p, f.seed);
-    scratch.walk.each_tile(parallel, [&](std::int64_t first, std::int64_t rows,
-                                         const TileBuffers& buffers) {
+    const auto run = [&](std::int64_t first, std::int64_t rows, const TileBuffers& buffers) {
+        const T* x = static_cast<const T*>(f.x) + first * f.in_width;
         const T* grad_y = static_cast<const T*>(problem.grad_y) + first * f.out_width;
         T* grad_x = static_cast<T*>(problem.grad_x) + first * f.in_width;
-        cut_strips(static_cast<const T*>(f.x) + first * f.in_width, f.in_width, f.tokens, first,
-                   rows, scratch.x);
-        cut_strips(grad_y, f.out_width, f.tokens, first, rows, scratch.grad_y);
+        const std::int64_t place = first - block.first;
+        cut_strips(x, f.in_width, rows, block.count, scratch.x + place * kStrip);
+        cut_strips(grad_y, f.out_width, rows, block.count, scratch.grad_y + place * kStrip);
         const float* input = as_float(grad_y, rows * f.out_width, buffers.input);
         float* output = sums_of(grad_x, buffers.output);
         std::memset(output, 0, rows * f.in_width * sizeof(float));
         walk_chunks(scratch.walk.weights, rows, input, buffers.hidden, output,
                     [&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
-                        const T* kept = static_cast<const T*>(problem.pre_activation);
+                        const T* kept = static_cast<const T*>(problem.pre_activation) + unit;
                         float* factors = dropout.active() ? buffers.factors : nullptr;
                         for (std::int64_t row = 0; row < rows; ++row) {
                             const std::int64_t token = first + row;
@@ -414,20 +214,20 @@ void backward_tokens(const ComponentFfnBackward& problem, const BackwardScratch&
                                                 unit, units, factors);
                             }
                             differentiate<T, Activate>(buffers.hidden + row * stride,
-                                                       kept + token * f.hidden + unit, factors,
-                                                       units, f.tokens, token,
-                                                       scratch.activations + unit * f.tokens,
-                                                       scratch.grad_hidden + unit * f.tokens);
+                                                       kept + token * f.hidden, factors, units,
+                                                       block.count, place + row,
+                                                       scratch.activations + unit * block.count,
+                                                       scratch.grad_hidden + unit * block.count);
                         }
                     });
         finish(grad_x, rows * f.in_width, output);
-    });
+    };
+    scratch.walk.each_tile(block.first, block.count, parallel, run);
 }
 
-// sums[i, j] = the sum over tokens of strips[token, i] * panel[token, j], rows x columns of them.
-void sum_products(const float* strips, std::int64_t rows, const float* panel, std::int64_t columns,
+// sums[i, j] += the sum over tokens of strips[token, i] * panel[token, j], rows x columns of them.
+void add_products(const float* strips, std::int64_t rows, const float* panel, std::int64_t columns,
                   std::int64_t tokens, float* sums) {
-    std::memset(sums, 0, rows * kPanel * sizeof(float));
     for (std::int64_t token = 0; token < tokens; token += kGradDepth) {
         const std::int64_t depth = smaller(kGradDepth, tokens - token);
         const float* right = panel + token * padded_columns(columns);
@@ -439,8 +239,7 @@ void sum_products(const float* strips, std::int64_t rows, const float* panel, st
     }
 }
 
-// The sum over tokens of the first count columns, by halves: its rounding error then grows with the
-// logarithm of the number of tokens.
+// The sum over tokens of the first count columns, by halves: less rounding than one by one.
 Vec sum_halves(const float* values, std::int64_t stride, std::int64_t tokens, int count) {
     if (tokens > kSumDepth) {
         const std::int64_t half = tokens / 2;
@@ -454,80 +253,117 @@ Vec sum_halves(const float* values, std::int64_t stride, std::int64_t tokens, in
     return sum;
 }
 
-// set(column, the sum over tokens of values[token, column]) for count columns.
-template <class Set>
-void sum_tokens(const float* values, std::int64_t stride, std::int64_t tokens, std::int64_t count,
-                const Set& set) {
+// sums[column] += the sum over tokens of values[token, column], for count columns.
+void add_tokens(const float* values, std::int64_t stride, std::int64_t tokens, std::int64_t count,
+                float* sums) {
     for (std::int64_t column = 0; column < count; column += Vec::width) {
         const int n = static_cast<int>(smaller(Vec::width, count - column));
-        float lanes[Vec::width];
-        store(lanes, sum_halves(values + column, stride, tokens, n));
-        for (int i = 0; i < n; ++i) set(column + i, lanes[i]);
+        Vec sum = load(sums + column, n);
+        for (std::int64_t token = 0; token < tokens; token += kGradDepth) {
+            const std::int64_t depth = smaller(kGradDepth, tokens - token);
+            sum = sum + sum_halves(values + token * stride + column, stride, depth, n);
+        }
+        store(sums + column, sum, n);
     }
 }
 
-// Pass 2: one task per panel of hidden units and group of strips of either weight gradient.
-template <class T>
-void backward_weights(const ComponentFfnBackward& problem, const BackwardScratch& scratch,
+// Pass 2 over a block: adds its part of the weight gradients to the sums. One task per panel of
+// hidden units and group of rows.
+void backward_weights(const ComponentFfn& f, const BackwardScratch& scratch, const Block& block,
                       const ParallelFor& parallel) {
-    const ComponentFfn& f = problem.ffn;
-    T *grad_w1 = static_cast<T*>(problem.grad_w1), *grad_w2 = static_cast<T*>(problem.grad_w2);
-    T *grad_b1 = static_cast<T*>(problem.grad_b1), *grad_b2 = static_cast<T*>(problem.grad_b2);
-    const std::int64_t first_tasks = divide_up(f.in_width, kGradRows);
-    const std::int64_t panel_tasks = first_tasks + divide_up(f.out_width, kGradRows);
-    const std::int64_t weight_tasks = divide_up(f.hidden, kPanel) * panel_tasks;
-    const std::int64_t bias_tasks = grad_b2 == nullptr ? 0 : divide_up(f.out_width, kStrip);
+    // At least one, because the first also sums the bias.
+    const std::int64_t first_tasks = f.in_width == 0 ? 1 : divide_up(f.in_width, kGradRows);
+    const std::int64_t panels = divide_up(f.hidden, kPanel);
+    const std::int64_t second_tasks = divide_up(f.out_width, kGradRows);
+    const std::int64_t bias_tasks = divide_up(f.out_width, kStrip);
+    const std::int64_t tokens = block.count;
 
-    const auto run = [&](std::int64_t task, const TileBuffers& buffers) {
-        if (task >= weight_tasks) {
-            const std::int64_t column = (task - weight_tasks) * kStrip;
-            sum_tokens(scratch.grad_y + column * f.tokens, kStrip, f.tokens,
-                       smaller(kStrip, f.out_width - column),
-                       [&](std::int64_t i, float sum) { set(grad_b2[column + i], sum); });
-            return;
-        }
-        const std::int64_t unit = task / panel_tasks * kPanel;
-        const std::int64_t units = smaller(kPanel, f.hidden - unit);
-        const std::int32_t* stored = f.units + unit;
-        const std::int64_t block = task % panel_tasks;
-        float* sums = buffers.sums;
-        if (block < first_tasks) {
-            const std::int64_t column = block * kGradRows;
-            const std::int64_t columns = smaller(kGradRows, f.in_width - column);
-            const float* panel = scratch.grad_hidden + unit * f.tokens;
-            sum_products(scratch.x + column * f.tokens, columns, panel, units, f.tokens, sums);
-            for (std::int64_t j = 0; j < units; ++j) {
-                T* target = grad_w1 + stored[j] * f.in_width + column;
-                for (std::int64_t i = 0; i < columns; ++i) set(target[i], sums[i * kPanel + j]);
-            }
-            if (block == 0 && grad_b1 != nullptr) {
-                sum_tokens(panel, padded_columns(units), f.tokens, units,
-                           [&](std::int64_t j, float sum) { set(grad_b1[stored[j]], sum); });
-            }
-        } else {
-            const std::int64_t row = (block - first_tasks) * kGradRows;
-            const std::int64_t rows = smaller(kGradRows, f.out_width - row);
-            sum_products(scratch.grad_y + row * f.tokens, rows,
-                         scratch.activations + unit * f.tokens, units, f.tokens, sums);
-            for (std::int64_t i = 0; i < rows; ++i) {
-                T* target = grad_w2 + (row + i) * f.stored_hidden;
-                for (std::int64_t j = 0; j < units; ++j) {
-                    set(target[stored[j]], sums[i * kPanel + j]);
-                }
-            }
+    const auto run_first = [&](std::int64_t panel, std::int64_t row) {
+        const std::int64_t unit = panel * kPanel, units = smaller(kPanel, f.hidden - unit);
+        const float* grad_hidden = scratch.grad_hidden + unit * tokens;
+        add_products(scratch.x + row * tokens, smaller(kGradRows, f.in_width - row), grad_hidden,
+                     units, tokens, scratch.sums1 + unit * f.in_width + row * kPanel);
+        if (row == 0) {
+            add_tokens(grad_hidden, padded_columns(units), tokens, units,
+                       scratch.bias_sums1 + unit);
         }
     };
-    scratch.walk.each(weight_tasks + bias_tasks, parallel, run);
+    const auto run_second = [&](std::int64_t panel, std::int64_t row) {
+        const std::int64_t unit = panel * kPanel, units = smaller(kPanel, f.hidden - unit);
+        add_products(scratch.grad_y + row * tokens, smaller(kGradRows, f.out_width - row),
+                     scratch.activations + unit * tokens, units, tokens,
+                     scratch.sums2 + unit * f.out_width + row * kPanel);
+    };
+    const std::int64_t first_end = panels * first_tasks;
+    const std::int64_t second_end = first_end + panels * second_tasks;
+    parallel(second_end + bias_tasks, 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t task = begin; task < end; ++task) {
+            if (task < first_end) {
+                run_first(task / first_tasks, task % first_tasks * kGradRows);
+            } else if (task < second_end) {
+                const std::int64_t i = task - first_end;
+                run_second(i / second_tasks, i % second_tasks * kGradRows);
+            } else {
+                const std::int64_t column = (task - second_end) * kStrip;
+                add_tokens(scratch.grad_y + column * tokens, kStrip, tokens,
+                           smaller(kStrip, f.out_width - column), scratch.bias_sums2 + column);
+            }
+        }
+    });
+}
+
+// The sums of a panel of hidden units into the gradients, at the stored place of each unit.
+template <class T>
+void store_weight_gradients(const ComponentFfnBackward& problem, const BackwardScratch& scratch,
+                            std::int64_t unit) {
+    const ComponentFfn& f = problem.ffn;
+    T *grad_w1 = static_cast<T*>(problem.grad_w1), *grad_w2 = static_cast<T*>(problem.grad_w2);
+    T* grad_b1 = static_cast<T*>(problem.grad_b1);
+    const std::int64_t units = smaller(kPanel, f.hidden - unit);
+    const std::int32_t* stored = f.units + unit;
+    const float* sums1 = scratch.sums1 + unit * f.in_width;
+    const float* sums2 = scratch.sums2 + unit * f.out_width;
+    for (std::int64_t j = 0; j < units; ++j) {
+        T* target = grad_w1 + stored[j] * f.in_width;
+        for (std::int64_t i = 0; i < f.in_width; ++i) set(target[i], sums1[i * kPanel + j]);
+        if (grad_b1 != nullptr) set(grad_b1[stored[j]], scratch.bias_sums1[unit + j]);
+    }
+    for (std::int64_t i = 0; i < f.out_width; ++i) {
+        T* target = grad_w2 + i * f.stored_hidden;
+        for (std::int64_t j = 0; j < units; ++j) set(target[stored[j]], sums2[i * kPanel + j]);
+    }
 }
 
 template <class T, class Activate>
 void backward(const ComponentFfnBackward& problem, const Workspace& workspace,
               const ParallelFor& parallel) {
-    const BackwardScratch scratch(problem.ffn, workspace);
-    scratch.walk.weights.fill(second_weight<T>(problem.ffn), first_weight<T>(problem.ffn),
-                              pack_panel<T>, parallel);
-    backward_tokens<T, Activate>(problem, scratch, parallel);
-    backward_weights<T>(problem, scratch, parallel);
+    const ComponentFfn& f = problem.ffn;
+    const BackwardScratch scratch(f, workspace);
+    scratch.walk.weights.fill(second_weight<T>(f), first_weight<T>(f), pack_panel<T>, parallel);
+    const std::int64_t panels = divide_up(f.hidden, kPanel);
+    parallel(panels, 1, [&](std::int64_t begin, std::int64_t end) {
+        const std::int64_t count = (end - begin) * kPanel, first = begin * kPanel;
+        std::memset(scratch.sums1 + first * f.in_width, 0, count * f.in_width * sizeof(float));
+        std::memset(scratch.sums2 + first * f.out_width, 0, count * f.out_width * sizeof(float));
+    });
+    std::memset(scratch.bias_sums1, 0, f.hidden * sizeof(float));
+    std::memset(scratch.bias_sums2, 0, f.out_width * sizeof(float));
+
+    for (std::int64_t first = 0; first < f.tokens; first += scratch.block) {
+        const Block block{first, smaller(scratch.block, f.tokens - first)};
+        backward_tokens<T, Activate>(problem, scratch, block, parallel);
+        backward_weights(f, scratch, block, parallel);
+    }
+
+    parallel(panels, 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            store_weight_gradients<T>(problem, scratch, i * kPanel);
+        }
+    });
+    T* grad_b2 = static_cast<T*>(problem.grad_b2);
+    for (std::int64_t i = 0; grad_b2 != nullptr && i < f.out_width; ++i) {
+        set(grad_b2[i], scratch.bias_sums2[i]);
+    }
 }
 
 // run<T, Activate>() for the dtype and the activation of the problem.

@@ -124,9 +124,7 @@ def _check(
         raise ValueError(f"component_ffn: seed must be int64 [1] when p > 0, got {found}")
     for name, tensor in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2), ("live", live), ("seed", seed)):
         if tensor is not None and tensor.device != x.device:
-            raise ValueError(
-                f"component_ffn: {name} must be on x's device {x.device}, got {tensor.device}"
-            )
+            raise ValueError(f"component_ffn: {name} must be on x's device {x.device}, got {tensor.device}")
 
 
 def _dtype(tensor: Tensor) -> str:

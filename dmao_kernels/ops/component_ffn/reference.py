@@ -26,7 +26,7 @@ def component_ffn_reference(
     seed: Tensor | None = None,
     activation: str = "silu",
 ) -> Tensor:
-    """The contract of `component_ffn`, for any floating point dtype and device; differentiable and traceable."""
+    """The contract of `component_ffn`, for any dtype and device; differentiable and traceable."""
     units = torch.arange(w1.shape[0], device=x.device)
     if live is not None:
         width = w1.shape[0] // components if components else 0
