@@ -135,7 +135,7 @@ def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: P
 
 
 def _flatten(values: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or path == "eval_splits":
+    if not isinstance(values, dict):
         return {path: values}
     return {
         k: v for name, item in values.items() for k, v in _flatten(item, f"{path}.{name}".lstrip(".")).items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -25,9 +26,9 @@ class Mlp(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self, hidden=(16, 16, 16, 16, 16)):
         super().__init__()
-        self.blocks = nn.ModuleList(Mlp() for _ in range(5))
+        self.blocks = nn.ModuleList(Mlp(hidden=width) for width in hidden)
 
     def forward(self, x):
         for block in self.blocks:
@@ -160,11 +161,17 @@ def test_observe_every():
 
 
 def test_several_events_do_not_drift():
-    model, optimizer, controller = setup(Schedule(start=2, end=38, events=19, fraction=0.9))
+    torch.manual_seed(0)
+    model = Net(hidden=(16, 20, 28, 36, 44))  # a component: 52, 65, 91, 117 or 143 parameters
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = Schedule(start=2, end=38, events=19, fraction=0.9)
+    controller = GrowAndDrop(model, optimizer, schedule, total_steps=40)
     start = controller.elastic.live_parameters()
     _, events = run(model, optimizer, controller, range(1, 41))
+    sizes = [event.parameters for event in events]
     assert len(events) == 19
-    assert all(start - 4 * 13 < event.parameters <= start for event in events)
+    assert start - 52 < min(sizes) <= max(sizes) <= start
+    assert any(later > earlier for earlier, later in pairwise(sizes))  # what one event left, another spent
 
 
 def test_copies_grow_apart_and_health_follows_them():

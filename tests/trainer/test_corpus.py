@@ -9,9 +9,10 @@ from dmao.data.corpus import LEXICON, Corpus, write_atomically
 from dmao.data.features import add_features
 from dmao.data.manifests import make_cut
 from dmao.errors import UserError
-from dmao.evaluate import evaluate
+from dmao.evaluate import evaluate, evaluate_model
 from dmao.metrics import read_json_lines
 from dmao.source import CorpusSource
+from dmao.step import build_model
 from dmao.trainer import train
 
 from tests.trainer.tiny import tiny_config
@@ -53,9 +54,19 @@ def test_train_and_evaluate(corpus, tmp_path, labels):
     assert all(row["loss"] is not None and row["unaligned"] == 0 for row in rows)
     scored = result.evaluations["test"]
     assert (scored["utterances"], scored["left_out"], scored["words"]) == (5, 2, 15)
-    assert scored["deletions"] >= 9  # all words of the two that are left out
     assert (scored["wer_greedy"] is None) == (labels == "phonemes")
     assert evaluate(result.checkpoint, "test").to_dict() == scored
+
+
+def test_words_of_what_is_left_out_count_as_deleted(corpus):
+    config = tiny_config(f"data={{root: {corpus}, batch_seconds: 2.0}}")
+    source, forgetful = CorpusSource(config), CorpusSource(config)
+    forgetful.left_out = lambda split: []
+    model = build_model(config, len(source.labels), source.inputs)
+    whole, rest = (evaluate_model(model, data, "test") for data in (source, forgetful))
+    assert whole.words - rest.words == whole.deletions - rest.deletions == 9
+    assert (whole.insertions, whole.substitutions) == (rest.insertions, rest.substitutions)
+    assert whole.wer > rest.wer or rest.wer >= 100
 
 
 def test_order_of_batches_depends_on_seed_and_epoch_alone(corpus):

@@ -133,11 +133,11 @@ class _SourceThatStops(TinySource):
 
 
 def test_a_nan_utterance_is_skipped_and_poisons_nothing(tmp_path):
-    result = train(tiny_config(), tmp_path, TinySource(poisoned=frozenset({"train-5"})))
+    result = train(tiny_config("max_skipped=3"), tmp_path, TinySource(poisoned=frozenset({"train-5"})))
     rows = rows_of(result, "train")
     bad = [row for row in rows if "problem" in row]
     assert [row["loss"] for row in bad] == [None] * len(bad)
-    assert 0 < len(bad) == rows[-1]["skipped"] < 24
+    assert 3 < len(bad) == rows[-1]["skipped"] < 24
     assert all(row["loss"] is not None for row in rows if row not in bad)
     for row in read_json_lines(tmp_path / "scores.jsonl"):
         assert all(score is not None for scores in row["scores"].values() for score in scores)
@@ -204,6 +204,10 @@ def test_overhead_sees_a_slow_observer(monkeypatch):
     # every look at the clock takes one second: 3 s with scores (two looks inside), 1 s without
     assert measured.scoring_pct.median == pytest.approx(200)
     assert measured.observe_pct.median == pytest.approx(100)
+    every_fourth = tiny_config("grow_and_drop.observe_every=4")
+    measured = overhead.measure_overhead(every_fourth, TinySource(), pairs=6, events=2)
+    assert measured.scoring_pct.median == pytest.approx(50)
+    assert measured.observe_pct.median == pytest.approx(25)
 
 
 def test_step_times_of_two_arms(grown, uniform):
