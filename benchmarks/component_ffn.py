@@ -61,8 +61,7 @@ def row(width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, seco
     inputs = make_inputs(width, hidden, tokens, dtype)
     seed = torch.tensor([1])
     lives = {
-        share: None if share == 1 else torch.arange(int(COMPONENTS * share), dtype=torch.int32)
-        for share in SHARES
+        share: None if share == 1 else torch.arange(int(COMPONENTS * share), dtype=torch.int32) for share in SHARES
     }
     for live in lives.values():
         check(inputs, live, p, seed)
@@ -93,9 +92,7 @@ def row(width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, seco
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.5, help="per comparison")
     parser.add_argument("--dtypes", default="float32,bfloat16")

@@ -59,8 +59,7 @@ def load_native() -> tuple[str | None, str]:
     info = _host.build_info()
     if info["version"] != __version__:
         raise ImportError(
-            f"dmao_kernels: the native library has version {info['version']}, the package {__version__}; "
-            f"{remedy}"
+            f"dmao_kernels: the native library has version {info['version']}, the package {__version__}; {remedy}"
         )
     try:
         capability = _host.cpu_capability()

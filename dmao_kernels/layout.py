@@ -39,8 +39,7 @@ class Pattern:
         names = [name for axis in self.axes for name in axis]
         if names.count(COMPONENT) != 1:
             raise ValueError(
-                f"pattern '{self.text}': the component axis C must stand exactly once, "
-                f"found {names.count(COMPONENT)}"
+                f"pattern '{self.text}': the component axis C must stand exactly once, found {names.count(COMPONENT)}"
             )
 
     @cached_property
@@ -104,9 +103,7 @@ class Pattern:
                 f"pattern '{self.text}': sizes of {sorted(missing)} cannot be read off {list(tensor.shape)}"
             )
         if not tensor.is_contiguous():
-            raise ValueError(
-                f"pattern '{self.text}': the tensor must be contiguous, got strides {tensor.stride()}"
-            )
+            raise ValueError(f"pattern '{self.text}': the tensor must be contiguous, got strides {tensor.stride()}")
         return tensor.view(self.triple(components, found))
 
 
@@ -126,9 +123,7 @@ def _parse(text: str) -> tuple[tuple[str, ...], ...]:
             axes.append(tuple(group))
             group = None
         elif not token.isidentifier():
-            raise ValueError(
-                f"pattern '{text}': '{token}' is not a name (sizes are names, such as d, or one ... four)"
-            )
+            raise ValueError(f"pattern '{text}': '{token}' is not a name (sizes are names, such as d, or one ... four)")
         elif group is None:
             axes.append((token,))
         else:
@@ -173,16 +168,12 @@ class ComponentLayout:
             except ValueError as error:
                 raise ValueError(f"layout {self.family}: {name}: {error}") from None
             if name in self.attributes and len(pattern.axes) != 1:
-                raise ValueError(
-                    f"layout {self.family}: attribute {name}: '{text}' must name one axis, e.g. '(C u)'"
-                )
+                raise ValueError(f"layout {self.family}: attribute {name}: '{text}' must name one axis, e.g. '(C u)'")
         for role in ("output", "even", "scored"):
             names = getattr(self, role)
             for name in (names,) if isinstance(names, str) else names:
                 if name not in self.tensors:
-                    raise ValueError(
-                        f"layout {self.family}: {role} tensor '{name}' is not among {list(self.tensors)}"
-                    )
+                    raise ValueError(f"layout {self.family}: {role} tensor '{name}' is not among {list(self.tensors)}")
         if not self.output:
             raise ValueError(f"layout {self.family}: output must name at least one tensor")
         if both := set(self.shared) & set(self.tensors):
@@ -192,9 +183,7 @@ class ComponentLayout:
         """The pattern of a tensor or of an attribute."""
         return Pattern(self.tensors[name] if name in self.tensors else self.attributes[name])
 
-    def infer(
-        self, shapes: Mapping[str, Sequence[int]], components: int, sizes: Sizes | None = None
-    ) -> dict[str, int]:
+    def infer(self, shapes: Mapping[str, Sequence[int]], components: int, sizes: Sizes | None = None) -> dict[str, int]:
         """The size of every name, agreed upon by all tensors in ``shapes``.
 
         ``sizes`` are sizes known before; an empty module needs them, since its tensors no longer tell.
@@ -212,7 +201,5 @@ class ComponentLayout:
                 break
         for name in shapes:
             if missing := self.pattern(name).factors - found.keys():
-                raise ValueError(
-                    f"layout {self.family}: {name}: no tensor tells the size of {sorted(missing)}"
-                )
+                raise ValueError(f"layout {self.family}: {name}: no tensor tells the size of {sorted(missing)}")
         return found

@@ -46,17 +46,13 @@ def test_library_needs_only_torch():
     for path in python_files("dmao_kernels"):
         place = path.relative_to(ROOT).as_posix()
         allowed = {"torch", "numpy"} if place.startswith("dmao_kernels/testing/") else {"torch"}
-        foreign = (
-            top(imports(path.read_text(), str(path))) - allowed - {"dmao_kernels"} - sys.stdlib_module_names
-        )
+        foreign = top(imports(path.read_text(), str(path))) - allowed - {"dmao_kernels"} - sys.stdlib_module_names
         assert not foreign, f"{place} imports {sorted(foreign)}"
 
 
 def test_callers_use_the_public_side_of_the_library():
     for path in python_files("python/dmao"):
-        names = {
-            name for name in imports(path.read_text(), str(path)) if name.split(".")[0] == "dmao_kernels"
-        }
+        names = {name for name in imports(path.read_text(), str(path)) if name.split(".")[0] == "dmao_kernels"}
         private = {name for name in names if not PUBLIC_OF_KERNELS.match(name)}
         assert not private, f"{path.relative_to(ROOT)} imports {sorted(private)}"
 

@@ -62,13 +62,9 @@ def test_readme_has_python_blocks_and_commands():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("dmao.cli") is None, reason="dmao.cli is not there")
-@pytest.mark.parametrize(
-    "command", sorted(set().union(*(commands_of(path.read_text()) for path in DOCUMENTS)))
-)
+@pytest.mark.parametrize("command", sorted(set().union(*(commands_of(path.read_text()) for path in DOCUMENTS))))
 def test_commands_explain_themselves(command, tmp_path):
-    result = _run(
-        ["-c", "import sys; from dmao.cli import main; sys.exit(main())", command, "--help"], tmp_path
-    )
+    result = _run(["-c", "import sys; from dmao.cli import main; sys.exit(main())", command, "--help"], tmp_path)
     assert result.returncode == 0, result.stderr
     assert "usage" in result.stdout.lower()
 

@@ -58,9 +58,7 @@ class SelfAttention(nn.Module):
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the heads in this module's tensors, and their present number."""
-        return attention_layout(
-            q="q", k="k", v="v", out="out", dropout=("dropout", "attention_dropout")
-        ), self.heads
+        return attention_layout(q="q", k="k", v="v", out="out", dropout=("dropout", "attention_dropout")), self.heads
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``x`` [B, T, d] to [B, T, d]; frames where ``mask`` bool [B, T] is False are not attended to.

@@ -21,8 +21,7 @@ def require_positive(layer: str, **sizes: int) -> None:
 def require_divisible(layer: str, name: str, size: int, divisor_name: str, divisor: int) -> None:
     if size % divisor:
         raise ValueError(
-            f"{layer}: {name} must be a multiple of {divisor_name}, "
-            f"got {name}={size}, {divisor_name}={divisor}"
+            f"{layer}: {name} must be a multiple of {divisor_name}, got {name}={size}, {divisor_name}={divisor}"
         )
 
 

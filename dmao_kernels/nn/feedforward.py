@@ -38,9 +38,7 @@ class FeedForward(nn.Module):
         require_divisible("FeedForward", "hidden", hidden, "components", components)
         require_probability("FeedForward", dropout=dropout)
         if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"FeedForward: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-            )
+            raise ValueError(f"FeedForward: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.components = components
         self.dropout = float(dropout)
         self.activation = activation

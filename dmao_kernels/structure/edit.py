@@ -113,9 +113,7 @@ def _check(plan: Plan, elastic: Elastic) -> list[tuple[ElasticModule, ModulePlan
                 f"which has {m.components} now"
             )
         if not module_plan.sources and not m.can_be_empty:
-            raise ValueError(
-                f"apply_plan: {m.name} ({type(m.module).__name__}) cannot lose all its components"
-            )
+            raise ValueError(f"apply_plan: {m.name} ({type(m.module).__name__}) cannot lose all its components")
         if module_plan.changed:
             m.check()
             edited.append((m, module_plan))
@@ -145,9 +143,7 @@ class _Companions:
             try:
                 module = model.get_submodule(m.name)
             except AttributeError:
-                raise ValueError(
-                    f"apply_plan: a companion ({type(model).__name__}) has no module {m.name}"
-                ) from None
+                raise ValueError(f"apply_plan: a companion ({type(model).__name__}) has no module {m.name}") from None
             m.check(module)
             found.append(module)
         return found
@@ -240,14 +236,11 @@ class _TensorEdit:
             )
         if type(tensor) not in (Tensor, nn.Parameter):
             raise ValueError(
-                f"apply_plan: {self.m.name}: {self.name}: {what} must be a plain tensor, "
-                f"got {type(tensor).__name__}"
+                f"apply_plan: {self.m.name}: {self.name}: {what} must be a plain tensor, got {type(tensor).__name__}"
             )
 
 
-def _parameter_changes(
-    edit: _TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]
-) -> list[_Change]:
+def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]) -> list[_Change]:
     """New data, gradient and optimizer state of one parameter."""
     old_data, old_grad = parameter.data, parameter.grad
     new_data = edit.weights(parameter)
@@ -270,11 +263,7 @@ def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool
     """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay."""
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return True
-    if (
-        value is None
-        or isinstance(value, int | float | str)
-        or (isinstance(value, Tensor) and value.numel() == 1)
-    ):
+    if value is None or isinstance(value, int | float | str) or (isinstance(value, Tensor) and value.numel() == 1):
         return False
     found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(
@@ -283,9 +272,7 @@ def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool
     )
 
 
-def _silence_output_biases(
-    m: ElasticModule, module: nn.Module, optimizers: Sequence[Optimizer]
-) -> list[_Change]:
+def _silence_output_biases(m: ElasticModule, module: nn.Module, optimizers: Sequence[Optimizer]) -> list[_Change]:
     """Zero biases behind the outputs of a module that comes back: it contributed nothing, nor may they at once."""
     changes = []
     for name in m.layout.output:

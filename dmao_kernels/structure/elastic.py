@@ -81,10 +81,7 @@ class ElasticModule:
 
     def attributes(self, components: int) -> dict[str, int]:
         """The integer attributes that belong to this number of components."""
-        return {
-            name: self.layout.pattern(name).shape(components, self.sizes)[0]
-            for name in self.layout.attributes
-        }
+        return {name: self.layout.pattern(name).shape(components, self.sizes)[0] for name in self.layout.attributes}
 
     def view(self, tensor_name: str, tensor: Tensor) -> Tensor:
         """The named tensor (or gradient, moment) as [repeats, components, run]; a view if contiguous."""
@@ -104,9 +101,7 @@ class ElasticModule:
         for name, value in self.attributes(self.components).items():
             found = get_attribute(where, name, self.name)
             if found != value and found != (value,):
-                raise ValueError(
-                    f"{self.name}: {name} must be {value} ('{self.layout.attributes[name]}'), got {found}"
-                )
+                raise ValueError(f"{self.name}: {name} must be {value} ('{self.layout.attributes[name]}'), got {found}")
 
 
 class Elastic:
@@ -122,17 +117,13 @@ class Elastic:
     def __init__(self, model: nn.Module, components: int | Mapping[str, int] = 4) -> None:
         self.model = model
         self.edits = 0  # counts the plans applied
-        self.version = (
-            0  # counts edits and changes of layouts: what is derived from these compares this number
-        )
+        self.version = 0  # counts edits and changes of layouts: what is derived from these compares this number
         self.modules: dict[str, ElasticModule] = {}
         for name, module in model.named_modules():
             if (found := _discover(name, module, components)) is not None:
                 self.modules[name] = found
         if not self.modules:
-            raise ValueError(
-                "Elastic: the model has no elastic module (see register_family and component_layout)"
-            )
+            raise ValueError("Elastic: the model has no elastic module (see register_family and component_layout)")
         self._refuse_tied()
 
     def counts(self) -> dict[str, int]:
@@ -159,9 +150,7 @@ class Elastic:
             numbers = tuple(values.tolist() if isinstance(values, Tensor) else values)
             if len(numbers) != m.components:
                 raise ValueError(f"groups: {name} has {m.components} components, got {len(numbers)} scores")
-            groups.append(
-                Group(name, numbers, m.own_cost, m.shared_cost, m.standard, 0 if m.can_be_empty else 1)
-            )
+            groups.append(Group(name, numbers, m.own_cost, m.shared_cost, m.standard, 0 if m.can_be_empty else 1))
         return groups
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,13 +176,9 @@ class Elastic:
             named = [*m.tensors(), *((n, t) for n in m.layout.shared if (t := m.slot(n).tensor) is not None)]
             for name, tensor in named:
                 if len(users[id(tensor)]) > 1:
-                    raise ValueError(
-                        f"{m.name}: {name} is tied: {' and '.join(users[id(tensor)])} are one tensor"
-                    )
+                    raise ValueError(f"{m.name}: {name} is tied: {' and '.join(users[id(tensor)])} are one tensor")
                 if id(tensor) in claims:
-                    raise ValueError(
-                        f"{m.name}: {name} is claimed twice: by {claims[id(tensor)]} and by {m.name}"
-                    )
+                    raise ValueError(f"{m.name}: {name} is claimed twice: by {claims[id(tensor)]} and by {m.name}")
                 claims[id(tensor)] = m.name
 
 
@@ -220,6 +205,4 @@ def _count(name: str, module: nn.Module, layout: ComponentLayout, default: int |
     for key in (name, layout.family):
         if key in default:
             return default[key]
-    raise ValueError(
-        f"Elastic: components gives no number for {name} ({layout.family}), only for {sorted(default)}"
-    )
+    raise ValueError(f"Elastic: components gives no number for {name} ({layout.family}), only for {sorted(default)}")

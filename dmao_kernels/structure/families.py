@@ -95,9 +95,7 @@ def attention_layout(
 ) -> ComponentLayout:
     """Attention with separate projections: a component is one head, counted by the attribute ``heads``."""
     tensors = {
-        f"{name}.{part}": pattern
-        for name in (q, k, v)
-        for part, pattern in (("weight", "(C k) d"), ("bias", "(C k)"))
+        f"{name}.{part}": pattern for name in (q, k, v) for part, pattern in (("weight", "(C k) d"), ("bias", "(C k)"))
     }
     if v != q:  # values may be wider than keys
         tensors |= {f"{v}.weight": "(C v) d", f"{v}.bias": "(C v)"}

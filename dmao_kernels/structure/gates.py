@@ -48,9 +48,7 @@ class ComponentGates:
             if m.gate is not None:
                 raise ValueError(f"ComponentGates: {m.name} has gates already")
             if len(m.layout.output) != 1:
-                raise ValueError(
-                    f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}"
-                )
+                raise ValueError(f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}")
         for m in elastic.modules.values():
             _attach(m)
         elastic.version += 1

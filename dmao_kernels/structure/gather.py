@@ -37,12 +37,8 @@ def draw(view: Tensor, module: ModulePlan, split: Split, generator: Generator) -
     source = _copied(view, module)
     kind = torch.float64 if view.dtype == torch.float64 else torch.float32
     if split == "uniform":
-        return torch.rand(source.shape, generator=generator, dtype=kind, device=generator.device).to(
-            view.device
-        )
-    noise = torch.randn(source.shape, generator=generator, dtype=kind, device=generator.device).to(
-        view.device
-    )
+        return torch.rand(source.shape, generator=generator, dtype=kind, device=generator.device).to(view.device)
+    noise = torch.randn(source.shape, generator=generator, dtype=kind, device=generator.device).to(view.device)
     spread = source.to(kind).permute(1, 0, 2).flatten(1).std(dim=1, correction=0)
     return noise * spread[None, :, None]
 

@@ -57,14 +57,10 @@ class ModulePlan:
     def __post_init__(self) -> None:
         for source in self.sources:
             if not FRESH <= source < self.components:
-                raise ValueError(
-                    f"plan: {self.name}: source {source} is not one of {self.components} components"
-                )
+                raise ValueError(f"plan: {self.name}: source {source} is not one of {self.components} components")
         old = [s for s in self.sources if s != FRESH]
         if max(Counter(old).values(), default=0) > 2:
-            raise ValueError(
-                f"plan: {self.name}: a component at most doubles in one event, got sources {self.sources}"
-            )
+            raise ValueError(f"plan: {self.name}: a component at most doubles in one event, got sources {self.sources}")
 
     @property
     def changed(self) -> bool:
@@ -129,9 +125,7 @@ class Plan:
         """The plan that ``to_json`` wrote. Raises ValueError where the text is no plan."""
         try:
             data = json.loads(text)
-            modules = tuple(
-                ModulePlan(m["name"], m["components"], tuple(m["sources"])) for m in data.pop("modules")
-            )
+            modules = tuple(ModulePlan(m["name"], m["components"], tuple(m["sources"])) for m in data.pop("modules"))
             return Plan(modules, **data)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"plan: not the JSON of a plan: {error}") from None

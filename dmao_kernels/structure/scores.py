@@ -52,13 +52,9 @@ class Scores:
     Raises ValueError for unknown names, beta outside [0, 1), or metric "gate" without gates.
     """
 
-    def __init__(
-        self, elastic: Elastic, metric: Metric = "taylor", scope: Scope = "slice", beta: float = 0.99
-    ) -> None:
+    def __init__(self, elastic: Elastic, metric: Metric = "taylor", scope: Scope = "slice", beta: float = 0.99) -> None:
         if metric not in ("taylor", "gradient", "magnitude", "signed", "gate"):
-            raise ValueError(
-                f"Scores: metric must be taylor, gradient, magnitude, signed or gate, got '{metric}'"
-            )
+            raise ValueError(f"Scores: metric must be taylor, gradient, magnitude, signed or gate, got '{metric}'")
         if scope not in ("slice", "component"):
             raise ValueError(f"Scores: scope must be slice or component, got '{scope}'")
         if not 0 <= beta < 1:
@@ -159,9 +155,7 @@ class Scores:
         """The parameters whose entries are averaged, frozen ones among them."""
         if self.metric == "gate":
             if m.gate is None:
-                raise ValueError(
-                    f"Scores: metric 'gate' needs ComponentGates(elastic) first: {m.name} has none"
-                )
+                raise ValueError(f"Scores: metric 'gate' needs ComponentGates(elastic) first: {m.name} has none")
             names = [m.gate]
         elif self.scope == "slice":
             names = [m.layout.scored]
@@ -176,10 +170,7 @@ class Scores:
             self._slots = [(m, self._scored(m)) for m in self.elastic.modules.values()]
             self._slots_version = self.elastic.version
         key = tuple(
-            (id(t), t.requires_grad)
-            for _, slots in self._slots
-            for _, slot in slots
-            if (t := slot.tensor) is not None
+            (id(t), t.requires_grad) for _, slots in self._slots for _, slot in slots if (t := slot.tensor) is not None
         )
         if self._table is None or self._table.key != (self._slots_version, key):
             self._table = self._build_table((self._slots_version, key))

@@ -65,9 +65,7 @@ def make_plan(
     return market.plan(dropped, grown, selection, seed)
 
 
-def _check(
-    groups: Sequence[Group], fraction: float, selection: str, budget: int | None, revive: Sequence[str]
-) -> None:
+def _check(groups: Sequence[Group], fraction: float, selection: str, budget: int | None, revive: Sequence[str]) -> None:
     if selection not in ("exact", "paper"):
         raise ValueError(f"make_plan: selection must be 'exact' or 'paper', got '{selection}'")
     if not 0 <= fraction < 1:
@@ -75,9 +73,7 @@ def _check(
     if selection == "paper" and fraction == 0:
         raise ValueError("make_plan: selection='paper' needs a fraction above 0")
     if selection == "paper" and budget is not None:
-        raise ValueError(
-            "make_plan: a budget needs selection='exact'; 'paper' follows the published thresholds"
-        )
+        raise ValueError("make_plan: a budget needs selection='exact'; 'paper' follows the published thresholds")
     sizes = {g.name: len(g.scores) for g in groups}
     if len(sizes) < len(groups):
         raise ValueError(f"make_plan: names of groups must differ, got {[g.name for g in groups]}")
@@ -107,9 +103,7 @@ class _Market:
                                  for g, k, n in zip(groups, self.keep, self.count, strict=True))  # fmt: skip
         self.revival = sum(g.own + g.shared for g in groups if g.name in revive)
         worth = [s / (g.cost if per_cost else 1.0) for g in groups for s in g.scores]
-        self.order = sorted(
-            range(len(worth)), key=lambda i: -worth[i]
-        )  # stable: the first of equals is worth most
+        self.order = sorted(range(len(worth)), key=lambda i: -worth[i])  # stable: the first of equals is worth most
 
     def droppable(self) -> list[int]:
         """All components that may go, the lowest first."""
@@ -211,12 +205,8 @@ class _Market:
         """Write the selection down as sources."""
         modules, first = [], 0
         for group, n in zip(self.groups, self.count, strict=True):
-            sources = [
-                j for j in range(n) if first + j not in dropped for _ in range(2 if first + j in grown else 1)
-            ]
-            modules.append(
-                ModulePlan(group.name, n, (FRESH,) if group.name in self.revive else tuple(sources))
-            )
+            sources = [j for j in range(n) if first + j not in dropped for _ in range(2 if first + j in grown else 1)]
+            modules.append(ModulePlan(group.name, n, (FRESH,) if group.name in self.revive else tuple(sources)))
             first += n
         change = sum(
             g.own * (len(m.sources) - n) + g.shared * (bool(m.sources) - bool(n))

@@ -51,9 +51,7 @@ def find_slot(module: nn.Module, name: str, where: str) -> Slot:
         owner, leaf = cast(nn.Module, chain), "original"
     if leaf not in owner._parameters and leaf not in owner._buffers:
         found = f"is a {type(getattr(owner, leaf)).__name__}" if hasattr(owner, leaf) else "does not exist"
-        raise ValueError(
-            f"{where}: {name} must be a parameter or a buffer of {type(owner).__name__}, but it {found}"
-        )
+        raise ValueError(f"{where}: {name} must be a parameter or a buffer of {type(owner).__name__}, but it {found}")
     return Slot(owner, leaf)
 
 
@@ -76,6 +74,4 @@ def _owner(module: nn.Module, name: str, where: str) -> tuple[nn.Module, str]:
     try:
         return module.get_submodule(path), leaf
     except AttributeError:
-        raise ValueError(
-            f"{where}: {type(module).__name__} has no submodule {path} (looking for {name})"
-        ) from None
+        raise ValueError(f"{where}: {type(module).__name__} has no submodule {path} (looking for {name})") from None

@@ -18,9 +18,7 @@ def structure_state(elastic: Elastic) -> dict[str, Any]:
     """The widths, and what they are counted in."""
     return {
         "version": VERSION,
-        "modules": {
-            name: {**_identity(m), "components": m.components} for name, m in elastic.modules.items()
-        },
+        "modules": {name: {**_identity(m), "components": m.components} for name, m in elastic.modules.items()},
     }
 
 
@@ -35,13 +33,9 @@ def load_structure(elastic: Elastic, state: Mapping[str, Any]) -> None:
         raise ValueError(f"load_state_dict: version must be {VERSION}, got {state.get('version')}")
     if saved.keys() != elastic.modules.keys():
         missing, unknown = sorted(elastic.modules.keys() - saved), sorted(saved.keys() - elastic.modules)
-        raise ValueError(
-            f"load_state_dict: other modules: the state lacks {missing}, the model lacks {unknown}"
-        )
+        raise ValueError(f"load_state_dict: other modules: the state lacks {missing}, the model lacks {unknown}")
     targets = {name: _components(m, saved[name]) for name, m in elastic.modules.items()}
-    sources = {
-        name: [*range(min(target, elastic.modules[name].components))] for name, target in targets.items()
-    }
+    sources = {name: [*range(min(target, elastic.modules[name].components))] for name, target in targets.items()}
     for name, kept in sources.items():
         kept += [FRESH] * (targets[name] - len(kept))
     apply_plan(given_plan(sources, elastic.counts()), elastic)

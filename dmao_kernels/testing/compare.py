@@ -27,8 +27,7 @@ def assert_close_to_oracle(
     """
     assert fp64.dtype == torch.float64, f"{name}: the oracle must be float64, got {fp64.dtype}"
     assert ours.shape == torch_same_dtype.shape == fp64.shape, (
-        f"{name}: shapes differ: ours {list(ours.shape)}, torch {list(torch_same_dtype.shape)}, "
-        f"fp64 {list(fp64.shape)}"
+        f"{name}: shapes differ: ours {list(ours.shape)}, torch {list(torch_same_dtype.shape)}, fp64 {list(fp64.shape)}"
     )
     assert ours.dtype == torch_same_dtype.dtype, (
         f"{name}: dtypes differ: ours {ours.dtype}, torch {torch_same_dtype.dtype}"
@@ -47,9 +46,7 @@ def assert_close_to_oracle(
     for kind in ("largest", "root mean square"):
         error = _deviation(ours[finite], truth, kind)
         bound = 2 * _deviation(torch_same_dtype[finite], truth, kind) + slack * unit
-        assert error <= bound, (
-            f"{name}: {kind} error {error:.3e} exceeds {bound:.3e} (largest value {unit:.3e} / eps)"
-        )
+        assert error <= bound, f"{name}: {kind} error {error:.3e} exceeds {bound:.3e} (largest value {unit:.3e} / eps)"
 
 
 def _deviation(values: Tensor, truth: Tensor, kind: str) -> float:

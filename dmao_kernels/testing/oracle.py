@@ -47,16 +47,12 @@ def outputs_and_gradients(
     output = function(*positional, **named)
     arguments: dict[int | str, Any] = dict(enumerate(positional))
     arguments.update(named)
-    leaves = {
-        key: value for key, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad
-    }
+    leaves = {key: value for key, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad}
     if not leaves:
         return output.detach(), {}
     if grad_output is None:
         grad_output = torch.ones_like(output)
-    found = torch.autograd.grad(
-        output, list(leaves.values()), grad_output.to(output.dtype), allow_unused=True
-    )
+    found = torch.autograd.grad(output, list(leaves.values()), grad_output.to(output.dtype), allow_unused=True)
     gradients = {
         key: torch.zeros_like(value) if gradient is None else gradient
         for (key, value), gradient in zip(leaves.items(), found, strict=True)

@@ -29,9 +29,7 @@ class SpecAugment:
         if self.time_masks < 0 or min(self.frames_per_mask, self.time_width, self.frequency_width) < 1:
             raise ValueError(f"SpecAugment: counts must be at least 0 and widths at least 1, got {self}")
         if len(self.frequency_masks) != 2 or not 0 <= self.frequency_masks[0] <= self.frequency_masks[1]:
-            raise ValueError(
-                f"SpecAugment: frequency_masks must be (least, most), got {self.frequency_masks}"
-            )
+            raise ValueError(f"SpecAugment: frequency_masks must be (least, most), got {self.frequency_masks}")
 
     def __call__(self, features: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
         """A masked copy of ``features`` [B, T, bins]; frames at and beyond ``lengths`` [B] stay as they are.
@@ -42,9 +40,7 @@ class SpecAugment:
         lengths = lengths.cpu().long()
         valid = torch.arange(frames) < lengths.unsqueeze(1)
         most = torch.clamp(lengths // self.frames_per_mask, min=self.time_masks)
-        in_time = _masks(
-            torch.full_like(most, self.time_masks), most, self.time_width, lengths, frames, generator
-        )
+        in_time = _masks(torch.full_like(most, self.time_masks), most, self.time_width, lengths, frames, generator)
         least, most = (torch.full((batch,), count) for count in self.frequency_masks)
         in_frequency = _masks(least, most, self.frequency_width, torch.full((batch,), bins), bins, generator)
         masked = (in_time.unsqueeze(2) | in_frequency.unsqueeze(1)) & valid.unsqueeze(2)
@@ -55,9 +51,7 @@ class SpecAugment:
         return torch.where(masked.to(features.device), mean, features)
 
 
-def _masks(
-    least: Tensor, most: Tensor, width: int, extents: Tensor, size: int, generator: torch.Generator
-) -> Tensor:
+def _masks(least: Tensor, most: Tensor, width: int, extents: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Bool [B, size], True under one of least..most intervals of 1..width places within each extent [B]."""
     draws = torch.rand(int(most.max()) + 1, len(extents), 2, generator=generator, dtype=torch.float64)
     counts = least + (draws[0, :, 0] * (most - least + 1)).long()

@@ -67,9 +67,7 @@ def load(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint: no such file: {path}")
     name = _NAME.fullmatch(path.name)
     if name and _digest(path) != name[2]:
-        raise CheckpointError(
-            f"checkpoint: {path} is damaged: its content does not match the checksum in its name"
-        )
+        raise CheckpointError(f"checkpoint: {path} is damaged: its content does not match the checksum in its name")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever zipfile, pickle or its reader raise

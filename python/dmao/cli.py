@@ -48,10 +48,20 @@ def main(traceback: bool) -> None:
 @main.command()
 @click.argument("corpus", type=click.Choice(["embedded", "recorded-cs", "recorded-nl"]))
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the corpus.  [default: data/CORPUS]")
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
-              help="Hours of training speech (embedded only).")
-@click.option("--words", type=click.IntRange(min=20), default=150, show_default=True,
-              help="Size of the vocabulary (embedded only).")
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Hours of training speech (embedded only).",
+)
+@click.option(
+    "--words",
+    type=click.IntRange(min=20),
+    default=150,
+    show_default=True,
+    help="Size of the vocabulary (embedded only).",
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Parallel processes.  [default: all cores]")
 def prepare(corpus: str, root: Path | None, hours: float, words: int, jobs: int | None) -> None:
     """Make the manifests of CORPUS; a second call finds its work done.
@@ -99,12 +109,27 @@ def train(config: Path, run_dir: Path, overrides: tuple[str, ...], baseline: boo
 
 
 @main.command()
-@click.option("--run-dir", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True,
-              help="Gets both runs, summary.json and report.html.")
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
-              help="Hours of training speech.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-              help="Change one key of the demo's configuration; repeatable.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Gets both runs, summary.json and report.html.",
+)
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Hours of training speech.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one key of the demo's configuration; repeatable.",
+)
 @click.option("--fresh", is_flag=True, help="Train again from the start.")
 def demo(run_dir: Path, hours: float, overrides: tuple[str, ...], fresh: bool) -> None:
     """Train baseline and grow-and-drop side by side on synthetic speech, compare them, write a report.
@@ -160,8 +185,9 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable.")
-@click.option("--pairs", type=click.IntRange(min=3), default=40, show_default=True,
-              help="Pairs of steps, with and without.")
+@click.option(
+    "--pairs", type=click.IntRange(min=3), default=40, show_default=True, help="Pairs of steps, with and without."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: bool) -> None:
     """Measure what scoring and events add to the training that CONFIG (YAML) describes.
@@ -184,7 +210,8 @@ def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: 
     for name, cost in costs.items():
         unit = "%" if name.endswith("pct") else "ms"
         click.echo(
-            f"{name.rpartition('_')[0]:<8} {cost['median']:9.3f} {unit}   95 % interval {cost['low']:.3f} to {cost['high']:.3f}"
+            f"{name.rpartition('_')[0]:<8} {cost['median']:9.3f} {unit}   "
+            f"95 % interval {cost['low']:.3f} to {cost['high']:.3f}"
         )
 
 

@@ -34,8 +34,8 @@ from dmao_kernels.structure import (
     make_plan,
 )
 from dmao_kernels.structure.gather import Split
-from dmao_kernels.structure.plan import Selection
 from dmao_kernels.structure.scores import Metric, Scope
+from dmao_kernels.structure.selection import Selection
 
 Copies = dict[str, list[tuple[int, int]]]
 Pairs = Mapping[str, Sequence[tuple[int, int]]]
@@ -171,9 +171,7 @@ class GrowAndDrop:
         changed then.
         """
         if self._observed == 0:
-            raise RuntimeError(
-                "GrowAndDrop: call observe() after backward, before an event: there are no scores yet"
-            )
+            raise RuntimeError("GrowAndDrop: call observe() after backward, before an event: there are no scores yet")
         start = time.perf_counter()
         before, parameters_before = self.elastic.counts(), self.elastic.live_parameters()
         scores = {name: values.tolist() for name, values in self.scores.values().items()}

@@ -74,9 +74,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return found[1]
 
 
-def evaluate(
-    path: str | Path, split: str = "test", data: Source | None = None, root: str | None = None
-) -> Evaluation:
+def evaluate(path: str | Path, split: str = "test", data: Source | None = None, root: str | None = None) -> Evaluation:
     """Evaluates a checkpoint, or the newest usable one of a run directory.
 
     data: a source of batches; None opens the corpus of the checkpoint's config, in `root` if that is given.
@@ -96,9 +94,7 @@ def evaluate(
     return evaluate_model(restore(state)[0], data, split, config.precision)
 
 
-def evaluate_model(
-    model: ConformerCTC, source: Source, split: str = "test", precision: str = "fp32"
-) -> Evaluation:
+def evaluate_model(model: ConformerCTC, source: Source, split: str = "test", precision: str = "fp32") -> Evaluation:
     """Evaluates `model` as it is; afterwards it is in the mode (training or not) that it was in before.
 
     Raises UserError where the source has no such split, or nothing in it.
@@ -136,9 +132,7 @@ def evaluate_model(
 
 
 @torch.no_grad()
-def _outputs(
-    model: ConformerCTC, source: Source, split: str, precision: str
-) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+def _outputs(model: ConformerCTC, source: Source, split: str, precision: str) -> Iterator[tuple[Batch, Tensor, Tensor]]:
     training = model.training
     model.eval()
     try:
@@ -150,9 +144,7 @@ def _outputs(
         model.train(training)
 
 
-def _greedy_errors(
-    labels: Labels, texts: list[str], paths: list[str]
-) -> tuple[tuple[float, int], float | None]:
+def _greedy_errors(labels: Labels, texts: list[str], paths: list[str]) -> tuple[tuple[float, int], float | None]:
     """(percent, number) of label errors, and percent of word errors where labels spell words."""
     from dmao.score import cer, wer
 

@@ -70,9 +70,7 @@ class Overhead:
         return asdict(self)
 
 
-def measure_overhead(
-    config: TrainConfig, data: Source | None = None, pairs: int = 40, events: int = 7
-) -> Overhead:
+def measure_overhead(config: TrainConfig, data: Source | None = None, pairs: int = 40, events: int = 7) -> Overhead:
     """Measures scoring and events for the training that `config` describes, at its uniform widths.
 
     pairs: batches that are trained on twice, with and without scores, in changing order.
@@ -89,9 +87,7 @@ def measure_overhead(
     data = data or CorpusSource(config)
     # every call is made to score here; what that costs is shared out over observe_every steps below
     every = config.grow_and_drop.observe_every
-    config = dataclasses.replace(
-        config, grow_and_drop=dataclasses.replace(config.grow_and_drop, observe_every=1)
-    )
+    config = dataclasses.replace(config, grow_and_drop=dataclasses.replace(config.grow_and_drop, observe_every=1))
     model = build_model(config, len(data.labels), data.inputs)
     optimizer = make_optimizer(model, config.optimizer)
     controller = make_controller(model, optimizer, config)
@@ -115,9 +111,7 @@ def measure_overhead(
     )
 
 
-def step_times(
-    arms: Mapping[str, str | Path], data: Source | None = None, pairs: int = 40
-) -> dict[str, Median]:
+def step_times(arms: Mapping[str, str | Path], data: Source | None = None, pairs: int = 40) -> dict[str, Median]:
     """Milliseconds of a training step of each checkpoint (or run directory), in turns on the same batches.
 
     Each arm trains on as it did, scores included where it has a controller; nothing is written.

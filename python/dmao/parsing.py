@@ -28,9 +28,7 @@ def from_mapping(cls: type[T], values: Any, path: str = "") -> T:
     Raises ConfigError for an unknown key, a value of the wrong type, or one that the class itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"config: {path or 'the file'} must be a mapping of keys to values, got {_describe(values)}"
-        )
+        raise ConfigError(f"config: {path or 'the file'} must be a mapping of keys to values, got {_describe(values)}")
     hints = _hints(cls)  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
@@ -85,9 +83,7 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        raise ConfigError(
-            f"config: {name} must be one of {', '.join(map(str, arguments))}, got {_describe(value)}"
-        )
+        raise ConfigError(f"config: {name} must be one of {', '.join(map(str, arguments))}, got {_describe(value)}")
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
         return _convert_sequence(kind, value, name)
     if dataclasses.is_dataclass(kind):
@@ -127,8 +123,7 @@ def _convert_sequence(kind: Any, value: Any, name: str) -> tuple[Any, ...]:
         if len(value) != len(items):
             raise ConfigError(f"config: {name} must have {len(items)} entries, got {len(value)}")
         return tuple(
-            _convert(item, entry, f"{name}[{i}]")
-            for i, (item, entry) in enumerate(zip(items, value, strict=True))
+            _convert(item, entry, f"{name}[{i}]") for i, (item, entry) in enumerate(zip(items, value, strict=True))
         )
     return tuple(_convert(items[0], entry, f"{name}[{i}]") for i, entry in enumerate(value))
 

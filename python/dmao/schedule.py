@@ -56,9 +56,7 @@ class Schedule:
                 "leave one of them out, or ask for more events"
             )
         if self.events > 1 and first >= end:
-            raise ValueError(
-                f"Schedule: {self.events} events need start < end, got {self.start} and {self.end}"
-            )
+            raise ValueError(f"Schedule: {self.events} events need start < end, got {self.start} and {self.end}")
         gap = (end - first) / max(1, self.events - 1)
         steps = tuple(round(first + index * gap) for index in range(self.events))
         if len(set(steps)) < len(steps):
@@ -67,8 +65,7 @@ class Schedule:
             )
         if steps[0] < 1 or steps[-1] >= total_steps:
             raise ValueError(
-                f"Schedule: events must fall after step 1 to {total_steps - 1} of {total_steps}, "
-                f"got {list(steps)}"
+                f"Schedule: events must fall after step 1 to {total_steps - 1} of {total_steps}, got {list(steps)}"
             )
         return steps
 
@@ -77,9 +74,7 @@ def _check_position(name: str, value: float | int | None) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(
-            f"Schedule: {name} must be a share of all steps (float) or a step (int), got {value!r}"
-        )
+        raise ValueError(f"Schedule: {name} must be a share of all steps (float) or a step (int), got {value!r}")
     if isinstance(value, float) and not 0 < value < 1:
         raise ValueError(f"Schedule: {name} as a share of all steps must lie between 0 and 1, got {value}")
     if isinstance(value, int) and value < 1:
@@ -112,24 +107,20 @@ class LearningRate:
         if not (math.isfinite(self.peak) and self.peak > 0):
             raise ValueError(f"LearningRate: peak must be positive, got {self.peak!r}")
         if self.shape not in ("one-cycle", "piecewise", "constant"):
-            raise ValueError(
-                f"LearningRate: shape must be one-cycle, piecewise or constant, got {self.shape!r}"
-            )
+            raise ValueError(f"LearningRate: shape must be one-cycle, piecewise or constant, got {self.shape!r}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"LearningRate: warmup must lie in [0, 1), got {self.warmup!r}")
         if min(self.first, self.last) < 0:
-            raise ValueError(
-                f"LearningRate: first and last must not be negative, got {self.first}, {self.last}"
-            )
+            raise ValueError(f"LearningRate: first and last must not be negative, got {self.first}, {self.last}")
         if self.shape == "piecewise":
             _check_points(self.points)
 
     def at(self, step: int, total_steps: int) -> float:
         """The learning rate of step `step` (1 to total_steps)."""
         share = (step - 1) / max(1, total_steps - 1)
-        return self.peak * {"one-cycle": self._one_cycle, "piecewise": self._piecewise, "constant": _one}[
-            self.shape
-        ](share)
+        return self.peak * {"one-cycle": self._one_cycle, "piecewise": self._piecewise, "constant": _one}[self.shape](
+            share
+        )
 
     def _one_cycle(self, share: float) -> float:
         if share < self.warmup:

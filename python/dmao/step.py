@@ -91,9 +91,7 @@ class TrainingStep:
         if self.controller is not None and penalty:
             loss = loss + self.controller.penalty(penalty)
         loss.backward()
-        parameters = [
-            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         grad_norm = norm.item()
         if not math.isfinite(grad_norm):
@@ -124,9 +122,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     )
 
 
-def make_controller(
-    model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig
-) -> GrowAndDrop | None:
+def make_controller(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig) -> GrowAndDrop | None:
     """The controller that the config asks for; None for the uniform baseline."""
     settings = config.grow_and_drop
     if settings.schedule is None:

@@ -83,9 +83,7 @@ class TrainResult:
     events: list[dict[str, Any]]
 
 
-def train(
-    config: TrainConfig, run_dir: str | Path, data: Source | None = None, resume: bool = True
-) -> TrainResult:
+def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, resume: bool = True) -> TrainResult:
     """Trains as `config` says and writes everything into `run_dir`:
 
         config.yaml  metrics.jsonl  events.jsonl  scores.jsonl  checkpoints/  tensorboard/
@@ -129,17 +127,14 @@ def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: P
         key = different[0]
         raise ConfigError(
             f"train: {run_dir} was trained with another config: {key} is {wanted.get(key)!r}, "
-            f"there {found.get(key)!r}"
-            + (f" (and {len(different) - 1} more keys)" if len(different) > 1 else "")
+            f"there {found.get(key)!r}" + (f" (and {len(different) - 1} more keys)" if len(different) > 1 else "")
         )
 
 
 def _flatten(values: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {path: values}
-    return {
-        k: v for name, item in values.items() for k, v in _flatten(item, f"{path}.{name}".lstrip(".")).items()
-    }
+    return {k: v for name, item in values.items() for k, v in _flatten(item, f"{path}.{name}".lstrip(".")).items()}
 
 
 @dataclass
@@ -186,9 +181,7 @@ class _Training:
     def _steps(self) -> Path:
         config, place = self.config, self.place
         batches = self._batches()
-        bar = tqdm(
-            total=config.steps, initial=place.step, unit="step", disable=None, file=sys.stderr, leave=False
-        )
+        bar = tqdm(total=config.steps, initial=place.step, unit="step", disable=None, file=sys.stderr, leave=False)
         path = None
         with bar, _StopSignals() as stop:
             while place.step < config.steps:
@@ -225,9 +218,7 @@ class _Training:
                 self.place.position += 1
                 yield batch
             if self.place.position == 0:
-                raise TrainingFailed(
-                    f"train: the split '{self.config.data.train}' holds no utterance to train on"
-                )
+                raise TrainingFailed(f"train: the split '{self.config.data.train}' holds no utterance to train on")
             self.place.epoch, self.place.position = self.place.epoch + 1, 0
 
     def _count_skipped(self, result: StepResult) -> None:
@@ -313,9 +304,7 @@ class _Training:
     def _final_evaluations(self) -> dict[str, dict[str, Any]]:
         rows = read_json_lines(self.run_dir / "metrics.jsonl")
         last = [row for row in rows if row["kind"] == "eval" and row["step"] == self.config.steps]
-        return {
-            row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in last
-        }
+        return {row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in last}
 
 
 class _StopSignals:

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from dmao.data import acoustics
 
 

@@ -2,7 +2,6 @@ import gzip
 import shutil
 
 import pytest
-
 from dmao.data.corpus import Corpus, installed_versions, preparing
 from dmao.data.manifests import read_manifest
 from dmao.errors import UserError
@@ -14,7 +13,7 @@ def test_load_finds_what_was_prepared(small_corpus):
 
 
 def test_no_corpus(tmp_path):
-    with pytest.raises(UserError, match="no prepared corpus in .*run `dmao prepare` first"):
+    with pytest.raises(UserError, match=r"no prepared corpus in .*run `dmao prepare` first"):
         Corpus.load(tmp_path)
 
 

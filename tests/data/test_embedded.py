@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import soundfile
-
 from dmao.data import embedded, synthesis
 from dmao.data.corpus import Corpus
 from dmao.data.embedded import HELD_OUT_VOICES, TRAINING_VOICES, plan, prepare_embedded
@@ -26,8 +25,12 @@ def voices(corpus, split):
 
 def test_splits_share_neither_sentences_nor_held_out_voices(corpus):
     train, dev, test = (sentences(corpus, split) for split in ("train", "dev", "test"))
-    assert train and dev and test
-    assert not train & dev and not train & test and not dev & test
+    assert train
+    assert dev
+    assert test
+    assert not train & dev
+    assert not train & test
+    assert not dev & test
     assert voices(corpus, "test") <= set(HELD_OUT_VOICES)
     assert voices(corpus, "train") | voices(corpus, "dev") <= set(TRAINING_VOICES)
 
@@ -42,7 +45,8 @@ def test_a_sentence_drawn_for_dev_is_not_drawn_again_for_train():
 
 def test_dev_and_test_do_not_depend_on_the_length_of_train():
     short, long = (plan(vocabulary(50), {"train": m, "dev": 1.0, "test": 1.0}, 0) for m in (1.0, 9.0))
-    assert short["dev"] == long["dev"] and short["test"] == long["test"]
+    assert short["dev"] == long["dev"]
+    assert short["test"] == long["test"]
     assert short["train"] == long["train"][: len(short["train"])]
 
 
@@ -66,8 +70,7 @@ def test_fingerprint_is_that_of_the_samples(small_corpus):
     digests = []
     for split, found in small_corpus.splits.items():
         samples = [
-            soundfile.read(cut.recording.sources[0].source, dtype="int16")[0]
-            for cut in small_corpus.cuts(split)
+            soundfile.read(cut.recording.sources[0].source, dtype="int16")[0] for cut in small_corpus.cuts(split)
         ]
         pcm = "".join(hashlib.sha256(x.astype("<i2").tobytes()).hexdigest() for x in samples)
         assert found["sha256"] == hashlib.sha256(pcm.encode()).hexdigest()
@@ -129,9 +132,7 @@ def test_interrupted_run_goes_on(small_corpus, small_arguments, tmp_path, monkey
     leftover = spoken[0].with_name("train-0000-0123456789ab.partial")
     leftover.mkdir()
 
-    monkeypatch.setattr(
-        embedded, "_speak_shard", lambda folder, *rest: (spoken.append(folder), speak(folder, *rest))
-    )
+    monkeypatch.setattr(embedded, "_speak_shard", lambda folder, *rest: (spoken.append(folder), speak(folder, *rest)))
     assert prepare_embedded(tmp_path, jobs=1, **small_arguments).fingerprint == small_corpus.fingerprint
     assert len(spoken) == len(set(spoken))
     assert not leftover.exists()
@@ -179,7 +180,7 @@ def test_bad_arguments(arguments, tmp_path, wrong, message):
 
 def test_folder_that_cannot_be_made(arguments, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*file"):
+    with pytest.raises(UserError, match=r"cannot write .*file"):
         prepare_embedded(tmp_path / "file" / "corpus", **arguments)
 
 

@@ -3,7 +3,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
 from dmao.data import features
 from dmao.data.features import add_features, load_features
 from dmao.data.manifests import make_cut, read_manifest
@@ -95,7 +94,7 @@ def test_truncated_audio_is_named(tmp_path, keep):
 def test_audio_shorter_than_its_manifest(tmp_path):
     cut = sine(tmp_path, "a", 8000)
     longer = make_cut("a", features.Path("a.flac"), 16000, text="x", speaker="s", language="en")
-    with pytest.raises(UserError, match="utterance a .*holds 8000 samples, its manifest says 16000"):
+    with pytest.raises(UserError, match=r"utterance a .*holds 8000 samples, its manifest says 16000"):
         prepared(tmp_path, [longer])
     assert len(prepared(tmp_path, [cut])) == 1
 

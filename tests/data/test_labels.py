@@ -2,7 +2,6 @@ import json
 import unicodedata
 
 import pytest
-
 from dmao.data.labels import BLANK, BOUNDARY, Labels
 from dmao.errors import UserError
 

@@ -3,7 +3,6 @@ import logging
 
 import pytest
 import torch
-
 from dmao.data import loader
 from dmao.data.labels import Labels
 from dmao.data.loader import SpeechDataset, batches, epoch_plan
@@ -12,9 +11,7 @@ from dmao.errors import UserError
 
 @pytest.fixture(scope="module")
 def labels(corpus):
-    return Labels.characters(
-        cut.supervisions[0].text for split in corpus.splits for cut in corpus.cuts(split)
-    )
+    return Labels.characters(cut.supervisions[0].text for split in corpus.splits for cut in corpus.cuts(split))
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +118,7 @@ def test_too_short_and_too_dense_are_left_out_with_one_line(corpus, labels, capl
     )
     others = [cut for cut in cuts if cut.id not in (shortest.id, longest.id)]
     with caplog.at_level(logging.WARNING):
-        dataset = SpeechDataset(
-            [*others, shortest, dense], labels, min_frames=shortest.num_frames + 1, name="train"
-        )
+        dataset = SpeechDataset([*others, shortest, dense], labels, min_frames=shortest.num_frames + 1, name="train")
     assert [utterance.id for utterance in dataset.left_out] == [shortest.id, longest.id]
     assert len(dataset) == len(others)
     assert len(caplog.messages) == 1
@@ -156,9 +151,7 @@ def test_many_left_out_are_still_one_short_line(corpus, labels, caplog):
 
 
 def test_nothing_left_is_an_error(corpus, labels):
-    with pytest.raises(
-        UserError, match=r"dev: none of \d+ utterances can be used \(dev-000000: \d+ frames, fewer"
-    ):
+    with pytest.raises(UserError, match=r"dev: none of \d+ utterances can be used \(dev-000000: \d+ frames, fewer"):
         SpeechDataset(corpus.cuts("dev"), labels, min_frames=100_000, name="dev")
     with pytest.raises(UserError, match="none of 0 utterances"):
         SpeechDataset([], labels)

@@ -5,7 +5,6 @@ import os
 import numpy as np
 import pytest
 import soundfile
-
 from dmao.data import recorded
 from dmao.data.labels import Labels
 from dmao.data.loader import SpeechDataset, batches

@@ -1,7 +1,6 @@
 from collections import Counter
 
 import pytest
-
 from dmao.data.embedded import HELD_OUT_VOICES, TRAINING_VOICES
 from dmao.data.espeak import Espeak, lexicon
 from dmao.data.words import WORDS, vocabulary

@@ -1,7 +1,6 @@
 import itertools
 
 import pytest
-
 from dmao.decode.arpa import WittenBell, write_arpa
 from dmao.errors import UserError
 
@@ -49,9 +48,7 @@ def test_file_says_what_the_model_says(tmp_path, order):
     model, table = WittenBell(SENTENCES, order, ["d"]), read(path)
     for history in itertools.product(["<s>", "a", "b", "d"], repeat=order - 1):
         for word in model.vocabulary:
-            assert 10 ** lookup(table, history, word) == pytest.approx(
-                model.probability(history, word), rel=1e-4
-            )
+            assert 10 ** lookup(table, history, word) == pytest.approx(model.probability(history, word), rel=1e-4)
     counts = [len([ngram for ngram in table if len(ngram) == length]) for length in range(1, order + 1)]
     head = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert head.splitlines() == ["\\data\\", *(f"ngram {i}={count}" for i, count in enumerate(counts, 1))]
@@ -65,7 +62,7 @@ def test_same_sentences_same_file(tmp_path):
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(UserError, match="order .* at least 1, got 0"):
+    with pytest.raises(UserError, match=r"order .* at least 1, got 0"):
         write_arpa(SENTENCES, tmp_path / "x", 0)
     with pytest.raises(UserError, match="at least one sentence"):
         write_arpa([], tmp_path / "x")

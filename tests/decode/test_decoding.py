@@ -3,7 +3,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from dmao.data.labels import BLANK, BOUNDARY, Labels
 from dmao.decode import LexiconDecoder, greedy, write_arpa
 from dmao.errors import UserError
@@ -93,9 +92,7 @@ def test_no_frames_and_silence():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_tensors_of_any_type(dtype):
-    frames = (
-        torch.from_numpy(log_probs(alignment(LABELS.encode("cab bee")), LABELS)).to(dtype).requires_grad_()
-    )
+    frames = torch.from_numpy(log_probs(alignment(LABELS.encode("cab bee")), LABELS)).to(dtype).requires_grad_()
     assert LexiconDecoder(LABELS, WORDS).decode(frames) == greedy(frames, LABELS) == "cab bee"
 
 

@@ -1,5 +1,4 @@
 import pytest
-
 from dmao.score import ErrorCount, cer, wer
 
 

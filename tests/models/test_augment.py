@@ -93,9 +93,7 @@ def test_frequency_mask_counts() -> None:
     histogram = torch.bincount(counts, minlength=10).double() / 2000
     assert histogram[:2].sum() == 0
     assert histogram[9] == 0
-    torch.testing.assert_close(
-        histogram[2:9], torch.full((7,), 1 / 7, dtype=torch.float64), rtol=0, atol=0.03
-    )
+    torch.testing.assert_close(histogram[2:9], torch.full((7,), 1 / 7, dtype=torch.float64), rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,7 @@ def test_published_parameter_counts(width: int, parameters: int) -> None:
     assert Elastic(model).live_parameters() == parameters
 
 
-@pytest.mark.parametrize(
-    "lengths", [(50, 33, 4, 31), (4, 4, 4, 4), (51, 51, 51, 51), (7, 50, 49, 48)], ids=str
-)
+@pytest.mark.parametrize("lengths", [(50, 33, 4, 31), (4, 4, 4, 4), (51, 51, 51, 51), (7, 50, 49, 48)], ids=str)
 def test_padding_never_matters(lengths: tuple[int, ...]) -> None:
     model, frames = make().eval(), max(lengths)
     x = torch.randn(4, frames, 80)

@@ -31,9 +31,7 @@ def setup(directory: Path, *arguments: str, **variables: str) -> subprocess.Comp
     environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "DMAO_NO_NATIVE")}
     environment.update(variables)
     command = [sys.executable, "setup.py", *arguments]
-    return subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,7 @@ def test_without_native_library(tmp_path: Path, run_python: RunPython) -> None:
 @native
 def test_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "__version__", "0.0.1")
-    with pytest.raises(
-        ImportError, match=r"native library has version .*, the package 0\.0\.1; build it again"
-    ):
+    with pytest.raises(ImportError, match=r"native library has version .*, the package 0\.0\.1; build it again"):
         _library.load_native()
 
 

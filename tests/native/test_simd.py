@@ -41,9 +41,7 @@ def probe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def call(probe: ctypes.CDLL, name: str, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     poison = Poison()
     inside, y = poison.around(x), poison.around(torch.zeros(x.shape, dtype=dtype))
-    getattr(probe, name)(
-        ctypes.c_void_p(inside.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(x.numel())
-    )
+    getattr(probe, name)(ctypes.c_void_p(inside.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(x.numel()))
     poison.check()
     return y
 

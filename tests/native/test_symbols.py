@@ -14,9 +14,7 @@ import dmao_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path(dmao_kernels.__file__).parent / "_ops.so"
-KERNELS = sorted(
-    path for path in (ROOT / "csrc/cpu").glob("*.cpp") if (ROOT / "csrc/ops" / path.name).exists()
-)
+KERNELS = sorted(path for path in (ROOT / "csrc/cpu").glob("*.cpp") if (ROOT / "csrc/ops" / path.name).exists())
 COMPILER = next(filter(None, map(shutil.which, ["c++", "g++", "clang++"])), None)
 
 pytestmark = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
@@ -35,9 +33,7 @@ def test_only_the_stable_abi_of_torch_is_used() -> None:
     assert any("torch_parallel_for" in line for line in undefined)
 
 
-@pytest.mark.skipif(
-    not LIBRARY.exists() or shutil.which("readelf") is None, reason="needs the library and readelf"
-)
+@pytest.mark.skipif(not LIBRARY.exists() or shutil.which("readelf") is None, reason="needs the library and readelf")
 def test_no_path_of_the_build_machine_is_searched() -> None:
     command = ["readelf", "-d", str(LIBRARY)]
     dynamic = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -46,9 +42,7 @@ def test_no_path_of_the_build_machine_is_searched() -> None:
     assert "libtorch_python" not in dynamic
 
 
-@pytest.mark.skipif(
-    COMPILER is None or platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86 compiler"
-)
+@pytest.mark.skipif(COMPILER is None or platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86 compiler")
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.stem)
 def test_kernel_defines_only_symbols_of_its_instruction_set(kernel: Path, tmp_path: Path) -> None:
     """Compiled unoptimised, so that each inline function leaves a symbol that the linker may share."""

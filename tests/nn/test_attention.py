@@ -15,9 +15,7 @@ def mirror(module: SelfAttention, x: torch.Tensor, mask: torch.Tensor | None = N
     results = []
     for head in range(module.heads):
         rows = slice(head * width, (head + 1) * width)
-        q, k, v = (
-            normed @ linear.weight[rows].T + linear.bias[rows] for linear in (module.q, module.k, module.v)
-        )
+        q, k, v = (normed @ linear.weight[rows].T + linear.bias[rows] for linear in (module.q, module.k, module.v))
         logits = q @ k.transpose(1, 2) / math.sqrt(width)
         if mask is not None:
             logits = logits.masked_fill(~mask[:, None, :], -math.inf)

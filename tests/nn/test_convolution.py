@@ -13,17 +13,15 @@ from dmao_kernels.nn.convolution import depthwise_conv1d
     ("batch", "frames", "channels", "taps"), [(2, 9, 6, 5), (1, 1, 3, 7), (3, 2, 1, 1), (1, 40, 17, 31)]
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_depthwise_matches_conv1d(
-    batch: int, frames: int, channels: int, taps: int, dtype: torch.dtype
-) -> None:
+def test_depthwise_matches_conv1d(batch: int, frames: int, channels: int, taps: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     inputs = [
         torch.randn(shape, dtype=torch.float64, requires_grad=True)
         for shape in ((batch, frames, channels), (channels, 1, taps), (channels,))
     ]
-    oracle_y = F.conv1d(
-        inputs[0].transpose(1, 2), inputs[1], inputs[2], padding=taps // 2, groups=channels
-    ).transpose(1, 2)
+    oracle_y = F.conv1d(inputs[0].transpose(1, 2), inputs[1], inputs[2], padding=taps // 2, groups=channels).transpose(
+        1, 2
+    )
     upstream = torch.randn_like(oracle_y)
     expected = (oracle_y, *torch.autograd.grad(oracle_y, inputs, upstream))
     ours = [t.detach().to(dtype).requires_grad_() for t in inputs]

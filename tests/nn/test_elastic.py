@@ -56,9 +56,7 @@ def test_growth_preserves_the_function(block: ConformerBlock, x: torch.Tensor, n
 
 def test_all_families_at_once(block: ConformerBlock, x: torch.Tensor) -> None:
     before = block(x, MASK)
-    edit(
-        block, ffn1=(0, 1, 1, 2, 3), conv=(0, 0, 1, 2, 3), attention=(0, 1, 2, 3, 3), ffn2=(0, 1, 2, 2, 3, 3)
-    )
+    edit(block, ffn1=(0, 1, 1, 2, 3), conv=(0, 0, 1, 2, 3), attention=(0, 1, 2, 3, 3), ffn2=(0, 1, 2, 2, 3, 3))
     torch.testing.assert_close(block(x, MASK), before, rtol=1e-5, atol=1e-5)
 
 

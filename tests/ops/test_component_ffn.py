@@ -62,8 +62,7 @@ def make(
     scales = (1.0, max(d, 1) ** -0.5, 0.5, max(hidden, 1) ** -0.5, 0.5)
     shapes = ((tokens, d), (hidden, d), (hidden,), (d_out, hidden), (d_out,))
     return [
-        torch.randn(shape).mul(scale).to(dtype).requires_grad_()
-        for shape, scale in zip(shapes, scales, strict=True)
+        torch.randn(shape).mul(scale).to(dtype).requires_grad_() for shape, scale in zip(shapes, scales, strict=True)
     ]
 
 
@@ -79,9 +78,7 @@ def check_against_oracle(inputs: list[Tensor], live: Tensor | None = None, **opt
     with nan_filled_empty():
         ours, our_grads = outputs_and_gradients(component_ffn, *guarded, live, grad_output=grad, **options)
     poison.check()
-    same, same_grads = outputs_and_gradients(
-        component_ffn_reference, *inputs, live, grad_output=grad, **options
-    )
+    same, same_grads = outputs_and_gradients(component_ffn_reference, *inputs, live, grad_output=grad, **options)
     truth, true_grads = outputs_and_gradients(
         component_ffn_reference, *to_float64(inputs), live, grad_output=grad, **options
     )
@@ -122,9 +119,7 @@ def test_is_the_dense_layer(backend: str) -> None:
     with dmao_kernels.use_backend(backend):
         y = component_ffn(x, w1, b1, w2, b2, components=2)
         torch.testing.assert_close(y, F.linear(F.silu(F.linear(x, w1, b1)), w2, b2))
-        torch.testing.assert_close(
-            component_ffn(x, w1, None, w2, None), F.linear(F.silu(F.linear(x, w1)), w2)
-        )
+        torch.testing.assert_close(component_ffn(x, w1, None, w2, None), F.linear(F.silu(F.linear(x, w1)), w2))
 
 
 @native
@@ -184,13 +179,9 @@ def test_permuting_components_permutes_gradients() -> None:
     order = torch.tensor([2, 0, 3, 1])
     units = (order[:, None] * width + torch.arange(width)).flatten()
     grad = torch.randn(60, 16)
-    y, grads = outputs_and_gradients(
-        component_ffn, x, w1, b1, w2, b2, components=components, grad_output=grad
-    )
+    y, grads = outputs_and_gradients(component_ffn, x, w1, b1, w2, b2, components=components, grad_output=grad)
     permuted = [tensor.detach().requires_grad_() for tensor in (x, w1[units], b1[units], w2[:, units], b2)]
-    other, other_grads = outputs_and_gradients(
-        component_ffn, *permuted, components=components, grad_output=grad
-    )
+    other, other_grads = outputs_and_gradients(component_ffn, *permuted, components=components, grad_output=grad)
     torch.testing.assert_close(other, y)
     torch.testing.assert_close(other_grads[0], grads[0])
     torch.testing.assert_close(other_grads[1], grads[1][units])
@@ -204,9 +195,7 @@ def test_leading_dimensions_and_strides() -> None:
     flat = component_ffn(x, w1, b1, w2, b2, components=2)
     assert torch.equal(component_ffn(x.view(2, 3, 4, 10), w1, b1, w2, b2).flatten(0, 2), flat)
     assert torch.equal(component_ffn(x[0], w1, b1, w2, b2), flat[0])
-    odd = [
-        tensor.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_() for tensor in (x, w1, b1, w2, b2)
-    ]
+    odd = [tensor.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_() for tensor in (x, w1, b1, w2, b2)]
     odd[0] = x.detach().t().contiguous().t().requires_grad_()
     assert not any(tensor.is_contiguous() for tensor in odd)
     grad = torch.randn(10, 24).t()
@@ -262,9 +251,7 @@ def test_dropout_keeps_the_mean_and_follows_its_seed() -> None:
     x, w1, b1, w2, b2 = make(64, 16, 1, 96, 8)
     with torch.no_grad():
         plain = component_ffn(x, w1, b1, w2, b2)
-        draws = torch.stack(
-            [component_ffn(x, w1, b1, w2, b2, p=0.3, seed=torch.tensor([seed])) for seed in range(200)]
-        )
+        draws = torch.stack([component_ffn(x, w1, b1, w2, b2, p=0.3, seed=torch.tensor([seed])) for seed in range(200)])
     assert not torch.equal(draws[0], draws[1])
     again = component_ffn(x, w1, b1, w2, b2, p=0.3, seed=torch.tensor([0]))
     assert torch.equal(draws[0], again)
@@ -294,9 +281,7 @@ print(cpu_capability())
 
 @native
 @pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512_bf16"])
-def test_every_instruction_set(
-    capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_every_instruction_set(capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     result = run_python("-c", _RUN, DMAO_CPU_CAPABILITY=capability)
     if "does not support" in result.stderr or "must be one of" in result.stderr:
         pytest.skip(f"this CPU or build has no {capability}")
@@ -418,9 +403,7 @@ def test_only_what_needs_gradients_keeps_memory() -> None:
     weights = [tensor.detach() for tensor in inputs[1:]]
     y = component_ffn(inputs[0], *weights)
     (grad,) = torch.autograd.grad(y.sum(), inputs[0])
-    torch.testing.assert_close(
-        grad, torch.autograd.grad(component_ffn_reference(*inputs).sum(), inputs[0])[0]
-    )
+    torch.testing.assert_close(grad, torch.autograd.grad(component_ffn_reference(*inputs).sum(), inputs[0])[0])
 
 
 @native

@@ -62,9 +62,7 @@ class Problem:
     def run(self, backend: str, metric: str = "taylor", beta: float = 0.9) -> Tensor:
         ema = self.ema.clone()
         with dmao_kernels.use_backend(backend):
-            dmao_kernels.importance_(
-                ema, self.weights, self.grads, self.segments, self.inverse_count, metric, beta
-            )
+            dmao_kernels.importance_(ema, self.weights, self.grads, self.segments, self.inverse_count, metric, beta)
         return ema
 
     def oracle(self, metric: str = "taylor", beta: float = 0.9) -> Tensor:
@@ -89,9 +87,7 @@ class Problem:
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s[1] <= 100], ids=str)
 def test_oracle(shape: tuple[int, int, int], metric: str) -> None:
     problem = Problem([shape])
-    assert_close_to_oracle(
-        problem.run("cpu", metric), problem.run("reference", metric), problem.oracle(metric)
-    )
+    assert_close_to_oracle(problem.run("cpu", metric), problem.run("reference", metric), problem.oracle(metric))
 
 
 @native
@@ -100,9 +96,7 @@ def test_oracle(shape: tuple[int, int, int], metric: str) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_oracle_of_each_dtype(metric: str, weight_dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
     problem = Problem([(3, 5, 7), (2, 4, 99), (1, 20, 1), (70, 3, 5)], weight_dtype, grad_dtype)
-    assert_close_to_oracle(
-        problem.run("cpu", metric), problem.run("reference", metric), problem.oracle(metric)
-    )
+    assert_close_to_oracle(problem.run("cpu", metric), problem.run("reference", metric), problem.oracle(metric))
 
 
 @native
@@ -247,9 +241,7 @@ def test_compiles_in_full(backend: str) -> None:
 
     expected = problem.run(backend)
     with dmao_kernels.use_backend(backend):
-        result = torch.compile(step, fullgraph=True, backend="aot_eager")(
-            problem.ema, problem.weights, problem.grads
-        )
+        result = torch.compile(step, fullgraph=True, backend="aot_eager")(problem.ema, problem.weights, problem.grads)
     assert torch.equal(problem.ema, expected)
     assert torch.equal(result, expected + 1)
 
@@ -287,9 +279,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("argument", "value", "message"), REFUSED, ids=lambda v: v if isinstance(v, str) else ""
-)
+@pytest.mark.parametrize(("argument", "value", "message"), REFUSED, ids=lambda v: v if isinstance(v, str) else "")
 def test_wrong_argument(argument: str, value: object, message: str) -> None:
     problem = Problem([(2, 4, 3)])
     arguments = {**vars(problem), argument: value}

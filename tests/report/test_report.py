@@ -48,12 +48,9 @@ def _write(path, rows):
 @pytest.fixture
 def run(tmp_path):
     root = tmp_path / "demo"
-    evals = [
-        {"kind": "eval", "split": "dev", "step": step, "ce": 40 / step, "cer": 9.0} for step in (50, 100)
-    ]
+    evals = [{"kind": "eval", "split": "dev", "step": step, "ce": 40 / step, "cer": 9.0} for step in (50, 100)]
     health = [
-        {"kind": "health", "step": step, "copy_cosine": {"a": 0.9, "b": {"w": [60 / step, 0.5]}}}
-        for step in (70, 100)
+        {"kind": "health", "step": step, "copy_cosine": {"a": 0.9, "b": {"w": [60 / step, 0.5]}}} for step in (70, 100)
     ]
     _write(root / "baseline" / "metrics.jsonl", _train_rows(100) + evals)
     _write(root / "dmao" / "metrics.jsonl", _train_rows(100) + evals + health)
@@ -195,9 +192,7 @@ def test_odd_values_are_never_fatal(run, value):
         [spoil(EVENT), EVENT | {"step": value}, EVENT | {"counts_after": value}],
     )
     _write(run / "dmao" / "scores.jsonl", [{"step": 1, "scores": dict.fromkeys(NAMES, value)}])
-    (run / "summary.json").write_text(
-        json.dumps({"dmao": value, "baseline": {"ce": value}, "overhead": value})
-    )
+    (run / "summary.json").write_text(json.dumps({"dmao": value, "baseline": {"ce": value}, "overhead": value}))
     _page(run)
 
 

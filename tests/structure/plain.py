@@ -177,9 +177,7 @@ def inputs(seed=0, dtype=torch.float32, batch=2, time=7):
 def plan_for(elastic: Elastic, sources, seed=0) -> Plan:
     """The same sources for every module: a function of the number of components, or a tuple."""
     counts = elastic.counts()
-    return given_plan(
-        {n: sources(c) if callable(sources) else sources for n, c in counts.items()}, counts, seed
-    )
+    return given_plan({n: sources(c) if callable(sources) else sources for n, c in counts.items()}, counts, seed)
 
 
 def double_first(components):

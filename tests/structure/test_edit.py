@@ -28,9 +28,7 @@ def state(model, optimizer=None):
 
 
 def same(a, b):
-    return (
-        a[1] == b[1] and a[0].keys() == b[0].keys() and all(torch.equal(t, b[0][n]) for n, t in a[0].items())
-    )
+    return a[1] == b[1] and a[0].keys() == b[0].keys() and all(torch.equal(t, b[0][n]) for n, t in a[0].items())
 
 
 def test_an_old_loss_that_is_still_alive_does_no_harm():
@@ -155,9 +153,7 @@ def test_the_spread_of_the_split_is_the_components_own():
 
 def test_companions_follow_with_the_same_noise():
     model = build()
-    average = AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
-    )
+    average = AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True)
     table = {n: t.detach().clone() for n, t in model.state_dict().items()}
     clone = copy.deepcopy(model)
     elastic = Elastic(model)
@@ -263,9 +259,7 @@ def test_wrong_plans_change_nothing():
         apply_plan(plan_for(elastic, (0,)), elastic, split="half")
     assert same(state(model), before)
     model.branches[0].w1.weight.data = torch.zeros(20, D)
-    with pytest.raises(
-        ValueError, match=r"branches.0: w1.weight must have the shape \[24, 12\].*got \[20, 12\]"
-    ):
+    with pytest.raises(ValueError, match=r"branches.0: w1.weight must have the shape \[24, 12\].*got \[20, 12\]"):
         apply_plan(plan_for(elastic, (0,)), elastic)
 
 
@@ -274,9 +268,7 @@ def test_optimizer_state_that_cannot_follow():
     optimizer = torch.optim.Adafactor(model.parameters())
     train(model, optimizer, 1)
     before = state(model, optimizer)
-    with pytest.raises(
-        ValueError, match=r"w1.weight: optimizer state 'row_var' must be a scalar .* cannot follow"
-    ):
+    with pytest.raises(ValueError, match=r"w1.weight: optimizer state 'row_var' must be a scalar .* cannot follow"):
         apply_plan(plan_for(Elastic(model), double_first), Elastic(model), optimizer)
     assert same(state(model, optimizer), before)
 

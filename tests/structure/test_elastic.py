@@ -84,9 +84,7 @@ def test_costs_are_the_published_ones(d):
 
 
 def test_discovery_in_module_order():
-    model = nn.ModuleDict(
-        {"b": Carrying(), "a": nn.Sequential(plain.PackedAttention(), plain.PlainFeedForward())}
-    )
+    model = nn.ModuleDict({"b": Carrying(), "a": nn.Sequential(plain.PackedAttention(), plain.PlainFeedForward())})
     assert Elastic(model).counts() == {"b": 8, "a.0": 4, "a.1": 4}
     assert Elastic(model, components={"a.1": 6}).counts() == {"b": 8, "a.0": 4, "a.1": 6}
     assert Elastic(model, components={"feedforward": 2}).counts()["a.1"] == 2
@@ -108,9 +106,7 @@ def test_a_model_that_is_itself_elastic_can_be_edited():
 
 
 def test_layouts_that_do_not_fit():
-    with pytest.raises(
-        ValueError, match=r"0: layout feedforward: w1.weight: .*24 entries, .* not divisible by 5"
-    ):
+    with pytest.raises(ValueError, match=r"0: layout feedforward: w1.weight: .*24 entries, .* not divisible by 5"):
         Elastic(nn.Sequential(plain.PlainFeedForward()), components=5)
     with pytest.raises(ValueError, match=r"at least one component, got 0"):
         Elastic(plain.PlainFeedForward(), components=0)

@@ -57,9 +57,7 @@ def by_hand(cls, keep):
     m = model.branches[0]
 
     def rows(width, groups=1):
-        return [
-            g * width * TOTAL[cls] + c * width + i for g in range(groups) for c in keep for i in range(width)
-        ]
+        return [g * width * TOTAL[cls] + c * width + i for g in range(groups) for c in keep for i in range(width)]
 
     def cut(linear, out=None, into=None):
         w = linear.weight.data
@@ -149,9 +147,7 @@ def test_empty_modules_contribute_nothing_and_can_be_revived():
     apply_plan(plan_for(elastic, ()), elastic, optimizer)
     bare = model.classify(model.norm(x))
     assert torch.equal(model(x), bare)
-    assert elastic.live_parameters() == sum(
-        p.numel() for m in (model.classify, model.norm) for p in m.parameters()
-    )
+    assert elastic.live_parameters() == sum(p.numel() for m in (model.classify, model.norm) for p in m.parameters())
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(x), bare)
         assert twin.state_dict().keys() == model.state_dict().keys()

@@ -82,9 +82,7 @@ def test_pattern_that_does_not_fit(text, shape, message):
 def test_layout_agrees_on_sizes_across_tensors():
     layout = feedforward_layout()
     assert layout.infer({"w1.weight": (12, 5), "w2.weight": (6, 12)}, 4) == {"u": 3, "d": 5, "e": 6}
-    with pytest.raises(
-        ValueError, match=r"layout feedforward: w2.weight: .*\[6, 16\].*16 entries, which is not 12"
-    ):
+    with pytest.raises(ValueError, match=r"layout feedforward: w2.weight: .*\[6, 16\].*16 entries, which is not 12"):
         layout.infer({"w1.weight": (12, 5), "w2.weight": (6, 16)}, 4)
 
 

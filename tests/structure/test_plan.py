@@ -24,9 +24,7 @@ def conformer(score=lambda: 1.0, blocks=12, split=1):
         for kind, (n, own, shared) in KINDS.items():
             parts = 1 if kind == "mhsa" else split
             groups.append(
-                Group(
-                    f"{b}.{kind}", tuple(score() for _ in range(n * parts)), own // parts, shared, n * parts
-                )
+                Group(f"{b}.{kind}", tuple(score() for _ in range(n * parts)), own // parts, shared, n * parts)
             )
     return groups
 

@@ -42,9 +42,7 @@ def test_numbers_as_people_write_them():
     assert load_config(None, ["learning_rate.peak=3e-4"]).learning_rate.peak == 3e-4
     assert load_config(None, ["learning_rate.peak=1"]).learning_rate.peak == 1.0
     schedule = {"start": 500}
-    assert TrainConfig.from_dict({"grow_and_drop": {"schedule": schedule}}).grow_and_drop.schedule.steps(
-        2000
-    ) == (500,)
+    assert TrainConfig.from_dict({"grow_and_drop": {"schedule": schedule}}).grow_and_drop.schedule.steps(2000) == (500,)
 
 
 def test_baseline_differs_in_the_schedule_alone():

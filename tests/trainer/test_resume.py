@@ -128,9 +128,7 @@ def test_all_checkpoints_damaged(tmp_path):
 def test_a_finished_run_is_returned_as_it_is(uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in (uninterrupted.run_dir / "checkpoints").iterdir()}
     assert train(tiny_config(), uninterrupted.run_dir, TinySource()) == uninterrupted
-    assert before == {
-        path: path.stat().st_mtime_ns for path in (uninterrupted.run_dir / "checkpoints").iterdir()
-    }
+    assert before == {path: path.stat().st_mtime_ns for path in (uninterrupted.run_dir / "checkpoints").iterdir()}
 
 
 def test_a_folder_of_another_training_is_refused(uninterrupted):

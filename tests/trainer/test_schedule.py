@@ -16,12 +16,7 @@ def test_events_spread_from_start_to_end():
 
 
 def test_one_event_needs_one_place():
-    assert (
-        Schedule(start=0.4).steps(10)
-        == Schedule(end=0.4).steps(10)
-        == Schedule(start=4, end=4).steps(10)
-        == (4,)
-    )
+    assert Schedule(start=0.4).steps(10) == Schedule(end=0.4).steps(10) == Schedule(start=4, end=4).steps(10) == (4,)
     with pytest.raises(ValueError, match="one event falls at one step"):
         Schedule(start=0.2, end=0.4).steps(10)
 

@@ -115,9 +115,7 @@ def test_other_settings_train_and_resume(tmp_path, overrides):
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "parts", _SourceThatStops(13))
     train(config, tmp_path / "parts", TinySource())
-    assert losses(list(read_json_lines(tmp_path / "parts" / "metrics.jsonl"))) == losses(
-        rows_of(whole, "train")
-    )
+    assert losses(list(read_json_lines(tmp_path / "parts" / "metrics.jsonl"))) == losses(rows_of(whole, "train"))
 
 
 class _SourceThatStops(TinySource):

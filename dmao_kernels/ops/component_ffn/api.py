@@ -114,9 +114,7 @@ def _check(
     if live is not None and (live.dtype != torch.int32 or live.dim() != 1):
         raise ValueError(f"component_ffn: live must be int32 [n], got {_dtype(live)} {list(live.shape)}")
     if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"component_ffn: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-        )
+        raise ValueError(f"component_ffn: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not 0.0 <= p < 1.0:
         raise ValueError(f"component_ffn: p must be in [0, 1), got {p}")
     if p > 0.0 and (seed is None or seed.dtype != torch.int64 or list(seed.shape) != [1]):

@@ -99,13 +99,10 @@ def _check(
         raise ValueError(f"importance_: beta must be in [0, 1], got {beta}")
     for name, tensor in (("ema", ema), ("inverse_count", inverse_count)):
         if tensor.dtype != torch.float32 or tensor.dim() != 1 or not tensor.is_contiguous():
-            raise ValueError(
-                f"importance_: {name} must be contiguous float32 [n_components], got {_describe(tensor)}"
-            )
+            raise ValueError(f"importance_: {name} must be contiguous float32 [n_components], got {_describe(tensor)}")
     if ema.shape != inverse_count.shape:
         raise ValueError(
-            f"importance_: inverse_count must have as many elements as ema ({ema.numel()}), "
-            f"got {inverse_count.numel()}"
+            f"importance_: inverse_count must have as many elements as ema ({ema.numel()}), got {inverse_count.numel()}"
         )
     if segments.dtype != torch.int64 or segments.dim() != 2 or segments.shape[1] != 5:
         raise ValueError(f"importance_: segments must be int64 [n, 5], got {_describe(segments)}")
@@ -114,13 +111,9 @@ def _check(
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
         for name, tensor in (("weights", weight), ("grads", grad)):
             if tensor.dtype not in (torch.float32, torch.bfloat16):
-                raise ValueError(
-                    f"importance_: {name}[{i}] must be float32 or bfloat16, got {_describe(tensor)}"
-                )
+                raise ValueError(f"importance_: {name}[{i}] must be float32 or bfloat16, got {_describe(tensor)}")
             if tensor.device != ema.device:
-                raise ValueError(
-                    f"importance_: {name}[{i}] must be on ema's device {ema.device}, got {tensor.device}"
-                )
+                raise ValueError(f"importance_: {name}[{i}] must be on ema's device {ema.device}, got {tensor.device}")
         if grad.numel() != 0 and grad.shape != weight.shape:
             raise ValueError(
                 f"importance_: grads[{i}] must be empty or have the shape of weights[{i}] "

@@ -28,13 +28,10 @@ def _check_segment(index: int, row: list[int], weights: Sequence[Tensor], total:
         raise RuntimeError(f"{name} has a negative repeats, components or run")
     if repeats * components * run != weights[tensor].numel():
         raise RuntimeError(
-            f"{name} is {repeats} x {components} x {run}, but weights[{tensor}] has "
-            f"{weights[tensor].numel()} elements"
+            f"{name} is {repeats} x {components} x {run}, but weights[{tensor}] has {weights[tensor].numel()} elements"
         )
     if not 0 <= first <= total - components:
-        raise RuntimeError(
-            f"{name} holds components {first} to {first + components - 1}, but ema has {total}"
-        )
+        raise RuntimeError(f"{name} holds components {first} to {first + components - 1}, but ema has {total}")
 
 
 # An operator of its own, because torch.compile cannot look into it: it reads the values of segments.

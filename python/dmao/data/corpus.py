@@ -51,9 +51,7 @@ class Corpus:
             raise UserError(f"cannot read {path}: {error}; delete it and run `dmao prepare` again") from error
 
     @classmethod
-    def find(
-        cls, root: Path, name: str, arguments: Mapping[str, Any], versions: Mapping[str, str]
-    ) -> Corpus | None:
+    def find(cls, root: Path, name: str, arguments: Mapping[str, Any], versions: Mapping[str, str]) -> Corpus | None:
         """Return the corpus in `root` if it is complete and was made in just this way, else None."""
         if not (root / STAMP).exists():
             return None
@@ -90,9 +88,7 @@ class Corpus:
             raise UserError(f"cannot read the lexicon {path}: {error}") from error
 
     def __str__(self) -> str:
-        parts = [
-            f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()
-        ]
+        parts = [f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()]
         return f"{self.name}: {'; '.join(parts)}"
 
 

@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -29,6 +30,9 @@ from dmao.data.corpus import LEXICON, Corpus, installed_versions, preparing, usa
 from dmao.data.synthesis import INDEX, Utterance
 from dmao.data.words import vocabulary
 from dmao.errors import UserError
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
 
 _log = logging.getLogger(__name__)
 
@@ -104,10 +108,7 @@ def prepare_embedded(
         if corpus := Corpus.find(root, "embedded", arguments, versions):
             return corpus
         (root / "corpus.json").unlink(missing_ok=True)
-        shards = {
-            split: _shards(root, split, utterances, synthesis_versions)
-            for split, utterances in splits.items()
-        }
+        shards = {split: _shards(root, split, utterances, synthesis_versions) for split, utterances in splits.items()}
         _speak([shard for group in shards.values() for shard in group], jobs or usable_cores(), progress)
         _remove_others(root / "audio", {folder for group in shards.values() for folder, _ in group})
         _pronounce(root, vocabulary(words))
@@ -180,7 +181,9 @@ def _speak(shards: list[Shard], jobs: int, progress: bool) -> None:
     if not missing:
         return
     running: set[subprocess.Popen[str]] = set()
-    bar = tqdm(total=sum(len(block) for _, block in missing), desc="speech", unit="utt", disable=None if progress else True)
+    bar = tqdm(
+        total=sum(len(block) for _, block in missing), desc="speech", unit="utt", disable=None if progress else True
+    )
     with bar, ThreadPoolExecutor(min(jobs, len(missing))) as pool:
         pending = {pool.submit(_speak_shard, folder, block, running): len(block) for folder, block in missing}
         try:
@@ -233,14 +236,10 @@ def _read_index(folder: Path) -> list[dict]:
     try:
         return json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {folder / INDEX}: {error}; delete that folder and prepare again"
-        ) from error
+        raise UserError(f"cannot read {folder / INDEX}: {error}; delete that folder and prepare again") from error
 
 
-def _describe(
-    root: Path, arguments: dict, versions: dict[str, str], spoken: dict[str, list[list[dict]]]
-) -> Corpus:
+def _describe(root: Path, arguments: dict, versions: dict[str, str], spoken: dict[str, list[list[dict]]]) -> Corpus:
     splits = {}
     for split, indices in spoken.items():
         entries = [entry for index in indices for entry in index]
@@ -253,7 +252,7 @@ def _describe(
     return Corpus(root, "embedded", arguments, versions, splits, fingerprint)
 
 
-def _cuts(root: Path, folders: list[Path], indices: list[list[dict]]):
+def _cuts(root: Path, folders: list[Path], indices: list[list[dict]]) -> list[MonoCut]:
     from dmao.data.manifests import make_cut
 
     return [

@@ -13,6 +13,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class Espeak:
         lib.espeak_TextToPhonemes.restype = text
         lib.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
 
-    def _receive(self, samples, count: int, _events) -> int:
+    def _receive(self, samples: Any, count: int, _events: Any) -> int:
         if samples and count > 0:
             self._samples.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0  # go on
@@ -73,15 +74,11 @@ class Espeak:
     def set_voice(self, voice: str) -> None:
         """Select `voice`, a language with an optional variant: "en-us+Andy", "cs". UserError if there is none."""
         _, plus, variant = voice.partition("+")
-        unknown = (
-            plus and not (self._variants / variant).is_file()
-        )  # the engine would take the plain voice instead
+        unknown = plus and not (self._variants / variant).is_file()  # the engine would take the plain voice instead
         if unknown or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise UserError(f"eSpeak NG has no voice {voice!r}")
 
-    def synthesize(
-        self, text: str, voice: str, *, rate: int, pitch: int, pitch_range: int, seed: int
-    ) -> np.ndarray:
+    def synthesize(self, text: str, voice: str, *, rate: int, pitch: int, pitch_range: int, seed: int) -> np.ndarray:
         """Speak `text`: int16 samples at `self.sample_rate` (22,050 Hz).
 
         `rate` in words per minute, `pitch` and `pitch_range` in 0 .. 100, `seed` for the engine's noise sources.
@@ -104,9 +101,7 @@ class Espeak:
         mode = _PHONEMES_IPA | ord("_") << 8  # phones joined by "_"
         clauses = []
         while position.value:
-            clauses.append(
-                self._library.espeak_TextToPhonemes(ctypes.byref(position), _CHARS_UTF8, mode).decode()
-            )
+            clauses.append(self._library.espeak_TextToPhonemes(ctypes.byref(position), _CHARS_UTF8, mode).decode())
         # "(en)" marks a switch of language inside a word, "ˈ" and "ˌ" stress.
         phonemes = re.sub(r"\([\w-]+\)|[ˈˌ]", "", "_".join(clauses))
         return [phone for phone in re.split(r"[_\s]+", phonemes) if phone]

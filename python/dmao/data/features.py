@@ -44,9 +44,7 @@ FEATURE_VERSION = (
 _DEVIATION_FLOOR = 1e-5
 
 
-def add_features(
-    root: Path, split: str, cuts: Sequence[MonoCut], content: str, *, progress: bool = True
-) -> None:
+def add_features(root: Path, split: str, cuts: Sequence[MonoCut], content: str, *, progress: bool = True) -> None:
     """Compute what features are missing and write the manifest of `split`.
 
     Args:
@@ -84,9 +82,7 @@ def load_features(cut: MonoCut) -> np.ndarray:
         features = cut.load_features().astype(np.float32)
     except Exception as error:  # numpy and the file system raise their own
         path = Path(cut.features.storage_path) / cut.features.storage_key
-        raise UserError(
-            f"cannot read features of utterance {cut.id} ({path}): {error}; prepare again"
-        ) from error
+        raise UserError(f"cannot read features of utterance {cut.id} ({path}): {error}; prepare again") from error
     deviation = features.std(axis=0) + _DEVIATION_FLOOR
     return (features - features.mean(axis=0)) / deviation
 

@@ -32,9 +32,7 @@ class Labels:
         if self.kind not in KINDS:
             raise UserError(f"kind of labels must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.tokens[:2] != (BLANK_TOKEN, BOUNDARY_TOKEN) or len(set(self.tokens)) != len(self.tokens):
-            raise UserError(
-                f"labels must begin with {BLANK_TOKEN} and {BOUNDARY_TOKEN} and hold nothing twice"
-            )
+            raise UserError(f"labels must begin with {BLANK_TOKEN} and {BOUNDARY_TOKEN} and hold nothing twice")
         object.__setattr__(self, "_ids", {token: id for id, token in enumerate(self.tokens)})
 
     @classmethod
@@ -94,9 +92,7 @@ class Labels:
     def from_state_dict(cls, state: Mapping[str, Any]) -> Labels:
         """Undo `state_dict`. UserError for data that is not a label set."""
         try:
-            return cls(
-                state["kind"], tuple(state["tokens"]), {w: tuple(p) for w, p in state["lexicon"].items()}
-            )
+            return cls(state["kind"], tuple(state["tokens"]), {w: tuple(p) for w, p in state["lexicon"].items()})
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"this is not a saved label set: {type(error).__name__}: {error}") from error
 

@@ -84,11 +84,10 @@ class SpeechDataset:
         self.targets: dict[str, list[int]] = {}
         self.left_out: list[LeftOut] = []
         total = 0
-        for total, cut in enumerate(cuts, 1):
+        for cut in cuts:
+            total += 1
             if not cut.has_features or cut.num_features != BINS:
-                raise UserError(
-                    f"utterance {cut.id} has no features with {BINS} bins: prepare the corpus again"
-                )
+                raise UserError(f"utterance {cut.id} has no features with {BINS} bins: prepare the corpus again")
             target = labels.encode(text_of(cut), cut.id)
             if reason := _why_not(cut.num_frames, target, min_frames, subsampling):
                 self.left_out.append(LeftOut(cut.id, text_of(cut), reason))

@@ -47,7 +47,7 @@ def read_manifest(path: Path, root: Path) -> CutSet:
         UserError: if the file is missing, cut off, not a manifest, or holds no cut.
     """
     try:
-        cuts = [cut for cut in CutSet.from_dicts(load_jsonl(path))]
+        cuts = list(CutSet.from_dicts(load_jsonl(path)))
     except FileNotFoundError:
         raise UserError(f"manifest {path} does not exist") from None
     except Exception as error:  # gzip, JSON and lhotse each raise their own

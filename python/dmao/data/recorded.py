@@ -90,9 +90,7 @@ def prepare_recorded(language: str, root: str | Path, *, progress: bool = True) 
         if corpus := Corpus.find(root, name, arguments, versions):
             return corpus
         (root / STAMP).unlink(missing_ok=True)
-        unpacked = fetch(
-            ("fillets-ng-data", f"fillets-ng-data-{language}"), root / "debian", progress=progress
-        )
+        unpacked = fetch(("fillets-ng-data", f"fillets-ng-data-{language}"), root / "debian", progress=progress)
         clips = list(find_clips(unpacked, language))
         if not clips:
             raise UserError(f"the packages in {unpacked} hold no {LANGUAGES[language]} recordings with texts")
@@ -154,7 +152,7 @@ def find_clips(tree: Path, language: str) -> Iterator[Clip]:
 
 
 def normalise(text: str) -> str | None:
-    """Return lower-case Latin letters (NFC) and single blanks; None where more would be heard: digits, symbols, Russian."""
+    """Lower-case Latin letters (NFC) and single blanks; None where more would be heard: digits, symbols, Russian."""
     text = unicodedata.normalize("NFC", text.replace('\\"', '"').replace("\\n", " ")).lower()
     if re.search(r"[\d%$&+=]", text):
         return None
@@ -202,9 +200,7 @@ def _convert_all(root: Path, clips: list[Clip], corpus: Corpus, progress: bool) 
             "seconds": round(sum(cut.duration for cut in group), 3),
             "sha256": content,
         }
-    fingerprint = hashlib.sha256(
-        "".join(str(split["sha256"]) for split in splits.values()).encode()
-    ).hexdigest()
+    fingerprint = hashlib.sha256("".join(str(split["sha256"]) for split in splits.values()).encode()).hexdigest()
     return Corpus(root, corpus.name, corpus.arguments, corpus.versions, splits, fingerprint)
 
 

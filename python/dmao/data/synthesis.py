@@ -63,9 +63,7 @@ def encode_flac(samples: np.ndarray) -> bytes:
 
 def write_shard(utterances: list[Utterance], folder: Path) -> None:
     """Write FLAC files and an index (utterance, sample count, sha256 of the PCM) to `folder`, all or nothing."""
-    partial = folder.with_name(
-        f"{folder.name}.{os.getpid()}.partial"
-    )  # a killed parent may have left a worker
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")  # a killed parent may have left a worker
     partial.mkdir(parents=True)
     engine = Espeak()
     index = []

@@ -20,9 +20,7 @@ def greedy(log_probs: Tensor | np.ndarray, labels: Labels) -> str:
     Raises:
         ValueError: if `log_probs` is not [T, V] or holds NaN.
     """
-    return labels.decode(
-        label for label, _ in itertools.groupby(as_frames(log_probs, labels).argmax(axis=1).tolist())
-    )
+    return labels.decode(label for label, _ in itertools.groupby(as_frames(log_probs, labels).argmax(axis=1).tolist()))
 
 
 def as_frames(log_probs: Tensor | np.ndarray, labels: Labels) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -19,8 +20,9 @@ _IMPOSSIBLE = -30.0
 class LexiconDecoder:
     """Finds the most probable sequence of words of a fixed vocabulary.
 
-    Every word is spelled in labels and ends in the boundary: flashlight merges repeated frames at the end of a word only
-    where these are boundaries. Targets do not end in one, so a frame with a sure boundary is appended to every utterance.
+    Every word is spelled in labels and ends in the boundary: flashlight merges repeated frames at the end of a
+    word only where these are boundaries. Targets do not end in one, so a frame with a sure boundary is appended
+    to every utterance.
 
     Args:
         labels: the label set of the model.
@@ -59,10 +61,7 @@ class LexiconDecoder:
         spellings = {word: [[*labels.spell(word), BOUNDARY_TOKEN]] for word in vocabulary}
         dictionary = create_word_dict({_UNKNOWN: [], **spellings})  # flashlight looks <unk> up
         tokens = Dictionary(list(labels.tokens))
-        if arpa is None:
-            model = fl.ZeroLM()
-        else:
-            model = _read_arpa(arpa, dictionary)
+        model = fl.ZeroLM() if arpa is None else _read_arpa(arpa, dictionary)
         trie = fl.Trie(len(labels), BOUNDARY)
         start = model.start(False)
         for word, (spelling,) in spellings.items():
@@ -106,7 +105,7 @@ class LexiconDecoder:
         return " ".join(self._dictionary.get_entry(word) for word in words if word >= 0)
 
 
-def _read_arpa(path: str | Path, dictionary):
+def _read_arpa(path: str | Path, dictionary: Any) -> Any:
     from flashlight.lib.text.decoder.kenlm import KenLM
 
     if not Path(path).is_file():

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from dmao.models.frontend import VggFrontEnd, valid_frames
 from torch import Tensor, nn
 
+from dmao.models.frontend import VggFrontEnd, valid_frames
 from dmao_kernels.nn import ACTIVATIONS, ConformerBlock
 
 
@@ -52,9 +52,7 @@ class ConformerConfig:
         self._require(self.outputs >= 2, "outputs", "at least 2 (the blank and one label)")
         self._require(self.blocks >= 0, "blocks", "at least 0")
         self._require(self.kernel % 2 == 1, "kernel", "odd")
-        self._require(
-            self.width % self.components == 0, "width", f"a multiple of components={self.components}"
-        )
+        self._require(self.width % self.components == 0, "width", f"a multiple of components={self.components}")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
         if self.attention_dropout is None:
             object.__setattr__(self, "attention_dropout", self.dropout)
@@ -64,9 +62,7 @@ class ConformerConfig:
             sizes = getattr(self, name)
             self._require(len(sizes) == count and min(sizes) >= 1, name, f"{count} numbers of at least 1")
         first, second = self.frequency_pooling
-        self._require(
-            self.inputs // first // second >= 1, "frequency_pooling", f"at most inputs={self.inputs}"
-        )
+        self._require(self.inputs // first // second >= 1, "frequency_pooling", f"at most inputs={self.inputs}")
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
@@ -80,8 +76,7 @@ class ConformerConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for YAML, JSON and checkpoints."""
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
 
     @classmethod
@@ -168,9 +163,7 @@ class ConformerCTC(nn.Module):
             )
         for index, length in enumerate(lengths.tolist()):
             if length < shortest:
-                raise ValueError(
-                    f"ConformerCTC: utterance {index} has {length} frames, at least {shortest} are needed"
-                )
+                raise ValueError(f"ConformerCTC: utterance {index} has {length} frames, at least {shortest} are needed")
             if length > frames:
                 raise ValueError(
                     f"ConformerCTC: utterance {index} has {length} frames, but features hold only {frames}"

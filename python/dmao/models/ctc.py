@@ -37,9 +37,7 @@ def ctc_loss(
         ValueError: shapes do not fit together, or a label is the blank or outside the outputs.
     """
     if log_probs.dim() != 3 or log_probs.shape[0] == 0:
-        raise ValueError(
-            f"ctc_loss: log_probs must be [B, T, outputs] with B > 0, got {list(log_probs.shape)}"
-        )
+        raise ValueError(f"ctc_loss: log_probs must be [B, T, outputs] with B > 0, got {list(log_probs.shape)}")
     batch, frames, outputs = log_probs.shape
     out_lengths, target_lengths, targets = (t.cpu().long() for t in (out_lengths, target_lengths, targets))
     for name, lengths in (("out_lengths", out_lengths), ("target_lengths", target_lengths)):

@@ -15,12 +15,13 @@ from itertools import accumulate
 from typing import Any
 
 import matplotlib
-from dmao.report.records import Arm, Row, families, mapping, number
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
+
+from dmao.report.records import Arm, Row, families, mapping, number
 
 INK, MUTED, GRID, BASELINE, DMAO, EVENT = (f"#0101{shade:02x}" for shade in range(1, 7))
 LEVELS = tuple(f"#0102{shade:02x}" for shade in range(1, 8))  # gone, <= 1/2, < 1, 1, < 2, 2, more
@@ -94,9 +95,7 @@ def learning_curves(arms: Mapping[str, Arm]) -> str | None:
             _mark_events(axes, events)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="upper right")
-        return _svg(
-            figure, "Learning curves of the uniform baseline and of the grow-and-drop model over the steps"
-        )
+        return _svg(figure, "Learning curves of the uniform baseline and of the grow-and-drop model over the steps")
 
 
 def component_maps(events: Sequence[Row]) -> str | None:
@@ -119,9 +118,7 @@ def component_maps(events: Sequence[Row]) -> str | None:
             axes.set_title(f"{when} the event at step {step:,}")
             if place % across == 0:
                 axes.set_ylabel("block")
-        return _svg(
-            figure, "Heat map of the number of components per block and family, before and after each event"
-        )
+        return _svg(figure, "Heat map of the number of components per block and family, before and after each event")
 
 
 def scores_over_time(rows: Sequence[Row], events: Sequence[Row]) -> str | None:
@@ -133,16 +130,12 @@ def scores_over_time(rows: Sequence[Row], events: Sequence[Row]) -> str | None:
     blocks = sorted({block for family in columns.values() for block in family})
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "scores", "lines.linewidth": 1.4}):
         figure = Figure(figsize=(WIDTH, 3.4 * math.ceil(len(columns) / 4)))
-        panels = figure.subplots(
-            math.ceil(len(columns) / 4), min(4, len(columns)), sharey=True, squeeze=False
-        )
+        panels = figure.subplots(math.ceil(len(columns) / 4), min(4, len(columns)), sharey=True, squeeze=False)
         for axes, (family, modules) in zip(panels.flat, columns.items(), strict=False):
             for block, name in sorted(modules.items()):
                 points = [(row["step"], _mean(mapping(row.get("scores")).get(name))) for row in rows]
                 points = [(step, score) for step, score in points if score is not None and score > 0]
-                axes.plot(
-                    *zip(*points, strict=True) if points else ([], []), color=_depth(DEPTH, block, blocks)
-                )
+                axes.plot(*zip(*points, strict=True) if points else ([], []), color=_depth(DEPTH, block, blocks))
             axes.set_yscale("log")
             axes.set_title(family)
             axes.set_xlabel("step")
@@ -212,9 +205,7 @@ def _draw_map(
                 facecolor=LEVELS[which], edgecolor="none",
             )  # fmt: skip
             axes.add_patch(box)
-            axes.text(
-                x, y, str(count), ha="center", va="center_baseline", color=LEVEL_INK[which], fontsize=9.5
-            )
+            axes.text(x, y, str(count), ha="center", va="center_baseline", color=LEVEL_INK[which], fontsize=9.5)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xticks(range(len(columns)), [_short(family) for family in columns], fontsize=8.5)
@@ -243,9 +234,7 @@ def _first_split(evals: Sequence[Row]) -> list[Row]:
 
 
 def _split_name(arms: Sequence[Arm]) -> str:
-    return next(
-        (str(arm.evals[0].get("split")) for arm in arms if arm.evals), "held-out data (not evaluated yet)"
-    )
+    return next((str(arm.evals[0].get("split")) for arm in arms if arm.evals), "held-out data (not evaluated yet)")
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

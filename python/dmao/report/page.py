@@ -87,9 +87,7 @@ def _headline(run: Run) -> str:
 def _result_table(summary: Mapping[str, Any]) -> str:
     arms = {arm: mapping(summary.get(arm)) for arm in ARMS}
     if not any(arms.values()):
-        return (
-            '<p class="absent">There is no summary yet: it is written when both arms have been evaluated.</p>'
-        )
+        return '<p class="absent">There is no summary yet: it is written when both arms have been evaluated.</p>'
     rows = []
     for key, header, form in _MEASURES:
         values = [number(arms[arm].get(key)) for arm in ARMS]
@@ -127,9 +125,7 @@ def _picture(svg: str | None) -> str | None:
 def _with_legend(svg: str | None) -> str | None:
     if svg is None:
         return None
-    keys = "".join(
-        f'<li><span class="key level{i}"></span>{name}</li>' for i, name in enumerate(_LEVEL_NAMES)
-    )
+    keys = "".join(f'<li><span class="key level{i}"></span>{name}</li>' for i, name in enumerate(_LEVEL_NAMES))
     return f'{_picture(svg)}<ul class="legend" aria-label="Colours of the heat map">{keys}</ul>'
 
 
@@ -172,9 +168,7 @@ def _changes(event: Row) -> tuple[Counter[str], Counter[str]]:
 
 
 def _components(per_module: Counter[str]) -> str:
-    listed = ", ".join(
-        f"<code>{escape(name)}</code>&nbsp;×&nbsp;{count}" for name, count in per_module.items()
-    )
+    listed = ", ".join(f"<code>{escape(name)}</code>&nbsp;×&nbsp;{count}" for name, count in per_module.items())
     total = per_module.total()
     return f"{total} component{'' if total == 1 else 's'}: {listed}" if listed else "nothing"
 

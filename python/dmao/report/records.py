@@ -88,9 +88,7 @@ def _read_arm(root: Path, name: str, problems: list[str]) -> Arm:
         problems.append(f"{name}/ is missing: this arm has not run.")
         return Arm(name)
     metrics = _read_lines(root, folder / "metrics.jsonl", problems)
-    kinds = {
-        kind: [row for row in metrics if row.get("kind") == kind] for kind in ("train", "eval", "health")
-    }
+    kinds = {kind: [row for row in metrics if row.get("kind") == kind] for kind in ("train", "eval", "health")}
     adapts = name != "baseline"
     return Arm(
         name,

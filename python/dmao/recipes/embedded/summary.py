@@ -76,12 +76,18 @@ def table(summary: Mapping[str, Any]) -> str:
         ),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = ["  ".join((row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)))) for row in rows]
+    lines = [
+        "  ".join((row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))))
+        for row in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     intervals = overhead["intervals"]
     for key, label in (("scoring_pct", "scoring"), ("events_pct", "events")):
         low, high = intervals[key]
-        lines.append(f"overhead of {label}: {overhead[key]:+.2f} % of the training time (95 % interval {low:+.2f} to {high:+.2f})")
+        lines.append(
+            f"overhead of {label}: {overhead[key]:+.2f} % of the training time "
+            f"(95 % interval {low:+.2f} to {high:+.2f})"
+        )
     lines.append(f"the first {summary['identical_steps']} steps of both arms have the same losses, to the bit")
     return "\n".join(lines)
 
