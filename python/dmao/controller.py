@@ -34,8 +34,8 @@ from dmao_kernels.structure import (
     make_plan,
 )
 from dmao_kernels.structure.gather import Split
-from dmao_kernels.structure.plan import Selection
 from dmao_kernels.structure.scores import Metric, Scope
+from dmao_kernels.structure.selection import Selection
 
 Copies = dict[str, list[tuple[int, int]]]
 Pairs = Mapping[str, Sequence[tuple[int, int]]]
