@@ -15,7 +15,8 @@
 // grad_y^T activations = grad_w2. A sum over tokens belongs to one task and runs in a fixed order,
 // so the bits depend neither on the number of threads nor on the tile size.
 //
-// bfloat16 tensors are widened when they are packed or read; all arithmetic is in float.
+// bfloat16 tensors are widened when they are packed or read; all arithmetic is in float, also where
+// the CPU could multiply bfloat16 (AVX-512 BF16 serves for conversions only).
 #include "dmao/component_ffn.h"
 
 #include <cstring>
