@@ -20,7 +20,7 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (UserError, ValueError, RuntimeError, OSError) as error:
+        except (UserError, ValueError, OSError) as error:
             if ctx.params.get("traceback"):
                 raise
             message = " ".join(str(error).split()) or type(error).__name__
