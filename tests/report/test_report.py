@@ -50,7 +50,12 @@ def run(tmp_path):
     root = tmp_path / "demo"
     evals = [{"kind": "eval", "split": "dev", "step": step, "ce": 40 / step, "cer": 9.0} for step in (50, 100)]
     health = [
-        {"kind": "health", "step": step, "copy_cosine": {"a": 0.9, "b": {"w": [60 / step, 0.5]}}} for step in (70, 100)
+        {
+            "kind": "health",
+            "step": step,
+            "copy_cosine": {"a": {"input": [0.9]}, "b": {"input": [60 / step, 0.5], "output": [-0.5]}},
+        }
+        for step in (70, 100)
     ]
     _write(root / "baseline" / "metrics.jsonl", _train_rows(100) + evals)
     _write(root / "dmao" / "metrics.jsonl", _train_rows(100) + evals + health)

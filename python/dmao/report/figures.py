@@ -152,31 +152,38 @@ def scores_over_time(rows: Sequence[Row], events: Sequence[Row]) -> str | None:
 
 
 def copy_cosines(rows: Sequence[Row], events: Sequence[Row]) -> str | None:
-    """Cosine between every copy and its source since the event: at 1, the copy learns nothing of its own."""
+    """Cosine between every copy and its source since the event, input and output weights apart."""
+    sides = {side: curves for side in ("input", "output") if (curves := _cosine_curves(rows, side))}
+    if not sides:
+        return None
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "cosine"}):
+        figure = Figure(figsize=(WIDTH, 3.0))
+        panels = figure.subplots(1, len(sides), squeeze=False)[0]
+        for axes, (side, curves) in zip(panels, sides.items(), strict=True):
+            means: dict[float, list[float]] = {}
+            for points in curves:
+                axes.plot(*zip(*points, strict=True), color=DMAO, alpha=0.3, linewidth=0.9)
+                for step, value in points:
+                    means.setdefault(step, []).append(value)
+            steps = sorted(means)
+            mean = [sum(means[step]) / len(means[step]) for step in steps]
+            axes.plot(steps, mean, color=DMAO, marker="o", markersize=3, label=f"mean of {len(curves)} modules")
+            axes.set_ylim(min(0.0, *(1.15 * value for values in means.values() for value in values)), 1.08)
+            axes.set_xlabel("step")
+            axes.set_title(f"cosine of copy and source, {side} weights")
+            _mark_events(axes, [event["step"] for event in events])
+            axes.legend(loc="lower left" if side == "input" else "upper left")
+        return _svg(figure, "Cosine similarity of copied components and their sources over the steps")
+
+
+def _cosine_curves(rows: Sequence[Row], side: str) -> list[list[tuple[float, float]]]:
+    """A curve of (step, mean over the module's copies) for every module."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for module, cosines in mapping(row.get("copy_cosine")).items():
-            if (value := _mean(list(_numbers(cosines)))) is not None:
+            if (value := _mean(list(_numbers(mapping(cosines).get(side))))) is not None:
                 series.setdefault(module, []).append((row["step"], value))
-    if not series:
-        return None
-    means: dict[float, list[float]] = {}
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "cosine"}):
-        figure = Figure(figsize=(WIDTH, 3.0))
-        axes = figure.subplots()
-        for points in series.values():
-            axes.plot(*zip(*points, strict=True), color=DMAO, alpha=0.3, linewidth=0.9)
-            for step, value in points:
-                means.setdefault(step, []).append(value)
-        steps = sorted(means)
-        mean = [sum(means[step]) / len(means[step]) for step in steps]
-        axes.plot(steps, mean, color=DMAO, marker="o", markersize=3.5, label=f"mean of {len(series)} modules")
-        axes.set_ylim(min(0.0, *(value for values in means.values() for value in values)), 1.08)
-        axes.set_xlabel("step")
-        axes.set_title("cosine of copy and source")
-        _mark_events(axes, [event["step"] for event in events])
-        axes.legend(loc="lower left")
-        return _svg(figure, "Cosine similarity of copied components and their sources over the steps")
+    return list(series.values())
 
 
 def level(count: int, start: int) -> int:

@@ -50,7 +50,8 @@ def render(run: Run) -> str:
             "Do the copies learn something of their own?",
             _picture(figures.copy_cosines(dmao.health, dmao.events)),
             "No cosines of copies have been logged.",
-            "A copy that stays at 1.0 is inert: it only repeats its source.",
+            "Input weights start as equals, at 1: a copy that stays there is inert, it only repeats its source. Output "
+            "weights are split unevenly at the event, which is what drives the two apart.",
         ),
     ]
     name = escape(run.root.name or str(run.root.resolve().name))
