@@ -25,7 +25,7 @@ def render(run: Run) -> str:
     """The whole report of `run` as one HTML document."""
     dmao = run.arms["dmao"]
     sections = [
-        _section("Result", _result_table(run.summary) + _overheads(run.summary), ""),
+        _section("Result", _result_table(run.summary) + _overheads(run.summary), "", _conditions(run.summary)),
         _section(
             "Learning curves",
             _picture(figures.learning_curves(run.arms)),
@@ -85,6 +85,13 @@ def _headline(run: Run) -> str:
     )
 
 
+def _conditions(summary: Mapping[str, Any]) -> str:
+    """One sentence about where the figures come from, of what the summary tells about it."""
+    found = mapping(summary.get("conditions"))
+    told = [f"{key.replace('_', ' ')} {value}" for key, value in found.items() if isinstance(value, str | int)]
+    return f"One run each: {', '.join(told)}." if told else ""
+
+
 def _result_table(summary: Mapping[str, Any]) -> str:
     arms = {arm: mapping(summary.get(arm)) for arm in ARMS}
     if not any(arms.values()):
@@ -109,14 +116,21 @@ def _relative(before: float | None, after: float | None) -> str:
 
 def _overheads(summary: Mapping[str, Any]) -> str:
     overhead = mapping(summary.get("overhead"))
+    intervals = mapping(overhead.get("intervals"))
     parts = [
-        f"{what} <b>{value:.2f} %</b>".replace("-", "−")
+        f"{what} <b>{value:.2f} %</b>{_interval(intervals.get(key))}".replace("-", "−")
         for key, what in (("scoring_pct", "scoring"), ("events_pct", "events"))
         if (value := number(overhead.get(key))) is not None
     ]
     if not parts:
         return '<p class="absent">The overhead of scoring and of events has not been measured.</p>'
     return f"<p>Measured overhead on the time of training: {', '.join(parts)}.</p>"
+
+
+def _interval(bounds: Any) -> str:
+    found = [number(bound) for bound in bounds] if isinstance(bounds, list) else []
+    low, high = found if len(found) == 2 else (None, None)
+    return "" if low is None or high is None else f" (95 % interval {low:.2f} to {high:.2f})"
 
 
 def _picture(svg: str | None) -> str | None:
