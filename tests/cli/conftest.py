@@ -28,11 +28,13 @@ SETTINGS = (
     "checkpoint_every=4",
     "eval_splits=[test]",
     "eval_every=0",
+    "tensorboard=false",
 )
-# `dmao` as typed, except that the demo's dev and test splits are as small as the tests need them.
+# `dmao` as typed, except that the demo's dev and test splits, and its measurements, are as small as the tests need.
 MAIN = f"""
-import functools, dmao.data.embedded as embedded
+import functools, dmao.data.embedded as embedded, dmao.recipes.embedded.demo as demo
 embedded.prepare_embedded = functools.partial(embedded.prepare_embedded, **{CORPUS!r})
+demo.run_demo = functools.partial(demo.run_demo, pairs=3)
 from dmao.cli import main
 main(prog_name="dmao")
 """

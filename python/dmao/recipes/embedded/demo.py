@@ -16,7 +16,6 @@ from dmao.recipes.embedded.side_by_side import ARMS, locked, train_side_by_side
 
 if TYPE_CHECKING:
     from dmao.config import TrainConfig
-    from dmao.data.corpus import Corpus
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +25,9 @@ def demo_config() -> Path:
     return Path(str(resources.files(__package__) / "demo.yaml"))
 
 
-def run_demo(run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, fresh: bool = False) -> dict[str, Any]:
+def run_demo(
+    run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, fresh: bool = False, pairs: int = 40
+) -> dict[str, Any]:
     """Make the corpus, train both arms, measure, and write summary.json and report.html into ``run_dir``.
 
     What an earlier call has finished is not repeated, and an interrupted training resumes.
@@ -36,6 +37,7 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, f
         overrides: changes of demo.yaml as "key=value".
         hours: training speech to synthesise.
         fresh: train again from the start.
+        pairs: of steps, to measure step times and overhead with.
 
     Returns:
         The contents of summary.json. "seconds" has the parts of this call: what was done before takes next to
@@ -47,6 +49,8 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, f
         TrainingInterrupted: a signal stopped the trainings; their states are saved.
     """
     from dmao.config import load_config
+    from dmao.recipes.embedded.summary import summarize, write_summary
+    from dmao.report import write_report
 
     config = load_config(demo_config(), overrides)
     _check_comparable(config)
@@ -55,29 +59,19 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, f
             for arm in ARMS:
                 shutil.rmtree(run_dir / arm, ignore_errors=True)
             (run_dir / "corpus").unlink(missing_ok=True)
-        return _run(run_dir, config, overrides, hours, lock)
-
-
-def _run(run_dir: Path, config: TrainConfig, overrides: Sequence[str], hours: float, lock: int) -> dict[str, Any]:
-    from dmao.data.embedded import prepare_embedded
-    from dmao.recipes.embedded.summary import summarize, write_summary
-    from dmao.report import write_report
-
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "corpus"):
-        corpus = prepare_embedded(Path(config.data.root), hours=hours)
-    _log.info("%s", corpus)
-    _check_same_corpus(run_dir, corpus)
-    _log.info("training both arms, %d steps each; logs: %s", config.steps, run_dir / "{baseline,dmao}" / "train.log")
-    with _timed(seconds, "training"):
-        train_side_by_side(run_dir, demo_config(), overrides, config.steps, lock)
-    _log.info("measuring step times and overhead")
-    with _timed(seconds, "measuring"):
-        summary = summarize(run_dir)
-    summary["seconds"] = seconds
-    write_summary(run_dir, summary)
-    write_report(run_dir, run_dir / "report.html")
-    return summary
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "corpus"):
+            _make_corpus(run_dir, Path(config.data.root), hours)
+        _log.info("training %s and %s, %d steps each; they log to train.log in %s", *ARMS, config.steps, run_dir / "*")
+        with _timed(seconds, "training"):
+            train_side_by_side(run_dir, demo_config(), overrides, config.steps, lock)
+        _log.info("measuring step times and overhead")
+        with _timed(seconds, "measuring"):
+            summary = summarize(run_dir, pairs)
+        summary["seconds"] = seconds
+        write_summary(run_dir, summary)
+        write_report(run_dir, run_dir / "report.html")
+        return summary
 
 
 def _check_comparable(config: TrainConfig) -> None:
@@ -90,8 +84,12 @@ def _check_comparable(config: TrainConfig) -> None:
         raise UserError(f"demo: eval_splits must have the split '{SPLIT}', got {', '.join(config.eval_splits)}")
 
 
-def _check_same_corpus(run_dir: Path, corpus: Corpus) -> None:
-    """A training must not go on with other data than it began with."""
+def _make_corpus(run_dir: Path, root: Path, hours: float) -> None:
+    """Make the corpus, or find it; a training must not go on with other data than it began with."""
+    from dmao.data.embedded import prepare_embedded
+
+    corpus = prepare_embedded(root, hours=hours)
+    _log.info("%s", corpus)
     mark = run_dir / "corpus"
     if not mark.exists():
         mark.write_text(corpus.fingerprint + "\n")
