@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from dmao.errors import UserError
+from dmao.console import OneLineErrors, print_json, show_log
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-class OneLineErrors(click.Group):
-    """A group whose user-facing failures are one line on stderr and exit status 2, never a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (UserError, ValueError, OSError) as error:
-            if ctx.params.get("traceback"):
-                raise
-            message = " ".join(str(error).split()) or type(error).__name__
-            click.echo(f"dmao: error: {message}", err=True)
-            # A training that a signal stopped reports it as shells do.
-            sys.exit(128 + error.signal if hasattr(error, "signal") else 2)
+CONFIG = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+CHECKPOINT = click.Path(exists=True, path_type=Path)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(cls=OneLineErrors, context_settings=CONTEXT)
@@ -35,19 +22,15 @@ class OneLineErrors(click.Group):
 def main(traceback: bool) -> None:
     """Grow-and-drop training: make the width of a model trainable.
 
-    \b
-    dmao demo                              the whole line on an embedded corpus, in about ten minutes
-    dmao prepare embedded                  make the data of a recipe
-    dmao train CONFIG.yaml --run-dir DIR   train; a second call resumes
-    dmao evaluate DIR --split test         cross-entropy, CER and WER of a checkpoint
-    dmao inspect DIR                       what is elastic, what it costs, how wide it is now
-    dmao bench DIR                         step time and the overhead of scoring and events
+    Results go to stdout, messages to stderr. The exit status is 0, or 2 after an error, or 128 plus the number
+    of the signal that stopped a training.
     """
+    show_log()
 
 
-@main.command()
+@main.command(short_help="Make the data of a recipe.")
 @click.argument("corpus", type=click.Choice(["embedded", "recorded-cs", "recorded-nl"]))
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the corpus.  [default: data/CORPUS]")
+@click.option("--root", type=FOLDER, help="Folder of the corpus.  [default: data/CORPUS]")
 @click.option(
     "--hours",
     type=click.FloatRange(min=0, min_open=True),
@@ -62,7 +45,7 @@ def main(traceback: bool) -> None:
     show_default=True,
     help="Size of the vocabulary (embedded only).",
 )
-@click.option("--jobs", type=click.IntRange(min=1), help="Parallel processes.  [default: all cores]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Parallel processes (embedded only).  [default: all cores]")
 def prepare(corpus: str, root: Path | None, hours: float, words: int, jobs: int | None) -> None:
     """Make the manifests of CORPUS; a second call finds its work done.
 
@@ -77,17 +60,25 @@ def prepare(corpus: str, root: Path | None, hours: float, words: int, jobs: int 
     if corpus == "embedded":
         from dmao.data.embedded import prepare_embedded
 
-        prepare_embedded(root, hours=hours, words=words, jobs=jobs)
+        made = prepare_embedded(root, hours=hours, words=words, jobs=jobs)
     else:
+        _refuse_given("hours", "words", "jobs", why="is for the embedded corpus only")
         from dmao.data.recorded import prepare_recorded
 
-        prepare_recorded(corpus.removeprefix("recorded-"), root)
-    click.echo(f"{corpus}: manifests in {root}")
+        made = prepare_recorded(corpus.removeprefix("recorded-"), root)
+    click.echo(f"{made}; manifests in {root / 'manifests'}")
 
 
-@main.command()
-@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+def _refuse_given(*names: str, why: str) -> None:
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} {why}", context)
+
+
+@main.command(short_help="Train from a YAML file; a second call resumes.")
+@click.argument("config", type=CONFIG)
+@click.option("--run-dir", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of CONFIG; repeatable.")
 @click.option("--baseline", is_flag=True, help="Train the uniform model: no events.")
 @click.option("--no-resume", is_flag=True, help="Refuse a folder that holds a training already.")
@@ -108,10 +99,10 @@ def train(config: Path, run_dir: Path, overrides: tuple[str, ...], baseline: boo
         click.echo(f"{split}: cross-entropy {found['ce']:.3f}, CER {found['cer']:.1f} %, WER {found['wer']:.1f} %")
 
 
-@main.command()
+@main.command(short_help="The whole line on an embedded corpus, in ten minutes.")
 @click.option(
     "--run-dir",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     default=Path("runs/demo"),
     show_default=True,
     help="Gets both runs, summary.json and report.html.",
@@ -148,12 +139,12 @@ def demo(run_dir: Path, hours: float, overrides: tuple[str, ...], fresh: bool) -
     click.echo(f"report: {run_dir / 'report.html'}   figures: {run_dir / 'summary.json'}")
 
 
-@main.command()
-@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@main.command(short_help="Decode a split with a checkpoint: cross-entropy, CER, WER.")
+@click.argument("checkpoint", type=CHECKPOINT)
 @click.option("--split", default="test", show_default=True, help="Split of the corpus.")
-@click.option("--root", help="Folder of the corpus, where it has moved.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def evaluate(checkpoint: Path, split: str, root: str | None, as_json: bool) -> None:
+@click.option("--root", type=FOLDER, help="Folder of the corpus, where it has moved.")
+@as_json_option
+def evaluate(checkpoint: Path, split: str, root: Path | None, as_json: bool) -> None:
     """Decode a split with CHECKPOINT (a file or a run's folder): cross-entropy, CER, WER.
 
     \b
@@ -162,13 +153,13 @@ def evaluate(checkpoint: Path, split: str, root: str | None, as_json: bool) -> N
     """
     from dmao.evaluate import evaluate as run
 
-    result = run(checkpoint, split, root=root)
-    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+    result = run(checkpoint, split, root=None if root is None else str(root))
+    print_json(result.to_dict()) if as_json else click.echo(str(result))
 
 
-@main.command()
-@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@main.command(short_help="What is elastic, what it costs, how wide it is now.")
+@click.argument("checkpoint", type=CHECKPOINT)
+@as_json_option
 def inspect(checkpoint: Path, as_json: bool) -> None:
     """Show the elastic modules of CHECKPOINT (a file or a run's folder): components, costs, past events.
 
@@ -179,16 +170,16 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
     from dmao.inspect import describe, structure_of
 
     found = structure_of(checkpoint)
-    click.echo(json.dumps(found, indent=2) if as_json else describe(found))
+    print_json(found) if as_json else click.echo(describe(found))
 
 
-@main.command()
-@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@main.command(short_help="Measure the overhead of scoring and events.")
+@click.argument("config", type=CONFIG, required=False)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable.")
 @click.option(
     "--pairs", type=click.IntRange(min=3), default=40, show_default=True, help="Pairs of steps, with and without."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json_option
 def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: bool) -> None:
     """Measure what scoring and events add to the training that CONFIG (YAML) describes.
 
@@ -205,7 +196,7 @@ def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: 
 
     costs = measure_overhead(load_config(config or demo_config(), overrides), pairs=pairs).to_dict()
     if as_json:
-        click.echo(json.dumps(costs, indent=2))
+        print_json(costs)
         return
     for name, cost in costs.items():
         unit = "%" if name.endswith("pct") else "ms"
@@ -216,4 +207,4 @@ def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: 
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="dmao")

@@ -37,14 +37,16 @@ def structure_of(path: str | Path) -> dict[str, Any]:
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """``structure_of`` as text: a line per block with its families side by side, then the events."""
+    """``structure_of`` as text: a line per elastic module, then a line per event."""
     share = 100 * found["adaptable"] / found["parameters"] if found["parameters"] else 0.0
+    width = max([6, *(len(m["name"]) for m in found["modules"])])
     lines = [
         f"step {found['step']}: {found['parameters']:,} parameters, {share:.1f} % of them in elastic modules",
-        f"{'module':<24} {'family':<18} {'components':>10} {'standard':>8} {'per component':>13} {'parameters':>12}",
+        f"{'module':<{width}} {'family':<18} {'components':>10} {'standard':>8} {'per component':>13} "
+        f"{'parameters':>12}",
     ]
     lines += [
-        f"{m['name']:<24} {m['family']:<18} {m['components']:>10} {m['standard']:>8} "
+        f"{m['name']:<{width}} {m['family']:<18} {m['components']:>10} {m['standard']:>8} "
         f"{m['parameters_per_component']:>13,} {m['parameters']:>12,}"
         for m in found["modules"]
     ]

@@ -26,7 +26,8 @@ class JsonLines:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(_to_line(row) for row in kept)
         os.replace(temporary, path)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        # Line by line: who watches the run sees rows at once. A kill may cut the last one; reading allows for that.
+        self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._file.write(_to_line(row))
@@ -55,16 +56,17 @@ def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def _to_line(row: Mapping[str, Any]) -> str:
     # JSON has no NaN: what is not finite is written as null.
-    return json.dumps(_finite(row), allow_nan=False) + "\n"
+    return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain values with null for what JSON has no number for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

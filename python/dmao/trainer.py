@@ -6,6 +6,7 @@ It can be killed at any moment and continues with the losses of an uninterrupted
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import sys
 import time
@@ -115,7 +116,7 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
 
 def resume_command(run_dir: Path) -> str:
     """What to type so that a stopped training goes on."""
-    return f"dmao train {run_dir / 'config.yaml'} --run-dir {run_dir}"
+    return shlex.join(["dmao", "train", str(run_dir / "config.yaml"), "--run-dir", str(run_dir)])
 
 
 def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Path) -> None:

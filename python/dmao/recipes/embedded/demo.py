@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from dmao.errors import UserError
+from dmao.recipes.embedded.side_by_side import ARMS, locked, train_side_by_side
 
-ARMS = ("baseline", "dmao")
-POLL_SECONDS = 0.5
+if TYPE_CHECKING:
+    from dmao.config import TrainConfig
+
+_log = logging.getLogger(__name__)
 
 
 def demo_config() -> Path:
@@ -27,7 +25,9 @@ def demo_config() -> Path:
     return Path(str(resources.files(__package__) / "demo.yaml"))
 
 
-def run_demo(run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, fresh: bool = False) -> dict[str, Any]:
+def run_demo(
+    run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, fresh: bool = False, pairs: int = 40
+) -> dict[str, Any]:
     """Make the corpus, train both arms, measure, and write summary.json and report.html into ``run_dir``.
 
     What an earlier call has finished is not repeated, and an interrupted training resumes.
@@ -37,32 +37,66 @@ def run_demo(run_dir: Path, overrides: Sequence[str] = (), hours: float = 1.0, f
         overrides: changes of demo.yaml as "key=value".
         hours: training speech to synthesise.
         fresh: train again from the start.
+        pairs: of steps, to measure step times and overhead with.
 
     Returns:
-        The contents of summary.json.
+        The contents of summary.json. "seconds" has the parts of this call: what was done before takes next to
+        nothing.
 
     Raises:
-        UserError: a training failed; its own message stands above.
+        UserError: a training failed, ``run_dir`` holds one with other overrides or another corpus, or
+            another demo is at work in it.
+        TrainingInterrupted: a signal stopped the trainings; their states are saved.
     """
     from dmao.config import load_config
-    from dmao.data.embedded import prepare_embedded
     from dmao.recipes.embedded.summary import summarize, write_summary
     from dmao.report import write_report
 
     config = load_config(demo_config(), overrides)
-    if fresh:
-        for arm in ARMS:
-            shutil.rmtree(run_dir / arm, ignore_errors=True)
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "corpus"):
-        prepare_embedded(Path(config.data.root), hours=hours)
-    with _timed(seconds, "training"):
-        _train_side_by_side(run_dir, overrides, config.steps)
-    with _timed(seconds, "measuring"):
-        summary = summarize(run_dir)
-    write_summary(run_dir, {**summary, "seconds": seconds})
-    write_report(run_dir, run_dir / "report.html")
-    return summary
+    _check_comparable(config)
+    with locked(run_dir) as lock:
+        if fresh:
+            for arm in ARMS:
+                shutil.rmtree(run_dir / arm, ignore_errors=True)
+            (run_dir / "corpus").unlink(missing_ok=True)
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "corpus"):
+            _make_corpus(run_dir, Path(config.data.root), hours)
+        _log.info("training %s and %s, %d steps each; they log to train.log in %s", *ARMS, config.steps, run_dir / "*")
+        with _timed(seconds, "training"):
+            train_side_by_side(run_dir, demo_config(), overrides, config.steps, lock)
+        _log.info("measuring step times and overhead")
+        with _timed(seconds, "measuring"):
+            summary = summarize(run_dir, pairs)
+        summary["seconds"] = seconds
+        write_summary(run_dir, summary)
+        write_report(run_dir, run_dir / "report.html")
+        return summary
+
+
+def _check_comparable(config: TrainConfig) -> None:
+    """Refuse, before minutes of training, what could not be summarised after it."""
+    from dmao.recipes.embedded.summary import SPLIT
+
+    if config.grow_and_drop.schedule is None:
+        raise UserError("demo: grow_and_drop.schedule must not be null: without events there is nothing to compare")
+    if SPLIT not in config.eval_splits:
+        raise UserError(f"demo: eval_splits must have the split '{SPLIT}', got {', '.join(config.eval_splits)}")
+
+
+def _make_corpus(run_dir: Path, root: Path, hours: float) -> None:
+    """Make the corpus, or find it; a training must not go on with other data than it began with."""
+    from dmao.data.embedded import prepare_embedded
+
+    corpus = prepare_embedded(root, hours=hours)
+    _log.info("%s", corpus)
+    mark = run_dir / "corpus"
+    if not mark.exists():
+        mark.write_text(corpus.fingerprint + "\n")
+    elif mark.read_text().strip() != corpus.fingerprint:
+        raise UserError(
+            f"demo: {run_dir} was trained on another corpus (other --hours?); choose another --run-dir, or --fresh"
+        )
 
 
 @contextmanager
@@ -70,63 +104,3 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[part] = round(time.perf_counter() - start, 1)
-
-
-def _train_side_by_side(run_dir: Path, overrides: Iterable[str], steps: int) -> None:
-    """Train every arm in a process of its own and show how far they are."""
-    processes = [_start(run_dir / arm, arm, overrides) for arm in ARMS]
-    bars = [tqdm(total=steps, desc=arm, unit="step", position=i, disable=None) for i, arm in enumerate(ARMS)]
-    try:
-        while any(process.poll() is None for process in processes):
-            time.sleep(POLL_SECONDS)
-            _show_progress(run_dir, bars)
-            if any(process.returncode for process in processes):
-                break
-    except KeyboardInterrupt:
-        raise UserError(f"demo: interrupted; the same command resumes from the checkpoints in {run_dir}") from None
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)  # the trainer finishes its step and writes a checkpoint
-        codes = [process.wait() for process in processes]
-        for bar in bars:
-            bar.close()
-    for arm, code in zip(ARMS, codes, strict=True):
-        if code:
-            log = run_dir / arm / "train.log"
-            raise UserError(f"demo: training of {arm} failed (exit status {code}): {_last_line(log)} (log: {log})")
-
-
-def _start(folder: Path, arm: str, overrides: Iterable[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dmao.cli", "train", str(demo_config()), "--run-dir", str(folder)]
-    command += [argument for override in overrides for argument in ("--set", override)]
-    command += ["--baseline"] if arm == "baseline" else []
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "train.log").open("ab") as log:
-        # A session of its own: Ctrl-C reaches the demo alone, which then stops both arms in order.
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
-
-
-def _show_progress(run_dir: Path, bars: Sequence[Any]) -> None:
-    for arm, bar in zip(ARMS, bars, strict=True):
-        row = _last_row(run_dir / arm / "metrics.jsonl")
-        if row is not None and row["step"] > bar.n:
-            bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}", refresh=False)
-            bar.update(row["step"] - bar.n)
-
-
-def _last_row(path: Path) -> dict[str, Any] | None:
-    """The last complete training row, read from the end of the file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().split(b"\n")[1:-1]
-    except OSError:
-        return None
-    rows = (json.loads(line) for line in reversed(lines))
-    return next((row for row in rows if row.get("kind") == "train" and row.get("loss") is not None), None)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "no message")

@@ -50,13 +50,16 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
 
 
 def identical_steps(arms: Mapping[str, Path]) -> int:
-    """Steps from the start on at which both arms have the same loss to the bit: all of them up to the first event."""
-    losses = [
-        [row["loss"] for row in read_json_lines(folder / "metrics.jsonl") if row["kind"] == "train"]
-        for folder in arms.values()
+    """Step up to which both arms have the same losses, to the bit: that of the first event, if all is well."""
+    rows = [
+        [row for row in read_json_lines(folder / "metrics.jsonl") if row["kind"] == "train"] for folder in arms.values()
     ]
-    pairs = list(zip(*losses, strict=False))
-    return next((i for i, (left, right) in enumerate(pairs) if left != right), len(pairs))
+    same = 0
+    for left, right in zip(*rows, strict=False):
+        if left["loss"] != right["loss"]:
+            break
+        same = left["step"]
+    return same
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -89,6 +92,7 @@ def table(summary: Mapping[str, Any]) -> str:
             f"(95 % interval {low:+.2f} to {high:+.2f})"
         )
     lines.append(f"the first {summary['identical_steps']} steps of both arms have the same losses, to the bit")
+    lines.append("this call took: " + ", ".join(f"{part} {spent:.0f} s" for part, spent in summary["seconds"].items()))
     return "\n".join(lines)
 
 

@@ -1,0 +1,196 @@
+"""What the command says when it is used wrongly: one line, an exit status, a way out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+
+import click
+import pytest
+from click.testing import CliRunner
+from dmao import console
+from dmao.cli import main
+from dmao.errors import UserError
+
+COMMANDS = ("prepare", "train", "demo", "evaluate", "inspect", "bench")
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, list(map(str, arguments)), prog_name="dmao")
+
+
+def one_line(result, status=2):
+    """The only line of an error."""
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("dmao: error: ")
+    return line
+
+
+def test_help_names_every_command():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "..." not in result.stdout.partition("Commands:")[2]  # no sentence is cut
+    assert all(name in result.stdout for name in COMMANDS)
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_of_every_command_has_an_example(command, option):
+    result = run(command, option)
+    assert result.exit_code == 0
+    assert f"Usage: dmao {command}" in result.stdout
+    assert f"  dmao {command} " in result.stdout.partition("Example")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train"], "Missing argument 'CONFIG'"),
+        (["train", "missing.yaml", "--run-dir", "run"], "'missing.yaml' does not exist"),
+        (["train", "good.yaml"], "Missing option '--run-dir'"),
+        (["train", "good.yaml", "--run-dir", "run", "--nope"], "No such option"),
+        (["train", "good.yaml", "--run-dir", "good.yaml"], "'good.yaml' is a file"),
+        (["train", "good.yaml", "--run-dir", "run"], "run `dmao prepare` first"),
+        (["train", "unknown.yaml", "--run-dir", "run"], "unknown key 'stepps'; did you mean 'steps'?"),
+        (["train", "list.yaml", "--run-dir", "run"], "must hold keys and values"),
+        (["train", "broken.yaml", "--run-dir", "run"], "is not YAML"),
+        (["train", "good.yaml", "--run-dir", "run", "--set", "steps"], "must look like key=value, got 'steps'"),
+        (["train", "good.yaml", "--run-dir", "run", "--set", "steps=many"], "steps must be a whole number"),
+        (["train", "good.yaml", "--run-dir", "run", "--set", "model.widht=3"], "did you mean 'width'?"),
+        (["evaluate", "missing"], "'missing' does not exist"),
+        (["evaluate", "."], "there is none in"),
+        (["inspect", "good.yaml"], "good.yaml cannot be read"),
+        (["bench", "--set", "data.root=nowhere"], "no prepared corpus in nowhere"),
+        (["bench", "--pairs", "1"], "1 is not in the range"),
+        (["prepare", "klingon"], "'klingon' is not one of"),
+        (["prepare", "embedded", "--hours", "0"], "0.0 is not in the range"),
+        (["prepare", "embedded", "--hours", "nan"], "must last longer than 0 minutes"),
+        (["prepare", "recorded-cs", "--hours", "2"], "--hours is for the embedded corpus only"),
+        (["demo", "--set", "eval_splits=[dev]"], "eval_splits must have the split 'test', got dev"),
+        (["demo", "--set", "grow_and_drop.schedule=null"], "schedule must not be null"),
+        (["demo", "--set", "nope=1"], "unknown key 'nope'"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.yaml").write_text("steps: 5\n")
+    (tmp_path / "unknown.yaml").write_text("stepps: 5\n")
+    (tmp_path / "list.yaml").write_text("- 5\n")
+    (tmp_path / "broken.yaml").write_text("steps: [5\n")
+    assert said in one_line(run(*arguments))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in one_line(run("demo", "--run-dir", tmp_path / "run"))
+
+
+def test_folder_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    line = one_line(run("demo", "--run-dir", tmp_path / "file" / "run"))
+    assert "Not a directory" in line
+    assert "Errno" not in line
+
+
+def test_traceback_on_demand(tmp_path):
+    result = run("--traceback", "evaluate", tmp_path)
+    assert isinstance(result.exception, UserError)
+
+
+def group(error):
+    @click.group(cls=console.OneLineErrors)
+    def talk():
+        pass
+
+    @talk.command()
+    def fail():
+        raise error
+
+    return CliRunner().invoke(talk, ["fail"])
+
+
+def test_a_signal_decides_the_exit_status():
+    error = UserError("stopped")
+    error.signal = signal.SIGTERM
+    assert group(error).exit_code == 128 + signal.SIGTERM
+    assert group(KeyboardInterrupt()).exit_code == 130
+
+
+@pytest.mark.parametrize(("error", "code"), [(click.exceptions.Exit(7), 7), (click.exceptions.Abort(), 1)])
+def test_clicks_own_ends_pass_through(error, code):
+    result = group(error)
+    assert result.exit_code == code
+    assert "dmao: error" not in result.output
+
+
+def test_a_defect_is_not_dressed_up_as_a_user_error():
+    assert isinstance(group(ZeroDivisionError()).exception, ZeroDivisionError)
+
+
+def test_messages_of_several_lines_become_one():
+    assert group(ValueError("a\n  b")).stderr == "dmao: error: a b (where: dmao --traceback ...)\n"
+
+
+def test_json_has_no_nan(capsys):
+    console.print_json({"ce": float("nan"), "n": 1})
+    assert json.loads(capsys.readouterr().out) == {"ce": None, "n": 1}
+
+
+def test_only_the_command_line_configures_logging(run_python):
+    modules = "dmao.trainer, dmao.evaluate, dmao.inspect, dmao.overhead, dmao.cli, dmao.recipes.embedded.demo"
+    check = "print(logging.root.handlers, *(logging.getLogger(n).handlers for n in ('dmao', 'dmao_kernels')))"
+    assert run_python("-c", f"import logging, {modules}; {check}").stdout.split() == ["[]", "[]", "[]"]
+
+
+def test_log_messages_are_compact(monkeypatch, capsys):
+    for name in ("dmao", "dmao_kernels"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    console.show_log()
+    console.show_log()
+    logging.getLogger("dmao.trainer").info("an event")
+    logging.getLogger("dmao.trainer").debug("a detail")
+    logging.getLogger("dmao_kernels").warning("no kernels")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.partition(" ")[2] for line in captured.err.splitlines()] == ["an event", "no kernels (warning)"]
+
+
+def test_ctrl_c_while_preparing_leaves_no_process_and_goes_on_later(dmao):
+    arguments = ("prepare", "embedded", "--root", "corpus", "--hours", "0.5", "--jobs", "1")
+    process = dmao.start(*arguments)
+    audio = dmao.cwd / "corpus" / "audio"
+    while not list(audio.glob("*.spec.json")):  # a worker has its order
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith("dmao: error: interrupted; ")
+    assert "Traceback" not in errors
+    assert str(audio) not in processes()
+    shutil.rmtree(audio)
+
+
+def processes() -> str:
+    """Command lines of all processes."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
+    lines = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                with open(f"/proc/{entry.name}/cmdline", "rb") as file:
+                    lines.append(file.read().replace(b"\0", b" ").decode(errors="replace"))
+            except OSError:
+                continue
+    return "\n".join(lines)
