@@ -196,9 +196,10 @@ def _channel_norm(name: str | None, kind: Norm) -> tuple[dict[str, str], dict[st
 
     component: a LayerNorm whose statistics weigh each component (buffer ``statistics_weight``, one entry per
         component).
-    batch: nn.BatchNorm1d. layer: plain nn.LayerNorm; its statistics count a copied component twice, so that
-        growth then
-    changes the function a little; the other kinds preserve it. none: no norm.
+    batch: nn.BatchNorm1d.
+    layer: plain nn.LayerNorm; its statistics count a copied component twice, so that growth changes the
+        function a little (the other kinds preserve it).
+    none: no norm.
     """
     if name is None or kind == "none":
         return {}, {}, ()

@@ -12,6 +12,7 @@ from typing import Literal
 from dmao_kernels.structure.plan import FRESH, Group, ModulePlan, Plan
 
 Selection = Literal["exact", "paper"]
+SELECTIONS = ("exact", "paper")
 
 
 def make_plan(
@@ -66,7 +67,7 @@ def make_plan(
 
 
 def _check(groups: Sequence[Group], fraction: float, selection: str, budget: int | None, revive: Sequence[str]) -> None:
-    if selection not in ("exact", "paper"):
+    if selection not in SELECTIONS:
         raise ValueError(f"make_plan: selection must be 'exact' or 'paper', got '{selection}'")
     if not 0 <= fraction < 1:
         raise ValueError(f"make_plan: fraction must be in [0, 1), got {fraction}")

@@ -31,9 +31,6 @@ class Slot:
         table = self.owner._parameters if self.is_parameter else self.owner._buffers
         return table[self.leaf]
 
-    def replace_buffer(self, tensor: Tensor) -> None:
-        self.owner._buffers[self.leaf] = tensor
-
 
 def find_slot(module: nn.Module, name: str, where: str) -> Slot:
     """The slot of the tensor that ``name`` stands for; under a gate, the tensor behind it.

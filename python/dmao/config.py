@@ -14,9 +14,7 @@ from dmao.augment import SpecAugment
 from dmao.models import ConformerConfig
 from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
 from dmao.schedule import LearningRate, Schedule
-from dmao_kernels.structure.gather import Split
-from dmao_kernels.structure.scores import Metric, Scope
-from dmao_kernels.structure.selection import Selection
+from dmao_kernels.structure import Metric, Scope, Selection, Split
 
 __all__ = [
     "ConfigError",

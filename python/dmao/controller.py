@@ -24,21 +24,24 @@ from torch.optim import Optimizer
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule
 from dmao_kernels.structure import (
+    SELECTIONS,
+    SPLITS,
     ComponentGates,
     Elastic,
+    Metric,
+    Pairs,
     Plan,
+    Scope,
     Scores,
+    Selection,
+    Split,
     apply_plan,
     copy_cosines,
     follow_copies,
     make_plan,
 )
-from dmao_kernels.structure.gather import Split
-from dmao_kernels.structure.scores import Metric, Scope
-from dmao_kernels.structure.selection import Selection
 
 Copies = dict[str, list[tuple[int, int]]]
-Pairs = Mapping[str, Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,8 @@ class GrowAndDrop:
     ):
         if observe_every < 1:
             raise ValueError(f"GrowAndDrop: observe_every must be 1 or more, got {observe_every}")
-        _require_choice("selection", selection, ("exact", "paper"))
-        _require_choice("split", split, ("asymmetric", "halves", "uniform"))
+        _require_choice("selection", selection, SELECTIONS)
+        _require_choice("split", split, SPLITS)
         self.schedule = schedule
         self.event_steps = schedule.steps(total_steps)
         self.optimizer = optimizer

@@ -1,4 +1,4 @@
-"""When the model changes its widths, and the learning rate at every step (method.md sections 3 and 4).
+"""When the model changes its widths, and the learning rate at every step (docs/METHOD.md, sections 3 and 4).
 
 Both are pure functions of the step, so a resumed run needs no state to continue them.
 """
