@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from dmao.augment import SpecAugment
+from dmao.files import write_atomically
 from dmao.models import ConformerConfig
 from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
 from dmao.schedule import LearningRate, Schedule
@@ -192,7 +193,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
 
 def save_config(config: TrainConfig, path: str | Path) -> None:
     """Writes every key of `config` as YAML; load_config reads it back."""
-    Path(path).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    write_atomically(Path(path), yaml.safe_dump(config.to_dict(), sort_keys=False))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def component_ffn(
             differentiated twice.
     """
     if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocastdtype_name(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type)
         x, w1, w2 = x.to(dtype), w1.to(dtype), w2.to(dtype)
         b1, b2 = (None if bias is None else bias.to(dtype) for bias in (b1, b2))
     _check(x, w1, b1, w2, b2, live, components, p, seed, activation)
@@ -131,7 +131,7 @@ def _check(
     if not 0.0 <= p < 1.0:
         raise ValueError(f"component_ffn: p must be in [0, 1), got {p}")
     if p > 0.0 and (seed is None or seed.dtype != torch.int64 or list(seed.shape) != [1]):
-        found = "None" if seed is None else f"{describe(seed)}"
+        found = "None" if seed is None else describe(seed)
         raise ValueError(f"component_ffn: seed must be int64 [1] when p > 0, got {found}")
     for name, tensor in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2), ("live", live), ("seed", seed)):
         if tensor is not None and tensor.device != x.device:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmao.errors import UserError
+from dmao.files import write_atomically
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -90,14 +91,6 @@ class Corpus:
     def __str__(self) -> str:
         parts = [f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()]
         return f"{self.name}: {'; '.join(parts)}"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers and interrupted runs see the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
 
 
 def installed_versions(*packages: str) -> dict[str, str]:
