@@ -145,8 +145,7 @@ def cgmlp_layout(
     components: str | None = None,
     dropout: tuple[str, ...] = (),
 ) -> ComponentLayout:
-    """Convolutional gating MLP: linear to two halves; one half normed, convolved, times the other; linear
-    back.
+    """Convolutional gating MLP: linear to two halves; one half normed, convolved, times the other; linear back.
 
     A component is u channels of BOTH halves. For ``norm_kind`` see ``_channel_norm``.
     """

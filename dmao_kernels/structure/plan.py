@@ -64,6 +64,7 @@ class ModulePlan:
 
     @property
     def changed(self) -> bool:
+        """Whether anything is dropped, copied, added or moved."""
         return self.sources != tuple(range(self.components))
 
     @property

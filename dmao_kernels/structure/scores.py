@@ -1,6 +1,4 @@
-"""How much every component is worth: a moving average on the device, from the gradients that training has
-anyway.
-"""
+"""How much every component is worth: a moving average on the device, from the gradients that training has anyway."""
 
 from __future__ import annotations
 

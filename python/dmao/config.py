@@ -124,8 +124,7 @@ class GrowAndDropConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training. The result is a function of this and of the data, to the bit for the same machine and
-    threads.
+    """One training. The result is a function of this and of the data, to the bit for the same machine and threads.
 
     steps: optimizer steps.
     threads: threads of the CPU kernels.

@@ -1,5 +1,4 @@
-"""Grow-and-drop as one object beside any training loop: it scores, says when an event is due, and changes the
-widths.
+"""Grow-and-drop as one object beside any training loop: it scores, says when an event is due, and changes the widths.
 
 controller = GrowAndDrop(model, optimizer, Schedule(start=0.4), total_steps=2000)
 for step, batch in enumerate(batches, 1):
@@ -167,8 +166,7 @@ class GrowAndDrop:
         return len(self.events) < len(self.event_steps) and step >= self.event_steps[len(self.events)]
 
     def adapt(self) -> Event:
-        """Drops and grows components of the model, in place: same Parameter objects, same order in the
-        optimizer.
+        """Drops and grows components of the model, in place: same Parameter objects, same order in the optimizer.
 
         Raises RuntimeError where no step was observed, ValueError where the plan cannot be met; nothing is
         changed then.

@@ -44,6 +44,7 @@ class Schedule:
 
     @property
     def fraction_per_event(self) -> float:
+        """What one event re-allocates, as a share of the adaptable parameters."""
         return self.fraction / self.events
 
     def steps(self, total_steps: int) -> tuple[int, ...]:

@@ -43,6 +43,7 @@ def decibels(level: float) -> float:
 
 
 def rms(signal: np.ndarray) -> float:
+    """Root of the mean square."""
     return float(np.sqrt(np.mean(signal**2)))
 
 

@@ -65,11 +65,13 @@ class Corpus:
         return corpus if same and all(corpus.manifest(split).exists() for split in corpus.splits) else None
 
     def save(self) -> None:
+        """Write the stamp: from now on the corpus is complete."""
         fields = asdict(self)
         del fields["root"]
         write_atomically(self.root / STAMP, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
 
     def manifest(self, split: str) -> Path:
+        """Where the manifest of `split` is."""
         return self.root / "manifests" / f"{split}.jsonl.gz"
 
     def cuts(self, split: str) -> CutSet:
@@ -115,4 +117,5 @@ def preparing(root: Path) -> Iterator[None]:
 
 
 def usable_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
