@@ -1,8 +1,16 @@
-"""Kernels and layers for networks whose width is trained."""
+"""Kernels and layers for networks whose width is trained (grow-and-drop, arXiv 2506.13180).
 
-from ._version import __version__
-from .dispatch import BACKENDS, can_run, cpu_capability, use_backend
-from .ops import component_ffn, importance_
+Here are the operations, and which implementation of them runs. To be imported by name:
+
+    dmao_kernels.nn         elastic layers: feed-forward, convolution, attention, Conformer block
+    dmao_kernels.structure  what a component of a module is, scores, plans, edits, saved structure
+    dmao_kernels.layout     patterns such as "(two C u) d", and ComponentLayout, which collects them
+    dmao_kernels.testing    float64 oracle, comparison rule, NaN poison
+"""
+
+from dmao_kernels._version import __version__
+from dmao_kernels.dispatch import BACKENDS, can_run, cpu_capability, use_backend
+from dmao_kernels.ops import component_ffn, importance_
 
 __all__ = [
     "BACKENDS",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ._version import __version__
+from dmao_kernels._version import __version__
 
 _LOG = logging.getLogger("dmao_kernels")
 _DIRECTORY = Path(__file__).parent
@@ -53,7 +53,7 @@ def load_native() -> tuple[str | None, str]:
         return None, reason
     remedy = "build it again: pip install . (or python setup.py build_ext --inplace)"
     try:
-        from . import _host
+        from dmao_kernels import _host
     except ImportError as error:
         raise ImportError(f"dmao_kernels: the native library does not fit this Python; {remedy}") from error
     info = _host.build_info()

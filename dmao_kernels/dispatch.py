@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ._library import load_native
+from dmao_kernels._library import load_native
 
 BACKENDS = ("cpu", "reference")
 

@@ -57,6 +57,15 @@ def test_callers_use_the_public_side_of_the_library():
         assert not private, f"{path.relative_to(ROOT)} imports {sorted(private)}"
 
 
+@pytest.mark.parametrize("folder", ["dmao_kernels", "python/dmao"])
+def test_imports_are_absolute(folder):
+    """One style; and the tests here read absolute names only."""
+    for path in python_files(folder):
+        nodes = ast.walk(ast.parse(path.read_text(), str(path)))
+        relative = [node.lineno for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+        assert not relative, f"{path.relative_to(ROOT)}: relative imports in lines {relative}"
+
+
 def cpp_files(*folders: str) -> list[Path]:
     return [path for name in folders for path in sorted((ROOT / "csrc" / name).rglob("*")) if path.is_file()]
 

@@ -20,7 +20,6 @@
 namespace dmao::DMAO_ISA_NAMESPACE {
 
 // --- scalars
-// ---------------------------------------------------------------------------------------------------------
 
 inline float to_float(float x) { return x; }
 
@@ -43,7 +42,6 @@ inline bfloat16 to_bfloat16(float x) {
 #if defined(__AVX512F__)
 
 // --- AVX-512
-// ---------------------------------------------------------------------------------------------------------
 
 struct Vec {
     static constexpr int width = 16;
@@ -96,7 +94,6 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
 inline Vec abs(Vec x) { return _mm512_abs_ps(x.v); }
-inline Vec sqrt(Vec x) { return _mm512_sqrt_ps(x.v); }
 inline Vec round(Vec x) {
     return _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -107,7 +104,6 @@ inline float sum(Vec x) { return _mm512_reduce_add_ps(x.v); }
 #elif defined(__AVX2__)
 
 // --- AVX2
-// ------------------------------------------------------------------------------------------------------------
 
 struct Vec {
     static constexpr int width = 8;
@@ -158,7 +154,6 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
 inline Vec abs(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v); }
-inline Vec sqrt(Vec x) { return _mm256_sqrt_ps(x.v); }
 inline Vec round(Vec x) {
     return _mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -182,7 +177,6 @@ inline float sum(Vec x) {
 #else
 
 // --- portable: the compiler's generic vectors, four lanes, which every 64-bit CPU has
-// ---------------------------------
 
 struct Vec {
     static constexpr int width = 4;
@@ -234,10 +228,6 @@ inline Vec abs(Vec x) {
     std::memcpy(&x.v, &bits, sizeof(bits));
     return x;
 }
-inline Vec sqrt(Vec x) {
-    for (int i = 0; i < Vec::width; ++i) x.v[i] = __builtin_sqrtf(x.v[i]);
-    return x;
-}
 inline Vec round(Vec x) {
     for (int i = 0; i < Vec::width; ++i) x.v[i] = __builtin_rintf(x.v[i]);
     return x;
@@ -265,7 +255,6 @@ inline float sum(Vec x) { return (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]); }
 #endif
 
 // --- for all
-// ---------------------------------------------------------------------------------------------------------
 
 // e^x to about 1 unit in the last place; 0 and infinity where the result is out of range, NaN for
 // NaN. x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r (Cephes' coefficients), times 2^n.

@@ -35,10 +35,6 @@ void vec_abs(const float* x, float* y, std::int64_t n) {
     map(x, y, n, [](Vec v) { return abs(v); });
 }
 
-void vec_sqrt(const float* x, float* y, std::int64_t n) {
-    map(x, y, n, [](Vec v) { return sqrt(v); });
-}
-
 // max(v, 1) - min(v, 1) + v / 3 * v
 void vec_arithmetic(const float* x, float* y, std::int64_t n) {
     const Vec one(1.0f);

@@ -13,12 +13,14 @@ def counted(layout: ComponentLayout) -> ComponentLayout:
 
 
 def require_positive(layer: str, **sizes: int) -> None:
+    """Raise ValueError unless all sizes are at least 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{layer}: {name} must be at least 1, got {size}")
 
 
 def require_divisible(layer: str, name: str, size: int, divisor_name: str, divisor: int) -> None:
+    """Raise ValueError unless ``divisor`` divides ``size``."""
     if size % divisor:
         raise ValueError(
             f"{layer}: {name} must be a multiple of {divisor_name}, got {name}={size}, {divisor_name}={divisor}"
@@ -26,6 +28,7 @@ def require_divisible(layer: str, name: str, size: int, divisor_name: str, divis
 
 
 def require_probability(layer: str, **probabilities: float) -> None:
+    """Raise ValueError unless all probabilities are in [0, 1)."""
     for name, p in probabilities.items():
         if not 0.0 <= p < 1.0:
             raise ValueError(f"{layer}: {name} must be in [0, 1), got {p}")

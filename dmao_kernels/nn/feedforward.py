@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import counted, require_divisible, require_positive, require_probability
-from dmao_kernels.ops import component_ffn
-from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS
+from dmao_kernels.ops.component_ffn import ACTIVATIONS, component_ffn
 from dmao_kernels.structure.families import feedforward_layout
 
 

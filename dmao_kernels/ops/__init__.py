@@ -1,6 +1,6 @@
-"""The operations, one folder each: api (contract), reference, fake, autograd."""
+"""The operations, one folder each: api (contract, schema), reference, fake, autograd."""
 
-from .component_ffn import component_ffn
-from .importance.api import importance_
+from dmao_kernels.ops.component_ffn import component_ffn
+from dmao_kernels.ops.importance import importance_
 
 __all__ = ["component_ffn", "importance_"]

@@ -7,7 +7,8 @@
 >>> scores.follow(plan)
 """
 
-from dmao_kernels.structure.copies import copy_cosines, follow_copies
+from dmao_kernels.layout import ComponentLayout
+from dmao_kernels.structure.copies import Pairs, copy_cosines, follow_copies
 from dmao_kernels.structure.edit import EditReport, apply_plan
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.families import (
@@ -19,19 +20,28 @@ from dmao_kernels.structure.families import (
     register_family,
 )
 from dmao_kernels.structure.gates import ComponentGates
+from dmao_kernels.structure.gather import SPLITS, Split
 from dmao_kernels.structure.plan import Group, ModulePlan, Plan, given_plan
-from dmao_kernels.structure.scores import Scores
-from dmao_kernels.structure.selection import make_plan
+from dmao_kernels.structure.scores import Metric, Scope, Scores
+from dmao_kernels.structure.selection import SELECTIONS, Selection, make_plan
 
 __all__ = [
+    "SELECTIONS",
+    "SPLITS",
     "ComponentGates",
+    "ComponentLayout",
     "EditReport",
     "Elastic",
     "ElasticModule",
     "Group",
+    "Metric",
     "ModulePlan",
+    "Pairs",
     "Plan",
+    "Scope",
     "Scores",
+    "Selection",
+    "Split",
     "apply_plan",
     "attention_layout",
     "cgmlp_layout",

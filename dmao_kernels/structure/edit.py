@@ -187,6 +187,9 @@ def _prepare(
     if m.components == 0:
         for module in (m.module, *counterparts):
             changes += _silence_output_biases(m, module, optimizers)
+        for table in companions.tables:
+            names = [f"{m.name}.{bias}".removeprefix(".") for bias in _output_biases(m)]
+            changes += [_item_change(table, n, torch.zeros_like(table[n])) for n in names if n in table]
     for module in (m.module, *counterparts):
         changes += _attribute_changes(m, module, len(plan.sources))
     changes.append(_attribute_change(m, "components", len(plan.sources)))
@@ -272,12 +275,17 @@ def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool
     )
 
 
+def _output_biases(m: ElasticModule) -> list[str]:
+    """The biases behind the outputs, which no component owns."""
+    names = (f"{name.rpartition('.')[0]}.bias".removeprefix(".") for name in m.layout.output)
+    return [name for name in names if name in m.layout.shared and m.slot(name).tensor is not None]
+
+
 def _silence_output_biases(m: ElasticModule, module: nn.Module, optimizers: Sequence[Optimizer]) -> list[_Change]:
     """Zero biases behind the outputs of a module that comes back: it contributed nothing, nor may they at once."""
     changes = []
-    for name in m.layout.output:
-        bias = f"{name.rpartition('.')[0]}.bias".removeprefix(".")
-        tensor = m.slot(bias, module).tensor if bias in m.layout.shared else None
+    for name in _output_biases(m):
+        tensor = m.slot(name, module).tensor
         if tensor is None:
             continue
         changes.append(_data_change(tensor, torch.zeros_like(tensor)))

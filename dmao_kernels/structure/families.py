@@ -145,8 +145,7 @@ def cgmlp_layout(
     components: str | None = None,
     dropout: tuple[str, ...] = (),
 ) -> ComponentLayout:
-    """Convolutional gating MLP: linear to two halves; one half normed, convolved, times the other; linear
-    back.
+    """Convolutional gating MLP: linear to two halves; one half normed, convolved, times the other; linear back.
 
     A component is u channels of BOTH halves. For ``norm_kind`` see ``_channel_norm``.
     """
@@ -196,9 +195,10 @@ def _channel_norm(name: str | None, kind: Norm) -> tuple[dict[str, str], dict[st
 
     component: a LayerNorm whose statistics weigh each component (buffer ``statistics_weight``, one entry per
         component).
-    batch: nn.BatchNorm1d. layer: plain nn.LayerNorm; its statistics count a copied component twice, so that
-        growth then
-    changes the function a little; the other kinds preserve it. none: no norm.
+    batch: nn.BatchNorm1d.
+    layer: plain nn.LayerNorm; its statistics count a copied component twice, so that growth changes the
+        function a little (the other kinds preserve it).
+    none: no norm.
     """
     if name is None or kind == "none":
         return {}, {}, ()

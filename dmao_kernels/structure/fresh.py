@@ -21,7 +21,7 @@ def fresh_values(m: ElasticModule, count: int, seed: int) -> dict[str, Tensor]:
     Output tensors are zero, so that the function is unchanged while gradients flow; even buffers and gates
     are one. Every other tensor is what its owner's ``reset_parameters`` draws for a module of that width;
     without such a method: matrices Kaiming-uniform as in nn.Linear, vectors called weight one, other vectors
-        zero.
+    zero.
     """
     devices = sorted({t.device.index or 0 for _, t in m.tensors() if t.device.type == "cuda"})
     values: dict[str, Tensor] = {}

@@ -24,6 +24,7 @@ class ComponentGate(Gate):
         self.gate = nn.Parameter(torch.ones(components, dtype=weight.dtype, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
+        """The weight, every component times its gate."""
         view = weight.reshape(self.pattern.triple(self.gate.numel(), self.sizes))
         return (view * self.gate[:, None]).reshape(weight.shape)
 

@@ -44,8 +44,7 @@ def draw(view: Tensor, module: ModulePlan, split: Split, generator: Generator) -
 
 
 def split_copies(gathered: Tensor, module: ModulePlan, split: Split, random: Tensor | None) -> None:
-    """Share the output weights w between source and copy, in place: a and w - a, whose sum is w up to one
-    rounding.
+    """Share the output weights w between source and copy, in place: a and w - a, whose sum is w up to one rounding.
 
     asymmetric: a = w/2 + e, e ~ N(0, std of the component's w).  uniform: a = w r, r ~ U(0, 1) per entry.
     halves: a = w/2; the copies then have equal gradients and stay equal.

@@ -45,9 +45,9 @@ class Group:
 class ModulePlan:
     """One module's part of a plan.
 
-    components: how many there are before.  sources: the old component of every new one, in order; a component
-        that stands
-    twice is the source followed by its copy; -1 is a fresh one.
+    components: how many there are before.
+    sources: the old component of every new one, in order; of a component that stands twice, the first is the
+        source and the second its copy; -1 is a fresh one.
     """
 
     name: str
@@ -64,6 +64,7 @@ class ModulePlan:
 
     @property
     def changed(self) -> bool:
+        """Whether anything is dropped, copied, added or moved."""
         return self.sources != tuple(range(self.components))
 
     @property

@@ -1,6 +1,4 @@
-"""How much every component is worth: a moving average on the device, from the gradients that training has
-anyway.
-"""
+"""How much every component is worth: a moving average on the device, from the gradients that training has anyway."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from dmao_kernels.ops import importance_
+from dmao_kernels.ops.importance import METRICS, importance_
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.plan import FRESH, Plan
 from dmao_kernels.structure.slots import Slot
@@ -36,25 +34,23 @@ class Scores:
 
     metric: mean over the scored entries of
         taylor |w g| (first-order Taylor, the published one), gradient |g|, magnitude |w|, gate |gate| (see
-            ComponentGates),
-        signed: |mean w g|, the absolute value taken after averaging, so that what training pushes to and fro
-            cancels.
+        ComponentGates); or signed: |mean w g|, the absolute value taken after averaging over entries and
+        steps, so that what training pushes to and fro cancels.
     scope: "slice" scores the layout's published slice, "component" all parameters that the component owns
         (gates excepted).
     beta: weight of the old average in s <- beta s + (1 - beta) s_new; it starts at 0. (Published: 0.1, one
         batch.)
 
     What is not scored keeps its average: components whose mean is not finite (NaN gradients never poison
-        scores), and those
-    of whose scored parameters none has a gradient. Frozen parameters are left out of the mean, except for
-    "magnitude".
+    scores), and those of whose scored parameters none has a gradient. Frozen parameters are left out of the
+    mean, except for "magnitude" and "gate".
 
     Raises ValueError for unknown names, beta outside [0, 1), or metric "gate" without gates.
     """
 
     def __init__(self, elastic: Elastic, metric: Metric = "taylor", scope: Scope = "slice", beta: float = 0.99) -> None:
-        if metric not in ("taylor", "gradient", "magnitude", "signed", "gate"):
-            raise ValueError(f"Scores: metric must be taylor, gradient, magnitude, signed or gate, got '{metric}'")
+        if metric not in (*METRICS, "gate"):
+            raise ValueError(f"Scores: metric must be one of {', '.join(METRICS)}, gate, got '{metric}'")
         if scope not in ("slice", "component"):
             raise ValueError(f"Scores: scope must be slice or component, got '{scope}'")
         if not 0 <= beta < 1:

@@ -12,6 +12,7 @@ from typing import Literal
 from dmao_kernels.structure.plan import FRESH, Group, ModulePlan, Plan
 
 Selection = Literal["exact", "paper"]
+SELECTIONS = ("exact", "paper")
 
 
 def make_plan(
@@ -66,7 +67,7 @@ def make_plan(
 
 
 def _check(groups: Sequence[Group], fraction: float, selection: str, budget: int | None, revive: Sequence[str]) -> None:
-    if selection not in ("exact", "paper"):
+    if selection not in SELECTIONS:
         raise ValueError(f"make_plan: selection must be 'exact' or 'paper', got '{selection}'")
     if not 0 <= fraction < 1:
         raise ValueError(f"make_plan: fraction must be in [0, 1), got {fraction}")
@@ -117,9 +118,7 @@ class _Market:
         return chosen
 
     def by_fraction(self, candidates: Sequence[int], fraction: float) -> tuple[int, float]:
-        """How many of the candidates go so that ``fraction`` of the adaptable cost is just passed, and their
-        cost.
-        """
+        """How many of the candidates go so that ``fraction`` of the adaptable cost is just passed, and their cost."""
         removed, n = 0.0, 0
         while fraction > 0 and n < len(candidates) and removed <= fraction * self.adaptable:
             removed += self.cost[self.of[candidates[n]]]
@@ -193,9 +192,7 @@ class _Market:
         return dropped, grown, gap
 
     def price(self, i: int, left: list[int], step: int) -> int:
-        """Parameters in use that come or go with component i; ``left`` (components per module) is moved by
-        ``step``.
-        """
+        """Parameters in use that come or go with component i; ``left`` (components per module) is moved by ``step``."""
         g = self.of[i]
         others = left[g] - (1 if step < 0 else 0)
         left[g] += step

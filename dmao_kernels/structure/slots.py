@@ -10,9 +10,7 @@ from torch.nn.utils import parametrize
 
 
 class Gate(nn.Module):
-    """Base of the parametrizations that edits know how to follow: they scale whole components and nothing
-    else.
-    """
+    """Base of the parametrizations that edits know how to follow: they scale whole components and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +22,14 @@ class Slot:
 
     @property
     def is_parameter(self) -> bool:
+        """Whether it is a parameter, not a buffer."""
         return self.leaf in self.owner._parameters
 
     @property
     def tensor(self) -> Tensor | None:
+        """What stands there now; None for a bias that is switched off."""
         table = self.owner._parameters if self.is_parameter else self.owner._buffers
         return table[self.leaf]
-
-    def replace_buffer(self, tensor: Tensor) -> None:
-        self.owner._buffers[self.leaf] = tensor
 
 
 def find_slot(module: nn.Module, name: str, where: str) -> Slot:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dmao.errors import UserError
+from dmao.errors import UserError, first_line
 
 FORMAT = 1
 KEEP = 2
@@ -71,7 +71,7 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever zipfile, pickle or its reader raise
-        raise CheckpointError(f"checkpoint: {path} cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"checkpoint: {path} cannot be read: {first_line(error)}") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"checkpoint: {path} must have format {FORMAT}, got {found!r}")
@@ -116,7 +116,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

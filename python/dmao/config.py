@@ -11,13 +11,11 @@ from typing import Any, Literal
 import yaml
 
 from dmao.augment import SpecAugment
-from dmao.data.corpus import write_atomically
+from dmao.files import write_atomically
 from dmao.models import ConformerConfig
 from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
 from dmao.schedule import LearningRate, Schedule
-from dmao_kernels.structure.gather import Split
-from dmao_kernels.structure.scores import Metric, Scope
-from dmao_kernels.structure.selection import Selection
+from dmao_kernels.structure import Metric, Scope, Selection, Split
 
 __all__ = [
     "ConfigError",
@@ -126,8 +124,7 @@ class GrowAndDropConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training. The result is a function of this and of the data, to the bit for the same machine and
-    threads.
+    """One training. The result is a function of this and of the data, to the bit for the same machine and threads.
 
     steps: optimizer steps.
     threads: threads of the CPU kernels.

@@ -1,5 +1,4 @@
-"""Grow-and-drop as one object beside any training loop: it scores, says when an event is due, and changes the
-widths.
+"""Grow-and-drop as one object beside any training loop: it scores, says when an event is due, and changes the widths.
 
 controller = GrowAndDrop(model, optimizer, Schedule(start=0.4), total_steps=2000)
 for step, batch in enumerate(batches, 1):
@@ -24,21 +23,24 @@ from torch.optim import Optimizer
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule
 from dmao_kernels.structure import (
+    SELECTIONS,
+    SPLITS,
     ComponentGates,
     Elastic,
+    Metric,
+    Pairs,
     Plan,
+    Scope,
     Scores,
+    Selection,
+    Split,
     apply_plan,
     copy_cosines,
     follow_copies,
     make_plan,
 )
-from dmao_kernels.structure.gather import Split
-from dmao_kernels.structure.scores import Metric, Scope
-from dmao_kernels.structure.selection import Selection
 
 Copies = dict[str, list[tuple[int, int]]]
-Pairs = Mapping[str, Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,8 @@ class GrowAndDrop:
     ):
         if observe_every < 1:
             raise ValueError(f"GrowAndDrop: observe_every must be 1 or more, got {observe_every}")
-        _require_choice("selection", selection, ("exact", "paper"))
-        _require_choice("split", split, ("asymmetric", "halves", "uniform"))
+        _require_choice("selection", selection, SELECTIONS)
+        _require_choice("split", split, SPLITS)
         self.schedule = schedule
         self.event_steps = schedule.steps(total_steps)
         self.optimizer = optimizer
@@ -164,8 +166,7 @@ class GrowAndDrop:
         return len(self.events) < len(self.event_steps) and step >= self.event_steps[len(self.events)]
 
     def adapt(self) -> Event:
-        """Drops and grows components of the model, in place: same Parameter objects, same order in the
-        optimizer.
+        """Drops and grows components of the model, in place: same Parameter objects, same order in the optimizer.
 
         Raises RuntimeError where no step was observed, ValueError where the plan cannot be met; nothing is
         changed then.

@@ -1,4 +1,4 @@
-"""The one exception that a user of the command line is meant to see."""
+"""The one exception that a user of the command line is meant to see, and how others become part of it."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one line that names what was expected, what was found and, where there is one, the way out.
     The command line prints it without a traceback; library code lets it pass.
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; the name of its class where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -30,6 +30,7 @@ class JsonLines:
         self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row; `flush` puts it on the disk."""
         self._file.write(_to_line(row))
 
     def flush(self) -> None:
@@ -80,16 +81,19 @@ class Recorder:
         self._board = _open_board(run_dir / "tensorboard", resume_step) if tensorboard else None
 
     def train(self, step: int, **values: Any) -> None:
+        """What one training step did."""
         self.metrics.write({"kind": "train", "step": step, **values})
         self._scalars("train", step, values)
 
     def evaluation(self, step: int, split: str, **values: Any) -> None:
+        """Results on a split after `step`."""
         self.metrics.write({"kind": "eval", "split": split, "step": step, **values})
         self._scalars(split, step, values)
 
     def event(self, row: Mapping[str, Any]) -> None:
+        """A grow-and-drop event, as `Event.to_dict` gives it."""
         self.events.write(row)
-        self.component_counts(row["step"], row["counts_after"])
+        self._scalars("components", row["step"], row["counts_after"])
 
     def health(self, step: int, cosines: Mapping[str, Mapping[str, list[float]]]) -> None:
         """Cosines of copies and their sources, per module and side (1: a copy has not come apart)."""
@@ -98,13 +102,12 @@ class Recorder:
         if values:
             self._scalars("structure", step, {"copy_cosine": sum(values) / len(values)})
 
-    def component_counts(self, step: int, counts: Mapping[str, int]) -> None:
-        self._scalars("components", step, counts)
-
     def score_row(self, step: int, scores: Mapping[str, list[float]]) -> None:
+        """The scores of all components, by module."""
         self.scores.write({"step": step, "scores": dict(scores)})
 
     def flush(self) -> None:
+        """Puts all records on the disk."""
         for file in (self.metrics, self.events, self.scores):
             file.flush()
         if self._board is not None:

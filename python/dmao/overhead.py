@@ -47,6 +47,7 @@ class Median:
         return cls(statistics.median(ordered), ordered[rank], ordered[n - 1 - rank])
 
     def times(self, factor: float) -> Median:
+        """The median in another unit."""
         return Median(self.median * factor, self.low * factor, self.high * factor)
 
 

@@ -1,4 +1,4 @@
-"""When the model changes its widths, and the learning rate at every step (method.md sections 3 and 4).
+"""When the model changes its widths, and the learning rate at every step (docs/METHOD.md, sections 3 and 4).
 
 Both are pure functions of the step, so a resumed run needs no state to continue them.
 """
@@ -44,6 +44,7 @@ class Schedule:
 
     @property
     def fraction_per_event(self) -> float:
+        """What one event re-allocates, as a share of the adaptable parameters."""
         return self.fraction / self.events
 
     def steps(self, total_steps: int) -> tuple[int, ...]:

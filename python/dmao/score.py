@@ -21,6 +21,7 @@ class ErrorCount:
 
     @property
     def errors(self) -> int:
+        """All edits."""
         return self.substitutions + self.insertions + self.deletions
 
     @property

@@ -65,6 +65,21 @@ def test_unknown_capability(name: str, run_python: RunPython) -> None:
     assert message.endswith(f"got '{name}'")
 
 
+@native
+def test_every_capability_is_taken_or_refused(run_python: RunPython) -> None:
+    from dmao_kernels import _host
+
+    isas = _host.build_info()["isas"]
+    best = run_python("-c", "import dmao_kernels; print(dmao_kernels.cpu_capability())").stdout.strip()
+    for place, isa in enumerate(isas):
+        run = run_python("-c", "import dmao_kernels; print(dmao_kernels.cpu_capability())", DMAO_CPU_CAPABILITY=isa)
+        if place <= isas.index(best):
+            assert run.stdout.strip() == isa, run.stderr
+        else:
+            message = f"this CPU does not support {isa}; the best it supports is {best}"
+            assert run.stderr.strip().splitlines()[-1] == f"ImportError: DMAO_CPU_CAPABILITY: {message}"
+
+
 def test_without_native_kernels_by_choice(run_python: RunPython) -> None:
     run = run_python("-c", SCORE, DMAO_NO_NATIVE="1")
     assert run.stdout.strip() == "None [1.5, 1.5] (False, 'DMAO_NO_NATIVE=1 is set')", run.stderr

@@ -52,7 +52,6 @@ def test_arithmetic_and_tails(probe: ctypes.CDLL, size: int) -> None:
     expected = x.clamp(min=1) - x.clamp(max=1) + x / 3 * x
     torch.testing.assert_close(call(probe, "vec_arithmetic", x), expected)
     assert torch.equal(call(probe, "vec_abs", x), x.abs())
-    assert torch.equal(call(probe, "vec_sqrt", x.abs()), x.abs().double().sqrt().float())
     as_bf16 = call(probe, "to_bf16", x, torch.bfloat16)
     assert torch.equal(as_bf16, x.bfloat16())
     assert torch.equal(call(probe, "from_bf16", as_bf16), as_bf16.float())

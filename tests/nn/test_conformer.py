@@ -57,6 +57,21 @@ def test_compiles_as_one_graph(dropout: float) -> None:
     torch.testing.assert_close(compiled(x, mask), block(x, mask), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_inductor_trains_the_same() -> None:
+    """The default backend of torch.compile generates code around the operators; gradients are the eager ones."""
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        block = make(0.0)
+        x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        step = torch.compile(block, fullgraph=True) if compiled else block
+        step(x, torch.arange(7) < torch.tensor([[7], [4]])).square().sum().backward()
+        gradients.append([x.grad, *(p.grad for p in block.parameters())])
+    for eager, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_autocast() -> None:
     block, x = make(0.1), torch.randn(2, 7, 16, requires_grad=True)
     exact = block.eval()(x)

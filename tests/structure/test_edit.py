@@ -165,6 +165,11 @@ def test_companions_follow_with_the_same_noise():
     apply_plan(plan_for(elastic, ()), elastic, companions=[average, table, clone])
     x = inputs()
     assert torch.equal(clone.eval()(x), model.eval()(x))
+    apply_plan(plan_for(elastic, (-1,)), elastic, companions=[average, table, clone])  # revived in silence
+    for name in ("branches.0.w2", "branches.3.out", "branches.5.linear2"):
+        for value in (model.get_submodule(name).bias, average.module.get_submodule(name).bias, table[f"{name}.bias"]):
+            assert not value.any(), name
+    assert same(state(model), state(clone))
 
 
 def test_companions_that_do_not_fit():

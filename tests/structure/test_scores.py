@@ -5,7 +5,10 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import dmao_kernels
 from dmao_kernels.structure import ComponentGates, Elastic, Scores, apply_plan, given_plan
 from tests.structure import plain
 from tests.structure.plain import build, inputs, plan_for
@@ -192,6 +195,42 @@ def test_the_table_is_rebuilt_only_when_it_must():
     w = model.branches[0].w1.weight
     expected = 0.99 * before + 0.01 * (w * w.grad)[:6].abs().mean()
     torch.testing.assert_close(scores.ema[0], expected.detach())
+
+
+class Operators(TorchDispatchMode):
+    """Notes the name of every operator that is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.called.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
+@pytest.mark.parametrize("scope", ["slice", "component"])
+def test_one_native_call_scores_everything(scope):
+    model = build()
+    scores = Scores(Elastic(model), scope=scope)
+    backward(model)
+    scores.update()
+    with Operators() as operators:
+        scores.update()
+    work = [name for name in operators.called if name not in ("aten::detach", "aten::new_empty")]
+    assert work == ["dmao::importance_"]
+
+
+def test_an_update_never_waits_for_a_value():
+    """Fake tensors have no values: whatever would synchronise with a device fails on them."""
+    with FakeTensorMode():
+        model = plain.Residual(*(cls() for cls in plain.FAMILIES))
+        scores = Scores(Elastic(model), scope="component")
+        backward(model)
+        scores.update()
+        with pytest.raises(DataDependentOutputException):
+            scores.ema[0].item()
 
 
 def test_state_round_trip():

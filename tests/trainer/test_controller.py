@@ -153,6 +153,20 @@ def test_an_event_needs_scores():
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
+def test_a_budget_that_cannot_be_met_changes_nothing():
+    model, optimizer, controller = setup(keep_at_least=1)
+    run(model, optimizer, controller, range(1, 6))
+    _observe(controller)
+    before, scores = copy.deepcopy(model.state_dict()), controller.scores.ema.clone()
+    for budget in (1, 10 * controller.budget):
+        controller.budget = budget
+        with pytest.raises(ValueError, match=f"a budget of {budget} parameters cannot be met"):
+            controller.adapt()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(controller.scores.ema, scores)
+    assert controller.events == []
+
+
 def test_observe_every():
     _, _, every = setup(observe_every=3)
     for _ in range(7):

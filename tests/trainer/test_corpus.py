@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import soundfile
-from dmao.data.corpus import LEXICON, Corpus, write_atomically
+from dmao.data.corpus import LEXICON, Corpus
 from dmao.data.features import add_features
 from dmao.data.manifests import make_cut
 from dmao.errors import UserError
 from dmao.evaluate import evaluate, evaluate_model
+from dmao.files import write_atomically
 from dmao.metrics import read_json_lines
 from dmao.source import CorpusSource
 from dmao.step import build_model

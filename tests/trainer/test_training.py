@@ -118,6 +118,35 @@ def test_other_settings_train_and_resume(tmp_path, overrides):
     assert losses(list(read_json_lines(tmp_path / "parts" / "metrics.jsonl"))) == losses(rows_of(whole, "train"))
 
 
+def test_bf16_lowers_the_precision_of_the_step_and_not_of_the_weights():
+    results, models = {}, {}
+    batch = next(TinySource().train_batches(0))
+    for precision in ("fp32", "bf16"):
+        config = tiny_config(f"precision={precision}")
+        models[precision] = model = _fresh_model()
+        optimizer = make_optimizer(model, config.optimizer)
+        results[precision] = TrainingStep(model, optimizer, config, make_controller(model, optimizer, config))(batch, 1)
+    assert results["bf16"].problem == ""
+    assert results["bf16"].loss != results["fp32"].loss
+    assert results["bf16"].loss == pytest.approx(results["fp32"].loss, rel=0.02)
+    for parameter in models["bf16"].parameters():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32
+
+
+def test_a_run_writes_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_config("steps=4", "tensorboard=true", "eval_splits=[test]", "grow_and_drop.schedule={start: 2}")
+    result = train(config, tmp_path, TinySource())
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    logged = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert logged == [(step, pytest.approx(loss)) for step, loss in losses(rows_of(result, "train"))]
+    for name, count in result.component_counts.items():
+        assert [(event.step, event.value) for event in board.Scalars(f"components/{name}")] == [(2, count)]
+    assert board.Scalars("test/wer")[0].value == pytest.approx(result.evaluations["test"]["wer"])
+
+
 class _SourceThatStops(TinySource):
     def __init__(self, batches: int):
         super().__init__()

@@ -1,22 +1,9 @@
-"""component_ffn: schema, and the parts that hang on it."""
+"""component_ffn: the feed-forward layer over its live components."""
 
-import torch
+from dmao_kernels.ops.component_ffn.api import component_ffn
+from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS
 
-from ..._library import define
-from ...dispatch import register
+# isort: split
+from dmao_kernels.ops.component_ffn import autograd, fake  # noqa: F401 - they register on the schemas of api
 
-define(
-    "component_ffn(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? live, int components, "
-    "float p, Tensor? seed, str activation, bool keep) -> (Tensor y, Tensor pre_activation)"
-)
-define(
-    "component_ffn_backward(Tensor grad_y, Tensor x, Tensor w1, Tensor w2, Tensor? live, "
-    "Tensor pre_activation, int components, float p, Tensor? seed, str activation, bool bias1, bool bias2) "
-    "-> (Tensor grad_x, Tensor grad_w1, Tensor grad_b1, Tensor grad_w2, Tensor grad_b2)"
-)
-register("component_ffn", dtypes=(torch.float32, torch.bfloat16))
-
-from . import autograd, fake  # noqa: E402, F401 - they register on the schemas
-from .api import component_ffn  # noqa: E402
-
-__all__ = ["component_ffn"]
+__all__ = ["ACTIVATIONS", "component_ffn"]

@@ -5,10 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...dispatch import choose_backend
-from .reference import ACTIVATIONS, component_ffn_reference
+from dmao_kernels._library import define
+from dmao_kernels.dispatch import choose_backend, register
+from dmao_kernels.ops._describe import describe, dtype_name
+from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS, component_ffn_reference
 
 _DTYPES = (torch.float32, torch.bfloat16)
+
+define(
+    "component_ffn(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? live, int components, "
+    "float p, Tensor? seed, str activation, bool keep) -> (Tensor y, Tensor pre_activation)"
+)
+define(
+    "component_ffn_backward(Tensor grad_y, Tensor x, Tensor w1, Tensor w2, Tensor? live, "
+    "Tensor pre_activation, int components, float p, Tensor? seed, str activation, bool bias1, bool bias2) "
+    "-> (Tensor grad_x, Tensor grad_w1, Tensor grad_b1, Tensor grad_w2, Tensor grad_b2)"
+)
+register("component_ffn", dtypes=_DTYPES)
 
 
 def component_ffn(
@@ -88,7 +101,7 @@ def _check(
     activation: str,
 ) -> None:
     if x.dtype not in _DTYPES:
-        raise ValueError(f"component_ffn: x must be float32 or bfloat16, got {_dtype(x)}")
+        raise ValueError(f"component_ffn: x must be float32 or bfloat16, got {dtype_name(x)}")
     if x.dim() == 0:
         raise ValueError("component_ffn: x must be [..., d], got a scalar")
     if w1.dim() != 2 or w2.dim() != 2:
@@ -108,22 +121,18 @@ def _check(
         if list(tensor.shape) != shape:
             raise ValueError(f"component_ffn: {name} must be {shape}, got {list(tensor.shape)}")
         if tensor.dtype != x.dtype:
-            raise ValueError(f"component_ffn: {name} must have x's dtype {_dtype(x)}, got {_dtype(tensor)}")
+            raise ValueError(f"component_ffn: {name} must have x's dtype {dtype_name(x)}, got {dtype_name(tensor)}")
     if components < 0 or (hidden % components if components else hidden):
         raise ValueError(f"component_ffn: components must divide the {hidden} hidden units, got {components}")
     if live is not None and (live.dtype != torch.int32 or live.dim() != 1):
-        raise ValueError(f"component_ffn: live must be int32 [n], got {_dtype(live)} {list(live.shape)}")
+        raise ValueError(f"component_ffn: live must be int32 [n], got {describe(live)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"component_ffn: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not 0.0 <= p < 1.0:
         raise ValueError(f"component_ffn: p must be in [0, 1), got {p}")
     if p > 0.0 and (seed is None or seed.dtype != torch.int64 or list(seed.shape) != [1]):
-        found = "None" if seed is None else f"{_dtype(seed)} {list(seed.shape)}"
+        found = "None" if seed is None else describe(seed)
         raise ValueError(f"component_ffn: seed must be int64 [1] when p > 0, got {found}")
     for name, tensor in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2), ("live", live), ("seed", seed)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"component_ffn: {name} must be on x's device {x.device}, got {tensor.device}")
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..._library import define
-from ...dispatch import choose_backend, register
-from .reference import METRICS, importance_reference_
+from dmao_kernels._library import define
+from dmao_kernels.dispatch import choose_backend, register
+from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops.importance.reference import METRICS, importance_reference_
+
+_DTYPES = (torch.float32, torch.bfloat16)
 
 define(
     "importance_(Tensor(a!) ema, Tensor[] weights, Tensor[] grads, Tensor segments, Tensor inverse_count, "
     "str metric, float beta) -> ()"
 )
-register("importance_", dtypes=(torch.float32, torch.bfloat16))
+register("importance_", dtypes=_DTYPES)
 
 
 @torch.library.register_fake("dmao::importance_")
@@ -99,19 +102,19 @@ def _check(
         raise ValueError(f"importance_: beta must be in [0, 1], got {beta}")
     for name, tensor in (("ema", ema), ("inverse_count", inverse_count)):
         if tensor.dtype != torch.float32 or tensor.dim() != 1 or not tensor.is_contiguous():
-            raise ValueError(f"importance_: {name} must be contiguous float32 [n_components], got {_describe(tensor)}")
+            raise ValueError(f"importance_: {name} must be contiguous float32 [n_components], got {describe(tensor)}")
     if ema.shape != inverse_count.shape:
         raise ValueError(
             f"importance_: inverse_count must have as many elements as ema ({ema.numel()}), got {inverse_count.numel()}"
         )
     if segments.dtype != torch.int64 or segments.dim() != 2 or segments.shape[1] != 5:
-        raise ValueError(f"importance_: segments must be int64 [n, 5], got {_describe(segments)}")
+        raise ValueError(f"importance_: segments must be int64 [n, 5], got {describe(segments)}")
     if len(weights) != len(grads):
         raise ValueError(f"importance_: got {len(weights)} weights but {len(grads)} grads")
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
         for name, tensor in (("weights", weight), ("grads", grad)):
-            if tensor.dtype not in (torch.float32, torch.bfloat16):
-                raise ValueError(f"importance_: {name}[{i}] must be float32 or bfloat16, got {_describe(tensor)}")
+            if tensor.dtype not in _DTYPES:
+                raise ValueError(f"importance_: {name}[{i}] must be float32 or bfloat16, got {describe(tensor)}")
             if tensor.device != ema.device:
                 raise ValueError(f"importance_: {name}[{i}] must be on ema's device {ema.device}, got {tensor.device}")
         if grad.numel() != 0 and grad.shape != weight.shape:
@@ -121,7 +124,3 @@ def _check(
             )
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (ema, *weights, *grads)):
         raise RuntimeError("importance_: scores are not differentiable; call it under torch.no_grad()")
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

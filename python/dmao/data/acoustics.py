@@ -21,9 +21,7 @@ def record(speech: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np
     Half of the utterances get a room, three quarters white, pink or brown noise at 8 .. 28 dB, all a random gain
     (peak at -14 .. -1 dB of full scale).
     """
-    divisor = np.gcd(SAMPLE_RATE, sample_rate)
-    signal = resample_poly(speech / 32768.0, SAMPLE_RATE // divisor, sample_rate // divisor)
-    signal = trim(signal)
+    signal = trim(resample(speech / 32768.0, sample_rate))
     if rng.random() < 0.5:
         signal = convolve(signal, room_response(rng))
     colour = rng.choice(["none", *_NOISE_EXPONENT])
@@ -33,12 +31,19 @@ def record(speech: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np
     return np.round(signal * (32767 * peak / np.abs(signal).max())).astype(np.int16)
 
 
+def resample(signal: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Bring `signal` from `sample_rate` to 16 kHz."""
+    divisor = np.gcd(SAMPLE_RATE, sample_rate)
+    return resample_poly(signal, SAMPLE_RATE // divisor, sample_rate // divisor)
+
+
 def decibels(level: float) -> float:
     """Amplitude ratio of a level in dB."""
     return float(10 ** (level / 20))
 
 
 def rms(signal: np.ndarray) -> float:
+    """Root of the mean square."""
     return float(np.sqrt(np.mean(signal**2)))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmao.errors import UserError
+from dmao.files import write_atomically
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -64,11 +65,13 @@ class Corpus:
         return corpus if same and all(corpus.manifest(split).exists() for split in corpus.splits) else None
 
     def save(self) -> None:
+        """Write the stamp: from now on the corpus is complete."""
         fields = asdict(self)
         del fields["root"]
         write_atomically(self.root / STAMP, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
 
     def manifest(self, split: str) -> Path:
+        """Where the manifest of `split` is."""
         return self.root / "manifests" / f"{split}.jsonl.gz"
 
     def cuts(self, split: str) -> CutSet:
@@ -90,14 +93,6 @@ class Corpus:
     def __str__(self) -> str:
         parts = [f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()]
         return f"{self.name}: {'; '.join(parts)}"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers and interrupted runs see the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
 
 
 def installed_versions(*packages: str) -> dict[str, str]:
@@ -122,4 +117,5 @@ def preparing(root: Path) -> Iterator[None]:
 
 
 def usable_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 import dmao
-from dmao.data.corpus import LEXICON, Corpus, installed_versions, preparing, usable_cores, write_atomically
+from dmao.data.acoustics import SAMPLE_RATE
+from dmao.data.corpus import LEXICON, STAMP, Corpus, installed_versions, preparing, usable_cores
 from dmao.data.synthesis import INDEX, Utterance
 from dmao.data.words import vocabulary
 from dmao.errors import UserError
+from dmao.files import write_atomically
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -107,7 +109,7 @@ def prepare_embedded(
     with preparing(root):
         if corpus := Corpus.find(root, "embedded", arguments, versions):
             return corpus
-        (root / "corpus.json").unlink(missing_ok=True)
+        (root / STAMP).unlink(missing_ok=True)
         shards = {split: _shards(root, split, utterances, synthesis_versions) for split, utterances in splits.items()}
         _speak([shard for group in shards.values() for shard in group], jobs or usable_cores(), progress)
         _remove_others(root / "audio", {folder for group in shards.values() for folder, _ in group})
@@ -245,7 +247,7 @@ def _describe(root: Path, arguments: dict, versions: dict[str, str], spoken: dic
         entries = [entry for index in indices for entry in index]
         splits[split] = {
             "utterances": len(entries),
-            "seconds": round(sum(entry["samples"] for entry in entries) / 16_000, 3),
+            "seconds": round(sum(entry["samples"] for entry in entries) / SAMPLE_RATE, 3),
             "sha256": hashlib.sha256("".join(entry["sha256"] for entry in entries).encode()).hexdigest(),
         }
     fingerprint = hashlib.sha256("".join(split["sha256"] for split in splits.values()).encode()).hexdigest()

@@ -23,9 +23,10 @@ from lhotse.features.io import NumpyFilesReader
 from lhotse.utils import compute_num_frames
 from tqdm import tqdm
 
-from dmao.data.corpus import installed_versions, write_atomically
+from dmao.data.corpus import installed_versions
 from dmao.data.manifests import SAMPLE_RATE, CutSet, MonoCut, write_manifest
-from dmao.errors import UserError
+from dmao.errors import UserError, first_line
+from dmao.files import write_atomically
 
 BINS = 80
 FRAME_SHIFT = 0.01
@@ -106,7 +107,7 @@ def _audio(cut: MonoCut, root: Path) -> np.ndarray:
             raise ValueError(f"it holds {found} samples, its manifest says {cut.recording.num_samples}")
         return cut.with_recording_path_prefix(root).load_audio()
     except Exception as error:  # lhotse, libsndfile and the file system raise their own
-        reason = "no such file" if not path.exists() else str(error).splitlines()[0]
+        reason = "no such file" if not path.exists() else first_line(error)
         raise UserError(f"cannot read audio of utterance {cut.id} ({path}): {reason}") from error
 
 

@@ -20,16 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from dmao.data.acoustics import SAMPLE_RATE
-from dmao.data.corpus import LEXICON, SPLITS, STAMP, Corpus, installed_versions, preparing, write_atomically
+from dmao.data.acoustics import resample
+from dmao.data.corpus import LEXICON, SPLITS, STAMP, Corpus, installed_versions, preparing
 from dmao.data.espeak import Espeak
 from dmao.data.features import FEATURE_VERSION, add_features
 from dmao.data.manifests import MonoCut, make_cut
 from dmao.data.synthesis import encode_flac
 from dmao.errors import UserError
+from dmao.files import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class Clip:
     @property
     def split(self) -> str:
         """Whole levels go to test, dev or train (1 : 1 : 8), so that no scene is in two splits."""
-        return {0: "test", 1: "dev"}.get(int(hashlib.md5(self.level.encode()).hexdigest(), 16) % 10, "train")
+        digest = hashlib.md5(self.level.encode(), usedforsecurity=False).hexdigest()
+        return {0: "test", 1: "dev"}.get(int(digest, 16) % 10, "train")
 
 
 def prepare_recorded(language: str, root: str | Path, *, progress: bool = True) -> Corpus:
@@ -212,8 +213,7 @@ def _convert(source: Path, target: Path) -> np.ndarray:
         signal, sample_rate = soundfile.read(source, always_2d=True)
     except soundfile.SoundFileError as error:
         raise UserError(f"cannot read recording {source}: {error}") from error
-    divisor = np.gcd(SAMPLE_RATE, sample_rate)
-    signal = resample_poly(signal.mean(axis=1), SAMPLE_RATE // divisor, sample_rate // divisor)
+    signal = resample(signal.mean(axis=1), sample_rate)
     samples = np.round(np.clip(signal, -1, 1) * 32767).astype(np.int16)
     write_atomically(target, encode_flac(samples))
     return samples

@@ -13,9 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from dmao.data.corpus import write_atomically
 from dmao.data.labels import split_words
 from dmao.errors import UserError
+from dmao.files import write_atomically
 
 _BEGIN, _END, _UNKNOWN = "<s>", "</s>", "<unk>"
 _NEVER = -99.0  # log10 probability of <s>, by convention

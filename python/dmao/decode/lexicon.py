@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmao.data.labels import BLANK, BOUNDARY, BOUNDARY_TOKEN, Labels
 from dmao.decode.greedy import as_frames
-from dmao.errors import UserError
+from dmao.errors import UserError, first_line
 
 _UNKNOWN = "<unk>"
 _IMPOSSIBLE = -30.0
@@ -113,4 +113,4 @@ def _read_arpa(path: str | Path, dictionary: Any) -> Any:
     try:
         return KenLM(str(path), dictionary)
     except Exception as error:  # KenLM's own C++ exceptions
-        raise UserError(f"cannot read language model {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read language model {path}: {first_line(error)}") from error

@@ -7,9 +7,9 @@ PosixPath('runs/demo/report.html')
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from dmao.files import write_atomically
 from dmao.report.page import render
 from dmao.report.records import read_run
 
@@ -30,8 +30,5 @@ def write_report(run_root: str | Path, out_html: str | Path | None = None) -> Pa
     if not root.is_dir():
         raise FileNotFoundError(f"write_report: run_root must be the directory of a run, got {root}")
     target = root / "report.html" if out_html is None else Path(out_html)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(target.name + ".part")
-    unfinished.write_text(render(read_run(root)), encoding="utf-8")
-    os.replace(unfinished, target)
+    write_atomically(target, render(read_run(root)))
     return target

@@ -13,8 +13,8 @@ import torch
 
 from dmao.checkpoint import list_checkpoints, load
 from dmao.config import TrainConfig, load_config
-from dmao.data.corpus import write_atomically
 from dmao.errors import UserError
+from dmao.files import write_atomically
 from dmao.metrics import read_json_lines
 
 SPLIT = "test"
