@@ -33,10 +33,10 @@ help:
 	@echo "make demo       set up, then train the uniform baseline and the grow-and-drop model; runs/demo/report.html"
 	@echo "make test       set up, then run the quick tests"
 	@echo "make test-all   the slow sweeps as well"
-	@echo "make bench      benchmarks of the operations and of the training step"
+	@echo "make bench      benchmarks of the operations and of the training step; build/bench"
 	@echo "make lint       ruff, mypy, clang-format (checks only);  make format rewrites"
 	@echo "make clean      remove build outputs;  make distclean removes .venv as well"
-	@echo "Variables: PYTHON=python3 (3.10 or newer), JOBS=2 (parallel test processes), ARGS (passed on to pytest, dmao)"
+	@echo "Variables: PYTHON=python3 (3.10 or newer), JOBS=2 (parallel test processes), ARGS (passed on to pytest, dmao demo, benchmarks)"
 
 setup: $(NATIVE)
 
@@ -52,7 +52,10 @@ test-all: $(NATIVE)
 	$(PYTEST) -m "" $(ARGS)
 
 bench: $(NATIVE)
-	$(BIN)/dmao bench $(ARGS)
+	$(BIN)/dmao prepare embedded
+	$(BIN)/python -m benchmarks.component_ffn $(ARGS)
+	$(BIN)/python -m benchmarks.importance $(ARGS)
+	$(BIN)/python -m benchmarks.training $(ARGS)
 
 lint: $(NATIVE)
 	$(BIN)/ruff check $(PYTHON_SOURCES)

@@ -7,8 +7,9 @@ after the kernel's output and gradients passed the comparison with float64. GF/s
 
 from __future__ import annotations
 
-import argparse
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from dmao_kernels import component_ffn, cpu_capability
 from dmao_kernels.ops.component_ffn.reference import component_ffn_reference
 from dmao_kernels.testing import assert_close_to_oracle, outputs_and_gradients, to_float64
 
-from ._harness import interleaved
+from ._harness import interleaved, parser, write_results
 
 COMPONENTS = 4
 SHAPES = ((384, 1536, 2000), (384, 1536, 500), (128, 512, 1500), (128, 512, 500), (96, 384, 1000))
@@ -57,7 +58,10 @@ def check(inputs: list[Tensor], live: Tensor | None, p: float, seed: Tensor) -> 
         assert_close_to_oracle(our_grads[key], torch_grads[key], true_grads[key], name=f"gradient {key}")
 
 
-def row(width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, seconds: float) -> None:
+def measure(
+    width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, seconds: float
+) -> Iterator[dict[str, Any]]:
+    """Forward, and forward with backward, of one shape: prints and yields a row each."""
     inputs = make_inputs(width, hidden, tokens, dtype)
     seed = torch.tensor([1])
     lives = {
@@ -83,27 +87,31 @@ def row(width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, seco
         times = interleaved(calls, seconds)
         base = times["dense"].median
         rate = (4 if name == "fwd" else 12) * tokens * width * hidden / times["1.0"].median / 1e9
-        ratios = "  ".join(f"{times[f'{share}'].median / base:5.3f}" for share in SHARES)
+        relative = {share: times[f"{share}"].median / base for share in SHARES}
+        ratios = "  ".join(f"{ratio:5.3f}" for ratio in relative.values())
         print(
             f"{str(dtype)[6:]:8} d={width:4} F={hidden:4} T={tokens:5} p={p:.1f} {name:8} "
             f"dense {times['dense']} | ours/dense {ratios} | {rate:5.0f} GF/s",
             flush=True,
         )
+        shape = {"dtype": str(dtype)[6:], "d": width, "hidden": hidden, "tokens": tokens, "p": p, "pass": name}
+        ours_to_dense = {f"ours/dense, {share:.0%} live": ratio for share, ratio in relative.items()}
+        yield {**shape, "dense ms": 1e3 * base, **ours_to_dense, "GF/s": rate}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1.5, help="per comparison")
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--d", type=int, help="only shapes of this width")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--dtypes", default="float32,bfloat16")
+    options.add_argument("--d", type=int, help="only shapes of this width")
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     shares = ", ".join(map(str, SHARES))
     print(f"{cpu_capability()}, {arguments.threads} threads, live share {shares}")
+    rows: list[dict[str, Any]] = []
     for dtype, shape, p in itertools.product(arguments.dtypes.split(","), SHAPES, (0.0, 0.1)):
         if arguments.d in (None, shape[0]):
-            row(*shape, getattr(torch, dtype), p, arguments.seconds)
+            rows += measure(*shape, getattr(torch, dtype), p, arguments.seconds)
+    write_results(arguments.out, "component_ffn", rows)
 
 
 if __name__ == "__main__":

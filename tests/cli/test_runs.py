@@ -104,7 +104,7 @@ def test_interrupted_training_goes_on_with_the_command_that_it_prints(dmao, corp
     config.write_text(yaml.safe_dump({"threads": 1, "data": {"root": str(corpus)}}))
     folder = dmao.cwd / "my run"
     process = dmao.start(
-        "train", config, "--run-dir", "my run", *settings("steps=150", "checkpoint_every=1000"), "--baseline"
+        "train", config, "--run-dir", "my run", *settings("steps=100", "checkpoint_every=1000"), "--baseline"
     )
     while not (folder / "metrics.jsonl").exists() or len(steps_of(folder)) < 3:
         assert process.poll() is None, process.communicate()[1]
@@ -113,15 +113,15 @@ def test_interrupted_training_goes_on_with_the_command_that_it_prints(dmao, corp
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     (line,) = [line for line in errors.splitlines() if line.startswith("dmao: error: ")]
-    stopped = int(re.search(r"stopped at step (\d+) of 150", line)[1])
-    assert 3 <= stopped < 150
+    stopped = int(re.search(r"stopped at step (\d+) of 100", line)[1])
+    assert 3 <= stopped < 100
     program, *arguments = shlex.split(line.partition("continue with: ")[2])
     assert program == "dmao"
     monkeypatch.chdir(dmao.cwd)
     resumed = run(*arguments)
     assert f"resuming my run at step {stopped}" in resumed.stderr
-    assert resumed.stdout.startswith("150 steps, ")
-    assert steps_of(folder) == list(range(1, 151))
+    assert resumed.stdout.startswith("100 steps, ")
+    assert steps_of(folder) == list(range(1, 101))
     assert run(*arguments).stdout == resumed.stdout  # finished: says so, trains nothing
 
 
