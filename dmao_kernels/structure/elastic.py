@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from dmao_kernels.layout import ComponentLayout, Pattern
+from dmao_kernels.structure.edit import Companion
+from dmao_kernels.structure.empty import handles_empty
 from dmao_kernels.structure.families import find_family
 from dmao_kernels.structure.plan import Group
 from dmao_kernels.structure.slots import Slot, find_slot, get_attribute
@@ -45,6 +47,8 @@ class ElasticModule:
             self.sizes = layout.infer(shapes, components)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        if not handles_empty(module) and self.sizes.get("d") != self.sizes.get("e", self.sizes.get("d")):
+            self.can_be_empty = False  # zeros of the shape of its input would not have the shape of its output
         self.own_cost = sum(t.numel() for n, t in self.tensors() if self.slot(n).is_parameter) // components
         if not self.own_cost:
             raise ValueError(f"{name}: the components of a {layout.family} module must own parameters")
@@ -157,12 +161,13 @@ class Elastic:
         """The structure as JSON-able data: save it beside the model's state."""
         return structure_state(self)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give a freshly built model the saved widths; then the model's and the optimizer's state fit.
+    def load_state_dict(self, state: Mapping[str, Any], companions: Iterable[Companion] = ()) -> None:
+        """Give a freshly built model, and its averaged copies, the saved widths; then the states of all of them, and
+        the optimizer's, fit.
 
         Raises ValueError, and changes nothing, where the state belongs to another model.
         """
-        load_structure(self, state)
+        load_structure(self, state, companions)
 
     def _refuse_tied(self) -> None:
         """A tensor that two modules use cannot be resized for one of them."""

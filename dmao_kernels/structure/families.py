@@ -232,7 +232,8 @@ def register_family(cls: type[nn.Module], layout: LayoutSource, *, can_be_empty:
     layout: a ComponentLayout, or a function of the module that returns one, or a pair (layout, number of
         components). Without a number, an attribute with the pattern "C" (such as ``heads``) tells it, else
         ``Elastic(components=...)``.
-    can_be_empty: an empty module answers with zeros of the shape of its first argument. Say False where that
+    can_be_empty: an empty module answers with zeros of the shape of its first argument (one whose sizes d and e, input
+        and output, differ is never emptied). Say False where that
         is not what "contributes nothing" means, e.g. where the residual connection stands inside the module.
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):

@@ -20,12 +20,12 @@ class ComponentGate(Gate):
 
     def __init__(self, weight: Tensor, components: int, pattern: Pattern, sizes: dict[str, int]) -> None:
         super().__init__()
-        self.pattern, self.sizes = pattern, sizes
+        self.repeats, _, self.run = pattern.triple(components, sizes)
         self.gate = nn.Parameter(torch.ones(components, dtype=weight.dtype, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight, every component times its gate."""
-        view = weight.reshape(self.pattern.triple(self.gate.numel(), self.sizes))
+        view = weight.reshape(self.repeats, self.gate.numel(), self.run)
         return (view * self.gate[:, None]).reshape(weight.shape)
 
 
@@ -38,20 +38,22 @@ class ComponentGates:
     metric="gate")``; add ``penalty`` to the loss, and the gates of components that do not pay for their
     parameters go to zero. ``fold`` ends it.
 
-    A freshly built model that is to load a gated checkpoint, and every averaged copy, needs its gates first.
+    A freshly built model that is to load a gated checkpoint needs its gates first. So does every averaged copy: one
+    that exists already gets them as one of the ``companions``.
 
     Raises ValueError where a module has gates already, or more than one output tensor.
     """
 
-    def __init__(self, elastic: Elastic) -> None:
+    def __init__(self, elastic: Elastic, companions: Iterable[nn.Module] = ()) -> None:
         self.elastic = elastic
         for m in elastic.modules.values():
             if m.gate is not None:
                 raise ValueError(f"ComponentGates: {m.name} has gates already")
             if len(m.layout.output) != 1:
                 raise ValueError(f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}")
+        models = _unwrap(companions)
         for m in elastic.modules.values():
-            _attach(m)
+            _attach(m, [model.get_submodule(m.name) for model in models])
         elastic.version += 1
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -71,7 +73,7 @@ class ComponentGates:
 
         companions: averaged copies of the model, whose own gates are folded likewise.
         """
-        models = [c.module if isinstance(c, AveragedModel) else c for c in companions]
+        models = _unwrap(companions)
         for m in self.elastic.modules.values():
             for module in (m.module, *(model.get_submodule(m.name) for model in models)):
                 _fold(*_output(m, module))
@@ -89,11 +91,16 @@ def _fold(owner: nn.Module, leaf: str) -> None:
     parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
 
 
-def _attach(m: ElasticModule) -> None:
-    owner, leaf = _output(m, m.module)
+def _unwrap(companions: Iterable[nn.Module]) -> list[nn.Module]:
+    return [c.module if isinstance(c, AveragedModel) else c for c in companions]
+
+
+def _attach(m: ElasticModule, counterparts: Iterable[nn.Module]) -> None:
     name = m.layout.output[0]
-    gate = ComponentGate(getattr(owner, leaf), m.components, m.layout.pattern(name), m.sizes)
-    parametrize.register_parametrization(owner, leaf, gate, unsafe=True)
+    for module in (m.module, *counterparts):
+        owner, leaf = _output(m, module)
+        gate = ComponentGate(getattr(owner, leaf), m.components, m.layout.pattern(name), m.sizes)
+        parametrize.register_parametrization(owner, leaf, gate, unsafe=True)
     m.gate = f"{name.rpartition('.')[0]}.parametrizations.{leaf}.0.gate".removeprefix(".")
     m.layout = replace(m.layout, tensors={**m.layout.tensors, m.gate: "C"})
 

@@ -95,6 +95,16 @@ class Scores:
         ema = self.ema.abs() if self.metric == "signed" else self.ema.clone()
         return dict(zip(self._counts, ema.split(list(self._counts.values())), strict=True))
 
+    def frozen(self) -> set[str]:
+        """Names of the modules that cannot be scored, since all parameters that would be are frozen."""
+        if self.metric in ("magnitude", "gate"):
+            return set()
+        return {
+            m.name
+            for m in self.elastic.modules.values()
+            if not any(slot.tensor is not None and slot.tensor.requires_grad for _, slot in self._scored(m))
+        }
+
     def reset(self) -> None:
         """Begin anew (as the published code does after an event)."""
         self.ema.zero_()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dmao_kernels.structure.edit import apply_plan
+from dmao_kernels.structure.edit import Companion, apply_plan
 from dmao_kernels.structure.plan import FRESH, given_plan
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ def structure_state(elastic: Elastic) -> dict[str, Any]:
     }
 
 
-def load_structure(elastic: Elastic, state: Mapping[str, Any]) -> None:
-    """Resize ``elastic``'s model to the saved widths; the values of the tensors are to be loaded afterwards.
+def load_structure(elastic: Elastic, state: Mapping[str, Any], companions: Iterable[Companion] = ()) -> None:
+    """Resize ``elastic``'s model and its averaged copies to the saved widths; the values of the
+    tensors are to be loaded afterwards.
 
     Raises ValueError, and changes nothing, where the state belongs to another model.
     """
@@ -38,7 +39,7 @@ def load_structure(elastic: Elastic, state: Mapping[str, Any]) -> None:
     sources = {name: [*range(min(target, elastic.modules[name].components))] for name, target in targets.items()}
     for name, kept in sources.items():
         kept += [FRESH] * (targets[name] - len(kept))
-    apply_plan(given_plan(sources, elastic.counts()), elastic)
+    apply_plan(given_plan(sources, elastic.counts()), elastic, companions=companions)
 
 
 def _identity(m: ElasticModule) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require(all(0 <= beta < 1 for beta in self.betas), "betas must lie in [0, 1)", self.betas)
-        _require(self.eps > 0, "eps must be positive", self.eps)
+        _require(0 < self.eps < math.inf, "eps must be positive", self.eps)
         _require(self.weight_decay >= 0, "weight_decay must not be negative", self.weight_decay)
         _require(self.clip is None or self.clip > 0, "clip must be positive or null", self.clip)
 
@@ -118,7 +119,8 @@ class GrowAndDropConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.beta < 1, "beta must lie in [0, 1)", self.beta)
-        _require(self.gate_penalty >= 0, "gate_penalty must not be negative", self.gate_penalty)
+        _require(0 <= self.gate_penalty < math.inf, "gate_penalty must be finite and not negative", self.gate_penalty)
+        _require(not self.gate_penalty or self.metric == "gate", "gate_penalty needs metric: gate", self.metric)
         _require(self.observe_every >= 1, "observe_every must be 1 or more", self.observe_every)
 
 

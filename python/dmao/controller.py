@@ -12,11 +12,14 @@ for step, batch in enumerate(batches, 1):
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -39,6 +42,8 @@ from dmao_kernels.structure import (
     follow_copies,
     make_plan,
 )
+
+_log = logging.getLogger(__name__)
 
 Copies = dict[str, list[tuple[int, int]]]
 
@@ -95,7 +100,7 @@ class GrowAndDrop:
         (dmao_kernels.structure.register_family). They return what they contribute, and residual sums stand
         outside of them: a module that lost all its components returns zeros.
     optimizer: its moments follow the components; None where there is none to follow.
-    schedule, total_steps: when the events fall.
+    schedule, total_steps: when the events fall.  Modules whose scored parameters are all frozen keep their width.
     metric: taylor, gradient, magnitude, signed, or gate (a learnable gate per component, added to the
         optimizer).
     scope: "slice" scores the published slice, "component" all that a component owns.
@@ -105,7 +110,8 @@ class GrowAndDrop:
     split: how a copy shares its source's output weights.
     per_cost, keep_at_least: see make_plan.  revive: every event gives modules that are empty one fresh
         component.
-    companions: models of the same structure edited along, for example an average of the weights.
+    companions: models of the same structure edited along, for example an average of the weights; loading a state
+        gives them its widths, metric "gate" gives them gates.
     observe_every: score every n-th step only.
 
     A run is a function of `seed`. Saves and restores with state_dict: load this before the model's and the
@@ -140,7 +146,7 @@ class GrowAndDrop:
         self.event_steps = schedule.steps(total_steps)
         self.optimizer = optimizer
         self.elastic = Elastic(model, components)
-        self.gates = _add_gates(self.elastic, optimizer) if metric == "gate" else None
+        self.gates = _add_gates(self.elastic, optimizer, companions) if metric == "gate" else None
         self.scores = Scores(self.elastic, metric=metric, scope=scope, beta=beta)
         self.events: list[Event] = []
         self._copies: Copies = {}
@@ -165,10 +171,11 @@ class GrowAndDrop:
         self._step = step
         return len(self.events) < len(self.event_steps) and step >= self.event_steps[len(self.events)]
 
+    @torch.inference_mode(False)
     def adapt(self) -> Event:
         """Drops and grows components of the model, in place: same Parameter objects, same order in the optimizer.
 
-        Raises RuntimeError where no step was observed, ValueError where the plan cannot be met; nothing is
+        Raises RuntimeError where no gradient was observed, ValueError where the plan cannot be met; nothing is
         changed then.
         """
         if self._observed == 0:
@@ -176,6 +183,11 @@ class GrowAndDrop:
         start = time.perf_counter()
         before, parameters_before = self.elastic.counts(), self.elastic.live_parameters()
         scores = {name: values.tolist() for name, values in self.scores.values().items()}
+        if not any(any(values) for values in scores.values()):
+            raise RuntimeError(
+                "GrowAndDrop: all scores are zero: observe() has seen no gradients (call it after backward and before "
+                "zero_grad, on a model that is not frozen)"
+            )
         plan = self._plan(scores)
         report = apply_plan(
             plan,
@@ -235,7 +247,7 @@ class GrowAndDrop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Gives a freshly built model the saved widths: then its state and the optimizer's can be loaded."""
-        self.elastic.load_state_dict(state["structure"])
+        self.elastic.load_state_dict(state["structure"], self._companions)
         self.scores.load_state_dict(state["scores"])
         self.events = [Event.from_dict(event) for event in state["events"]]
         self._copies = _join({}, state["copies"])
@@ -244,19 +256,31 @@ class GrowAndDrop:
         self._step = state["step"]
 
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
-        empty = [name for name, count in self.elastic.counts().items() if count == 0]
-        return make_plan(
-            self.elastic.groups(scores),
+        # A module that is frozen has no scores; zeros would say that it is worth nothing.
+        frozen = self.scores.frozen()
+        empty = [name for name, count in self.elastic.counts().items() if count == 0 and name not in frozen]
+        plan = partial(
+            make_plan,
+            [group for group in self.elastic.groups(scores) if group.name not in frozen],
             self.schedule.fraction_per_event,
             self._selection,
-            # the size at the start, not the present one: what one event falls short of, the next may spend
-            budget=self.budget if self._selection == "exact" else None,
-            fixed=self.elastic.fixed_parameters(),
+            fixed=self.elastic.fixed_parameters() + sum(self.elastic.modules[name].parameters for name in frozen),
             per_cost=self._per_cost,
             keep_at_least=self._keep_at_least,
-            revive=empty if self._revive else (),
             seed=derive_seed(self._seed, "event", len(self.events)),
         )
+        revive = empty if self._revive else ()
+        if self._selection == "paper":
+            return plan(revive=revive)
+        try:
+            # the size at the start, not the present one: what one event falls short of, the next may spend
+            return plan(budget=self.budget, revive=revive)
+        except ValueError as error:
+            if not self._revive:
+                raise
+            # After a revival the budget may be out of reach; a training must not end by that.
+            _log.warning("GrowAndDrop: this event revives nothing and keeps the present size: %s", error)
+            return plan()
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -271,8 +295,10 @@ def _join(first: Pairs, second: Pairs) -> Copies:
     }
 
 
-def _add_gates(elastic: Elastic, optimizer: Optimizer | None) -> ComponentGates:
-    gates = ComponentGates(elastic)
+def _add_gates(elastic: Elastic, optimizer: Optimizer | None, companions: Sequence[nn.Module]) -> ComponentGates:
+    if optimizer is not None and any("initial_lr" in group for group in optimizer.param_groups):
+        raise ValueError("GrowAndDrop: metric='gate' adds parameters to the optimizer: make its scheduler afterwards")
+    gates = ComponentGates(elastic, companions)
     if optimizer is not None:
         # weight decay would pull every gate, and with it the module's output, towards nothing
         optimizer.add_param_group({"params": list(gates.parameters()), "weight_decay": 0.0})

@@ -43,16 +43,20 @@ class JsonLines:
 
 
 def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON lines file; a line that a kill cut short ends them. A missing file has none."""
+    """The rows of a JSON lines file, without the lines that are damaged (a kill cut the last one short). A missing file
+    has none.
+    """
     path = Path(path)
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError:
-                return
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield row
 
 
 def _to_line(row: Mapping[str, Any]) -> str:

@@ -197,7 +197,8 @@ class _Training:
                     "data_ms": 1000 * (started - fetched),
                 }
                 self._record(batch, result, timing)
-                self._adapt()
+                if not result.problem:  # an event waits for a usable step: it needs scores
+                    self._adapt()
                 self._evaluate()
                 bar.update()
                 bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{self._rate():.1e}", refresh=False)

@@ -233,6 +233,19 @@ def test_states_of_other_models_are_refused():
     assert elastic.state_dict() == good
 
 
+def test_a_module_whose_output_is_not_like_its_input_is_never_emptied():
+    class Narrow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w1, self.w2 = torch.nn.Linear(12, 8), torch.nn.Linear(8, 3)
+
+    register_family(Narrow, feedforward_layout(norm=None))
+    elastic = Elastic(Narrow())
+    assert [group.keep for group in elastic.groups({"": [0.0] * 4})] == [1]
+    with pytest.raises(ValueError, match="cannot lose all its components"):
+        apply_plan(given_plan({"": ()}, {"": 4}), elastic)
+
+
 def test_groups():
     elastic = Elastic(build(plain.PlainFeedForward, plain.PlainAttention))
     groups = elastic.groups({"branches.0": torch.arange(4.0), "branches.1": [1, 2, 3]})

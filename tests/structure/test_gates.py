@@ -85,6 +85,13 @@ def test_companions_need_gates_as_well():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), gated.parameters(), strict=True))
 
 
+def test_gated_models_compile():
+    model = build(plain.PlainFeedForward).eval()
+    ComponentGates(Elastic(model))
+    x = plain.inputs()
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+
+
 def test_penalty_weighs_by_cost():
     elastic = Elastic(build(plain.PlainFeedForward, plain.PackedAttention))
     gates = ComponentGates(elastic)

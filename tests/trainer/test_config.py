@@ -59,6 +59,9 @@ def test_baseline_differs_in_the_schedule_alone():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("grow_and_drop.gate_penalty=0.5", "gate_penalty needs metric: gate, got 'taylor'"),
+        ("grow_and_drop.gate_penalty=.inf", "gate_penalty must be finite and not negative, got inf"),
+        ("optimizer.eps=.inf", "eps must be positive, got inf"),
         ("stepz=3", "unknown key 'stepz'; did you mean 'steps'?"),
         ("model.hidden=3", "unknown key 'model.hidden'; known here: width, blocks"),
         ("steps=many", "steps must be a whole number, got str 'many'"),

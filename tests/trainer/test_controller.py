@@ -12,6 +12,7 @@ import torch
 from dmao.controller import Event, GrowAndDrop
 from dmao.schedule import Schedule
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from dmao_kernels.structure import feedforward_layout, register_family
 
@@ -139,9 +140,11 @@ def test_due_catches_up_and_fires_once():
     assert [event.step for event in controller.events] == [7, 11]
 
 
-def _observe(controller):
+def _observe(controller, learn=True):
     x, y = batch(0)
     (controller.elastic.model(x) - y).square().mean().backward()
+    if not learn:
+        controller.elastic.model.zero_grad()
     controller.observe()
 
 
@@ -165,6 +168,48 @@ def test_a_budget_that_cannot_be_met_changes_nothing():
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert torch.equal(controller.scores.ema, scores)
     assert controller.events == []
+
+
+def test_an_event_needs_gradients():
+    model, _, controller = setup()
+    _observe(controller, learn=False)  # after zero_grad: the gradients are gone
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match="all scores are zero"):
+        controller.adapt()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_frozen_modules_keep_their_width():
+    model, optimizer, controller = setup()
+    model.blocks[:2].requires_grad_(False)
+    _, events = run(model, optimizer, controller, range(1, 41))
+    start = sum(p.numel() for p in build().parameters())
+    for event in events:
+        assert (event.counts_after["blocks.0"], event.counts_after["blocks.1"]) == (4, 4)
+        assert event.dropped > 0
+        assert start - 4 * 13 < event.parameters == sum(p.numel() for p in model.parameters()) <= start
+
+
+def test_an_event_in_inference_mode_leaves_a_model_that_trains():
+    _, _, controller = setup()
+    _observe(controller)
+    with torch.inference_mode():
+        controller.adapt()
+    _observe(controller)
+
+
+def test_a_budget_out_of_reach_does_not_end_a_training_that_revives(caplog):
+    for revive in (True, False):
+        _, _, controller = setup(revive=revive)
+        before = controller.elastic.live_parameters()
+        controller.budget *= 10  # as after a revival: more than doubling every component can fill
+        _observe(controller)
+        if revive:
+            assert before - 4 * 13 < controller.adapt().parameters <= before
+            assert "revives nothing" in caplog.text
+        else:
+            with pytest.raises(ValueError, match="cannot be met"):
+                controller.adapt()
 
 
 def test_observe_every():
@@ -223,6 +268,38 @@ def test_companions_follow():
     controller = GrowAndDrop(model, optimizer, Schedule(start=3, fraction=0.4), 40, companions=[average])
     run(model, optimizer, controller, range(1, 10))
     assert [p.shape for p in average.parameters()] == [p.shape for p in model.parameters()]
+
+
+@pytest.mark.parametrize("metric", ["taylor", "gate"])
+def test_a_companion_is_restored_with_the_model(metric):
+    def parts():
+        model = build()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        average = AveragedModel(model)
+        schedule = Schedule(start=3, fraction=0.4)
+        return (
+            model,
+            optimizer,
+            GrowAndDrop(model, optimizer, schedule, 40, metric=metric, companions=[average]),
+            average,
+        )
+
+    model, optimizer, controller, average = parts()
+    run(model, optimizer, controller, range(1, 10))
+    average.update_parameters(model)
+    *_, restored_controller, restored = parts()
+    restored_controller.load_state_dict(controller.state_dict())
+    restored.load_state_dict(average.state_dict())
+    x, _ = batch(0)
+    assert torch.equal(restored(x), model(x))
+
+
+def test_gates_come_before_the_scheduler():
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=40)
+    with pytest.raises(ValueError, match="make its scheduler afterwards"):
+        GrowAndDrop(model, optimizer, Schedule(start=3), 40, metric="gate")
 
 
 def test_without_an_optimizer():

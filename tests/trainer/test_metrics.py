@@ -25,6 +25,13 @@ def test_a_fresh_run_starts_empty(tmp_path):
     assert list(read_json_lines(tmp_path / "missing.jsonl")) == []
 
 
+def test_damaged_lines_are_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n5\nnull\n{}\ngarbage\n{"step": 2}\n{"step": 3}\n{"st')
+    JsonLines(path, resume_step=2).close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_nan_becomes_null(tmp_path):
     file = JsonLines(tmp_path / "metrics.jsonl")
     file.write({"step": 1, "loss": math.nan, "scores": {"a": [1.0, math.inf]}})

@@ -189,6 +189,17 @@ def test_nan_gradients_change_nothing():
     assert step(batches[2], 3).problem == ""
 
 
+def test_an_event_waits_for_a_usable_step(tmp_path):
+    everything = frozenset(f"train-{index}" for index in range(12))
+    config = tiny_config("max_skipped=20", "steps=6", "grow_and_drop.schedule={start: 2}")
+    source = TinySource(poisoned=everything)
+    healthy = TinySource()
+    source.train_batches = lambda epoch, start=0: (source if not epoch else healthy)._batches(
+        "train", [*range(12)], start
+    )
+    assert [event["step"] for event in train(config, tmp_path, source).events] == [5]
+
+
 def test_gives_up_after_max_skipped(tmp_path):
     everything = frozenset(f"train-{index}" for index in range(12))
     with pytest.raises(TrainingFailed, match=r"3 steps in a row .*\(step 3\) because the loss is nan"):
