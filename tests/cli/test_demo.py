@@ -131,9 +131,10 @@ def test_fresh_interrupted_and_resumed(demo, dmao, demo_arguments):
     """--fresh begins again; Ctrl-C stops both arms with their states saved; the same command finishes."""
     folder = dmao.cwd / "run"
     shutil.copytree(demo[0], folder)
-    arguments = demo_arguments(folder, "steps=60", "checkpoint_every=1000")
+    arguments = demo_arguments(folder, "steps=150", "checkpoint_every=1000")
     process = dmao.start(*arguments, "--fresh")
-    while not all(len(losses(folder, arm)) > EVENT_STEP for arm in ARMS):
+    # The rows of the copied run count only when --fresh has removed it, checkpoints and all.
+    while any(list_checkpoints(folder / arm / "checkpoints") or len(losses(folder, arm)) <= EVENT_STEP for arm in ARMS):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -145,10 +146,10 @@ def test_fresh_interrupted_and_resumed(demo, dmao, demo_arguments):
     for arm, steps in zip(ARMS, done, strict=True):
         (path,) = list_checkpoints(folder / arm / "checkpoints")
         assert path.name.startswith(f"step-{steps:08d}-")
-        assert EVENT_STEP < steps < 60
+        assert EVENT_STEP < steps < 150
         assert resume_line(folder, arm).endswith(f"--run-dir {folder / arm}")
     dmao(*arguments)
-    assert [len(losses(folder, arm)) for arm in ARMS] == [60, 60]
+    assert [len(losses(folder, arm)) for arm in ARMS] == [150, 150]
     assert summary_of(folder)["identical_steps"] == EVENT_STEP
 
 
