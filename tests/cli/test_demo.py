@@ -138,7 +138,7 @@ def test_fresh_interrupted_and_resumed(demo, dmao, demo_arguments):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith("dmao: error: demo: interrupted; the same command resumes")
     assert str(folder) not in processes()

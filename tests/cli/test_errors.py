@@ -173,7 +173,7 @@ def test_ctrl_c_while_preparing_leaves_no_process_and_goes_on_later(dmao):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith("dmao: error: interrupted; ")
     assert "Traceback" not in errors

@@ -110,7 +110,7 @@ def test_interrupted_training_goes_on_with_the_command_that_it_prints(dmao, corp
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     (line,) = [line for line in errors.splitlines() if line.startswith("dmao: error: ")]
     stopped = int(re.search(r"stopped at step (\d+) of 100", line)[1])

@@ -117,11 +117,11 @@ def test_interrupted_run_goes_on(small_corpus, small_arguments, tmp_path, monkey
     """The second shard fails: the first stays, and the next call speaks the others only."""
     speak, spoken = embedded._speak_shard, []
 
-    def fail_after_one(folder, block, running):
+    def fail_after_one(folder, *rest):
         if len(spoken) == 1:
             raise KeyboardInterrupt
         spoken.append(folder)
-        speak(folder, block, running)
+        speak(folder, *rest)
 
     monkeypatch.setattr(embedded, "_speak_shard", fail_after_one)
     with pytest.raises(KeyboardInterrupt):

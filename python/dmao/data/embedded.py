@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -186,20 +187,26 @@ def _speak(shards: list[Shard], jobs: int, progress: bool) -> None:
     bar = tqdm(
         total=sum(len(block) for _, block in missing), desc="speech", unit="utt", disable=None if progress else True
     )
+    stopped = threading.Event()
     with bar, ThreadPoolExecutor(min(jobs, len(missing))) as pool:
-        pending = {pool.submit(_speak_shard, folder, block, running): len(block) for folder, block in missing}
         try:
+            pending = {
+                pool.submit(_speak_shard, folder, block, running, stopped): len(block) for folder, block in missing
+            }
             for future in as_completed(pending):
                 future.result()
                 bar.update(pending[future])
         except BaseException:  # an error or Ctrl-C: leave no process behind
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(running):
                 process.terminate()
             raise
 
 
-def _speak_shard(folder: Path, block: list[Utterance], running: set[subprocess.Popen[str]]) -> None:
+def _speak_shard(
+    folder: Path, block: list[Utterance], running: set[subprocess.Popen[str]], stopped: threading.Event
+) -> None:
     specification = folder.with_name(folder.name + ".spec.json")
     write_atomically(specification, json.dumps([asdict(utterance) for utterance in block]))
     source = str(Path(dmao.__file__).parents[1])
@@ -211,6 +218,8 @@ def _speak_shard(folder: Path, block: list[Utterance], running: set[subprocess.P
     command = [sys.executable, "-m", "dmao.data.synthesis", str(specification), str(folder)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     running.add(process)
+    if stopped.is_set():  # while it was being started
+        process.terminate()
     _, errors = process.communicate()
     running.discard(process)
     if process.returncode != 0:
