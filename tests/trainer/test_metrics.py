@@ -60,3 +60,10 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert board.Scalars("test/wer")[0].value == 12.5
     assert board.Scalars("structure/copy_cosine")[0].value == 0.75
+
+
+def test_who_watches_sees_every_row_at_once(tmp_path):
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    file.write({"step": 1})
+    assert list(read_json_lines(tmp_path / "metrics.jsonl")) == [{"step": 1}]
+    file.close()
