@@ -31,7 +31,10 @@ SETTINGS = (
     "tensorboard=false",
 )
 # `dmao` as typed, except that the demo's dev and test splits, and its measurements, are as small as the tests need.
+# A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 MAIN = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import functools, dmao.data.embedded as embedded, dmao.recipes.embedded.demo as demo
 embedded.prepare_embedded = functools.partial(embedded.prepare_embedded, **{CORPUS!r})
 demo.run_demo = functools.partial(demo.run_demo, pairs=3)
