@@ -4,6 +4,7 @@ from dmao_kernels.nn.attention import SelfAttention
 from dmao_kernels.nn.conformer import ConformerBlock
 from dmao_kernels.nn.convolution import ConvolutionModule
 from dmao_kernels.nn.feedforward import ACTIVATIONS, FeedForward
+from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import ComponentLayerNorm
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "ConformerBlock",
     "ConvolutionModule",
     "FeedForward",
+    "MaskedLinear",
     "SelfAttention",
 ]

@@ -2,5 +2,6 @@
 
 from dmao_kernels.ops.component_ffn import component_ffn
 from dmao_kernels.ops.importance import importance_
+from dmao_kernels.ops.masked_linear import masked_linear
 
-__all__ = ["component_ffn", "importance_"]
+__all__ = ["component_ffn", "importance_", "masked_linear"]

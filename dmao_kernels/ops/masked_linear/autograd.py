@@ -1,0 +1,38 @@
+"""Gradients of masked_linear: one operator of its own, which is not differentiable again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, w, _b, *offsets, block, activation, _keep = inputs
+    need_x, need_w, need_b = ctx.needs_input_grad[:3]
+    ctx.save_for_backward(x, w, *offsets, output[1])
+    ctx.arguments = block, activation, need_x, need_w, need_b
+    # No gradient of zeros for the pre-activations, which nobody but the backward pass sees.
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * 7
+    if grad_y is None:
+        return (None, None, None, *nothing)
+    x, w, *offsets, pre_activation = ctx.saved_tensors
+    block, activation, *needs = ctx.arguments
+    grads = torch.ops.dmao.masked_linear_backward(grad_y, x, w, *offsets, block, pre_activation, activation, *needs)
+    return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *nothing)
+
+
+def _double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "masked_linear: double backward is not supported; use the reference backend "
+        "(dmao_kernels.use_backend('reference')) for second derivatives"
+    )
+
+
+torch.library.register_autograd("dmao::masked_linear", _backward, setup_context=_setup_context)
+torch.library.register_autograd("dmao::masked_linear_backward", _double_backward)

@@ -1,0 +1,328 @@
+"""masked_linear: against float64, masks, strides, determinism, autograd, compilation; and BlockMask."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import dmao_kernels
+from dmao_kernels import BlockMask, masked_linear
+from dmao_kernels.ops.masked_linear import LINEAR_ACTIVATIONS
+from dmao_kernels.ops.masked_linear.reference import masked_linear_reference
+from dmao_kernels.testing import (
+    Poison,
+    assert_close_to_oracle,
+    nan_filled_empty,
+    outputs_and_gradients,
+    to_float64,
+)
+
+native = pytest.mark.skipif(
+    not dmao_kernels.can_run("masked_linear", torch.zeros(1))[0], reason="no native kernel of masked_linear"
+)
+BACKENDS = [pytest.param("cpu", marks=native), "reference"]
+DTYPES = (torch.float32, torch.bfloat16)
+
+# (tokens, d, d_out): both sides of vectors (4, 8, 16), row blocks (6, 8), panels (8, 16, 48), blocks of masks,
+# tiles, spans (256).
+SIZES = [
+    (0, 5, 4),
+    (1, 1, 2),
+    (2, 3, 8),
+    (7, 8, 10),
+    (9, 16, 14),
+    (17, 17, 30),
+    (33, 47, 50),
+    (65, 64, 48),
+    (127, 48, 96),
+    (129, 65, 98),
+    (130, 300, 144),
+    (257, 193, 190),
+    (40, 24, 514),
+    (300, 2, 300),
+    (3, 600, 2),
+    (500, 96, 96),
+    (6, 0, 4),
+    (6, 5, 0),
+]
+
+
+def make(tokens: int, d: int, d_out: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """x, w, b with outputs of order one."""
+    shapes = ((tokens, d), (d_out, d), (d_out,))
+    scales = (1.0, max(d, 1) ** -0.5, 0.5)
+    return [
+        torch.randn(shape).mul(scale).to(dtype).requires_grad_() for shape, scale in zip(shapes, scales, strict=True)
+    ]
+
+
+def random_mask(w: Tensor, block: int, density: float = 0.5) -> BlockMask:
+    full = BlockMask.full(w, block)
+    return BlockMask.from_dense(torch.rand(full.rows, full.columns) < density, block)
+
+
+def check_against_oracle(inputs: list[Any], mask: BlockMask | None = None, activation: str = "none") -> None:
+    """Output and all gradients, by the house's rule, from poisoned memory; dead blocks hold NaN."""
+    out = inputs[1].shape[0] // (2 if activation == "glu" else 1)
+    grad = torch.randn(*inputs[0].shape[:-1], out).to(inputs[0].dtype)
+    poison = Poison()
+    guarded = [None if tensor is None else poison.around(tensor) for tensor in inputs]
+    if mask is not None:
+        with torch.no_grad():
+            guarded[1][~mask.elements(*inputs[1].shape)] = torch.nan
+    with nan_filled_empty():
+        ours, our_grads = outputs_and_gradients(masked_linear, *guarded, mask, activation=activation, grad_output=grad)
+    poison.check()
+    same, same_grads = outputs_and_gradients(
+        masked_linear_reference, *inputs, mask, activation=activation, grad_output=grad
+    )
+    truth, true_grads = outputs_and_gradients(
+        masked_linear_reference, *to_float64(inputs), mask, activation=activation, grad_output=grad
+    )
+    assert_close_to_oracle(ours, same, truth)
+    assert our_grads.keys() == true_grads.keys()
+    for key, gradient in true_grads.items():
+        assert_close_to_oracle(our_grads[key], same_grads[key], gradient, name=f"gradient {key}")
+    if mask is not None:
+        assert not our_grads[1][~mask.elements(*inputs[1].shape)].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_odd_sizes(size: tuple[int, int, int], dtype: torch.dtype) -> None:
+    inputs = make(*size, dtype)
+    check_against_oracle(inputs)
+    for block in (16, 48, 64):
+        check_against_oracle(inputs, random_mask(inputs[1], block), "glu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", LINEAR_ACTIVATIONS)
+@pytest.mark.parametrize("block", [0, 16, 32, 80, 128])
+def test_activations_and_blocks(block: int, activation: str, dtype: torch.dtype) -> None:
+    inputs = make(90, 200, 264, dtype)
+    with torch.no_grad():
+        inputs[0].mul_(4)  # reach the flat parts of the activation too
+    check_against_oracle(inputs, random_mask(inputs[1], block) if block else None, activation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("grid", ["empty", "full", "one", "row", "column"])
+def test_extreme_masks(grid: str, dtype: torch.dtype) -> None:
+    inputs = make(70, 150, 100, dtype)
+    live = torch.zeros(4, 5, dtype=torch.bool)
+    if grid == "full":
+        live[:] = True
+    elif grid == "one":
+        live[3, 4] = True  # the partial block at the corner
+    elif grid == "row":
+        live[1] = True
+    elif grid == "column":
+        live[:, 2] = True
+    for activation in ("none", "silu"):
+        check_against_oracle(inputs, BlockMask.from_dense(live, 32), activation)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_is_the_dense_layer(backend: str) -> None:
+    x, w, b = make(20, 12, 8)
+    with dmao_kernels.use_backend(backend):
+        torch.testing.assert_close(masked_linear(x, w, b), F.linear(x, w, b))
+        torch.testing.assert_close(masked_linear(x, w), F.linear(x, w))
+        torch.testing.assert_close(masked_linear(x, w, b, activation="glu"), F.glu(F.linear(x, w, b)))
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_absent_bias(activation: str) -> None:
+    x, w, _ = make(35, 11, 26)
+    check_against_oracle([x, w, None], random_mask(w, 16), activation)
+    check_against_oracle([x, w, None], None, activation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_full_mask_is_no_mask(dtype: torch.dtype) -> None:
+    """Up to the order of sums; and a mask of whole rows and columns is the shrunk layer."""
+    x, w, b = make(150, 96, 128, dtype)
+    torch.testing.assert_close(masked_linear(x, w, b, BlockMask.full(w, 32)), masked_linear(x, w, b))
+    grid = torch.zeros(4, 3, dtype=torch.bool)
+    grid[1:3, :2] = True
+    y = masked_linear(x, w, b, BlockMask.from_dense(grid, 32))
+    small = masked_linear(x[:, :64].contiguous(), w[32:96, :64].contiguous(), b[32:96])
+    torch.testing.assert_close(y[:, 32:96], small)
+    assert torch.equal(y[:, :32], b[:32].expand(150, 32))
+
+
+def test_leading_dimensions_and_strides() -> None:
+    x, w, b = make(24, 10, 16)
+    mask = random_mask(w, 16, 1.0)
+    flat = masked_linear(x, w, b, mask)
+    assert torch.equal(masked_linear(x.view(2, 3, 4, 10), w, b, mask).flatten(0, 2), flat)
+    torch.testing.assert_close(masked_linear(x[0], w, b, mask), flat[0])
+    wide = torch.randn(24, 30)
+    wide[:, 7:17] = x.detach()
+    odd = [tensor.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_() for tensor in (x, w, b)]
+    for other in (wide[:, 7:17], odd[0], x.detach().t().contiguous().t(), wide.view(4, 6, 30)[..., 7:17]):
+        assert not other.is_contiguous()
+        grad = torch.randn(16, 24).t()
+        arguments = (other.requires_grad_(), odd[1], odd[2], mask)
+        y, grads = outputs_and_gradients(masked_linear, *arguments, grad_output=grad.reshape(*other.shape[:-1], 16))
+        _, expected = outputs_and_gradients(masked_linear, x, w, b, mask, grad_output=grad.contiguous())
+        torch.testing.assert_close(y.view_as(flat), flat)
+        for key in expected:
+            torch.testing.assert_close(grads[key].view_as(expected[key]), expected[key])
+
+
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 1), (1, 2)])
+@pytest.mark.parametrize("activation", ["none", "silu"])
+def test_only_the_gradients_that_are_needed(activation: str, needed: tuple[int, ...]) -> None:
+    inputs = make(33, 40, 50)
+    _, expected = outputs_and_gradients(masked_linear, *inputs, activation=activation)
+    some = [tensor.detach().requires_grad_(i in needed) for i, tensor in enumerate(inputs)]
+    _, grads = outputs_and_gradients(masked_linear, *some, activation=activation)
+    assert tuple(grads) == needed
+    assert all(torch.equal(grads[key], expected[key]) for key in needed)
+
+
+def test_nan_and_infinity_go_where_pytorch_puts_them() -> None:
+    x, w, b = make(20, 40, 16)
+    with torch.no_grad():
+        x[3, 1], x[11, 0] = torch.nan, torch.inf
+    for activation in LINEAR_ACTIVATIONS:
+        ours = masked_linear(x, w, b, activation=activation)
+        expected = masked_linear_reference(x, w, b, activation=activation)
+        assert torch.equal(ours.isnan(), expected.isnan())
+        assert not ours[:3].isnan().any()
+
+
+# --- Threads and instruction sets
+
+
+_RUN = """
+import torch
+from dmao_kernels import cpu_capability
+from tests.ops.test_masked_linear import check_against_oracle, make, random_mask
+
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.bfloat16):
+    for size in ((1, 1, 2), (33, 47, 50), (129, 65, 98), (150, 300, 140)):
+        inputs = make(*size, dtype)
+        check_against_oracle(inputs)
+        check_against_oracle(inputs, random_mask(inputs[1], 16), "glu")
+        check_against_oracle(inputs, random_mask(inputs[1], 64), "gelu")
+print(cpu_capability())
+"""
+
+
+@native
+@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512_bf16"])
+def test_every_instruction_set(capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    result = run_python("-c", _RUN, DMAO_CPU_CAPABILITY=capability)
+    if "does not support" in result.stderr or "must be one of" in result.stderr:
+        pytest.skip(f"this CPU or build has no {capability}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [capability]
+
+
+@native
+@pytest.mark.parametrize("block", [0, 32])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype, block: int) -> None:
+    inputs = make(700, 200, 164, dtype)
+    mask = random_mask(inputs[1], block) if block else None
+    grad = torch.randn(700, 164).to(dtype)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5, 2):
+            torch.set_num_threads(threads)
+            y, grads = outputs_and_gradients(masked_linear, *inputs, mask, activation="silu", grad_output=grad)
+            results.append([y, *grads.values()])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+# --- PyTorch's machinery
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_without_recompiling_for_new_lengths_or_masks(backend: str) -> None:
+    torch._dynamo.reset()
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    def call(x: Tensor, w: Tensor, b: Tensor, mask: BlockMask) -> Tensor:
+        return masked_linear(x, w, b, mask, activation="silu").sin()
+
+    compiled = torch.compile(call, fullgraph=True, backend=count)
+    x, w, b = make(40, 70, 90)
+    with dmao_kernels.use_backend(backend):
+        for tokens, density in ((40, 0.3), (23, 0.5), (31, 0.7), (17, 0.8), (9, 0.4)):
+            mask = random_mask(w, 16, density)
+            torch.testing.assert_close(compiled(x[:tokens], w, b, mask), call(x[:tokens], w, b, mask))
+    assert graphs <= 2  # one for the first shape, one for any
+
+
+def test_compiled_training_gives_the_same_gradients() -> None:
+    torch._dynamo.reset()
+    inputs = make(30, 40, 50)
+    mask = random_mask(inputs[1], 16)
+
+    def call(*arguments: Tensor) -> Tensor:
+        return masked_linear(*arguments, mask, activation="glu")
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    grad = torch.randn(30, 25)
+    y, grads = outputs_and_gradients(call, *inputs, grad_output=grad)
+    other, other_grads = outputs_and_gradients(compiled, *inputs, grad_output=grad)
+    torch.testing.assert_close(other, y)
+    for key in grads:
+        torch.testing.assert_close(other_grads[key], grads[key])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_casts_like_linear(backend: str) -> None:
+    inputs = make(30, 8, 8)
+    with dmao_kernels.use_backend(backend):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = masked_linear(*inputs)
+        assert y.dtype == torch.bfloat16
+        grads = torch.autograd.grad(y.float().square().sum(), inputs)
+        assert all(gradient.dtype == torch.float32 for gradient in grads)
+        low = [tensor.detach().bfloat16().requires_grad_() for tensor in inputs]
+        assert torch.equal(y, masked_linear(*low))
+
+
+# --- What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 32, dtype=torch.float64)}, "x must be float32 or bfloat16, got float64"),
+        ({"x": torch.tensor(1.0)}, r"x must be \[..., d\], got a scalar"),
+        ({"w": torch.zeros(3)}, r"w must be \[d_out, d\], got \[3\]"),
+        ({"w": torch.zeros(64, 31)}, r"w must be \[64, 32\], got \[64, 31\]"),
+        ({"b": torch.zeros(63)}, r"b must be \[64\], got \[63\]"),
+        ({"b": torch.zeros(64).bfloat16()}, "b must have x's dtype float32, got bfloat16"),
+        ({"activation": "tanh"}, "activation must be one of none, silu, relu, gelu, glu, got 'tanh'"),
+        ({"w": torch.zeros(63, 32), "b": None, "activation": "glu"}, "glu needs an even number of rows of w, got 63"),
+        ({"mask": BlockMask.full(torch.zeros(64, 33), 16)}, r"\[4, 2\] blocks of 16 over w \[64, 32\], got \[4, 3\]"),
+        ({"w": torch.zeros(64, 32, device="meta")}, "w must be on x's device cpu, got meta"),
+        ({"mask": BlockMask.full(torch.zeros(64, 32), 16).to("meta")}, "mask must be on x's device cpu, got meta"),
+    ],
+)
+def test_refuses(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"x": torch.zeros(2, 32), "w": torch.zeros(64, 32), "b": torch.zeros(64), "mask": None}
+    with pytest.raises(ValueError, match=message):
+        masked_linear(**(arguments | change))
