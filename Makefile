@@ -26,14 +26,14 @@ export XDG_CACHE_HOME := $(CURDIR)/build/cache
 export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 
-.PHONY: help setup demo test test-all bench lint format clean distclean
+.PHONY: help setup demo test test-all bench bench-quick lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       set up, then train the uniform baseline and the grow-and-drop model; runs/demo/report.html"
 	@echo "make test       set up, then run the quick tests"
 	@echo "make test-all   the slow sweeps as well"
-	@echo "make bench      benchmarks of the operations and of the training step; build/bench"
+	@echo "make bench      all benchmarks, against their peers; benchmarks/results;  make bench-quick takes 5 minutes"
 	@echo "make lint       ruff, mypy, clang-format (checks only);  make format rewrites"
 	@echo "make clean      remove build outputs;  make distclean removes .venv as well"
 	@echo "Variables: PYTHON=python3 (3.10 or newer), JOBS=2 (parallel test processes), ARGS (passed on to pytest, dmao demo, benchmarks)"
@@ -51,11 +51,13 @@ test-all: $(NATIVE)
 	@mkdir -p build
 	$(PYTEST) -m "" $(ARGS)
 
+BENCH := $(BIN)/python -m pytest -q benchmarks -p no:cacheprovider
+
 bench: $(NATIVE)
-	$(BIN)/dmao prepare embedded
-	$(BIN)/python -m benchmarks.component_ffn $(ARGS)
-	$(BIN)/python -m benchmarks.importance $(ARGS)
-	$(BIN)/python -m benchmarks.training $(ARGS)
+	$(BENCH) $(ARGS)
+
+bench-quick: $(NATIVE)
+	$(BENCH) --quick --seconds 0.5 $(ARGS)
 
 lint: $(NATIVE)
 	$(BIN)/ruff check $(PYTHON_SOURCES)

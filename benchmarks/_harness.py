@@ -24,6 +24,11 @@ class Timing:
     median: float
     spread: float
 
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        median = statistics.median(samples)
+        return cls(median, statistics.median(abs(value - median) for value in samples) / median)
+
     def __str__(self) -> str:
         return f"{1e3 * self.median:8.2f} ms +-{100 * self.spread:2.0f}%"
 
@@ -41,12 +46,7 @@ def interleaved(candidates: dict[str, Callable[[], object]], seconds: float = 1.
             call()
             samples[name].append(time.perf_counter() - start)
         rounds += 1
-    return {name: _summary(values) for name, values in samples.items()}
-
-
-def _summary(values: list[float]) -> Timing:
-    median = statistics.median(values)
-    return Timing(median, statistics.median(abs(value - median) for value in values) / median)
+    return {name: Timing.of(values) for name, values in samples.items()}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

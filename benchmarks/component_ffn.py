@@ -1,25 +1,23 @@
-"""component_ffn against the dense layer in eager PyTorch: `python -m benchmarks.component_ffn --threads 1`.
+"""component_ffn against the dense layer: `make bench ARGS="-k component_ffn"`.
 
-The dense layer computes all components (F.linear, activation, F.dropout, F.linear). A row is printed only
-after the kernel's output and gradients passed the comparison with float64. GF/s counts 4 (forward) or 12
-(with backward) T d F flops.
+The dense layer computes all components (F.linear, activation, F.dropout, F.linear). Floor: 4 (forward) or 12 (with
+backward) T d F flops times the share of live components.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmao_kernels import component_ffn, cpu_capability
+from benchmarks.registry import Case, Problem, register
+from dmao_kernels import component_ffn
 from dmao_kernels.ops.component_ffn.reference import component_ffn_reference
 from dmao_kernels.testing import assert_close_to_oracle, outputs_and_gradients, to_float64
-
-from ._harness import interleaved, parser, write_results
 
 COMPONENTS = 4
 SHAPES = ((384, 1536, 2000), (384, 1536, 500), (128, 512, 1500), (128, 512, 500), (96, 384, 1000))
@@ -58,61 +56,55 @@ def check(inputs: list[Tensor], live: Tensor | None, p: float, seed: Tensor) -> 
         assert_close_to_oracle(our_grads[key], torch_grads[key], true_grads[key], name=f"gradient {key}")
 
 
-def measure(
-    width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, seconds: float
-) -> Iterator[dict[str, Any]]:
-    """Forward, and forward with backward, of one shape: prints and yields a row each."""
+def make(width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, share: float, backward: bool) -> Problem:
+    """Forward, or forward with backward, with this share of the components live."""
     inputs = make_inputs(width, hidden, tokens, dtype)
     seed = torch.tensor([1])
-    lives = {
-        share: None if share == 1 else torch.arange(int(COMPONENTS * share), dtype=torch.int32) for share in SHARES
-    }
-    for live in lives.values():
-        check(inputs, live, p, seed)
+    live = None if share == 1 else torch.arange(int(COMPONENTS * share), dtype=torch.int32)
     grad = torch.randn_like(inputs[0])
 
-    def ours(live: Tensor | None) -> Tensor:
-        return component_ffn(*inputs, live, components=COMPONENTS, p=p, seed=seed)
+    def run(function: Callable[[], Tensor]) -> Callable[[], object]:
+        return (lambda: torch.autograd.grad(function(), inputs, grad)) if backward else function
 
-    def both(output: Tensor) -> None:
-        torch.autograd.grad(output, inputs, grad)
+    def ours(live: Tensor | None) -> Callable[[], object]:
+        return run(lambda: component_ffn(*inputs, live, components=COMPONENTS, p=p, seed=seed))
 
-    for name in ("fwd", "fwd+bwd"):
-        if name == "fwd":
-            calls = {"dense": lambda: dense(*inputs, p)}
-            calls |= {f"{share}": lambda live=live: ours(live) for share, live in lives.items()}
-        else:
-            calls = {"dense": lambda: both(dense(*inputs, p))}
-            calls |= {f"{share}": lambda live=live: both(ours(live)) for share, live in lives.items()}
-        times = interleaved(calls, seconds)
-        base = times["dense"].median
-        rate = (4 if name == "fwd" else 12) * tokens * width * hidden / times["1.0"].median / 1e9
-        relative = {share: times[f"{share}"].median / base for share in SHARES}
-        ratios = "  ".join(f"{ratio:5.3f}" for ratio in relative.values())
-        print(
-            f"{str(dtype)[6:]:8} d={width:4} F={hidden:4} T={tokens:5} p={p:.1f} {name:8} "
-            f"dense {times['dense']} | ours/dense {ratios} | {rate:5.0f} GF/s",
-            flush=True,
+    candidates = {"ours": ours(live), "eager": run(lambda: dense(*inputs, p))}
+    if live is None:
+        compiled = torch.compile(dense)
+        candidates["torch.compile"] = run(lambda: compiled(*inputs, p))
+    else:
+        candidates["ours, all live"] = ours(None)
+    return Problem(
+        candidates,
+        gate=lambda: check(inputs, live, p, seed),
+        flops=(12 if backward else 4) * tokens * width * hidden * share,
+    )
+
+
+def _targets(dtype: torch.dtype, p: float, share: float) -> dict[str, float]:
+    """Of forward with backward."""
+    if share < 1:
+        return {"ours, all live": 1.08 * share}
+    if dtype == torch.float32:
+        return {"eager": 0.72 if p else 0.85}
+    return {"eager": 0.70 if p else 0.95}
+
+
+for (width, hidden, tokens), dtype, p, share, backward in itertools.product(
+    SHAPES, (torch.float32, torch.bfloat16), (0.0, 0.1), SHARES, (False, True)
+):
+    name = f"d={width} F={hidden} T={tokens} p={p}"
+    direction = "fwd+bwd" if backward else "fwd"
+    register(
+        Case(
+            "component_ffn",
+            f"{name} {share:.0%} live {direction}",
+            partial(make, width, hidden, tokens, dtype, p, share, backward),
+            dtype=dtype,
+            targets=_targets(dtype, p, share) if backward and width == 384 else {},
+            quick=backward and tokens == 2000 and share != 0.25,
+            series=f"component_ffn {name} {str(dtype)[6:]} {direction}",
+            density=share,
         )
-        shape = {"dtype": str(dtype)[6:], "d": width, "hidden": hidden, "tokens": tokens, "p": p, "pass": name}
-        ours_to_dense = {f"ours/dense, {share:.0%} live": ratio for share, ratio in relative.items()}
-        yield {**shape, "dense ms": 1e3 * base, **ours_to_dense, "GF/s": rate}
-
-
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--dtypes", default="float32,bfloat16")
-    options.add_argument("--d", type=int, help="only shapes of this width")
-    arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
-    shares = ", ".join(map(str, SHARES))
-    print(f"{cpu_capability()}, {arguments.threads} threads, live share {shares}")
-    rows: list[dict[str, Any]] = []
-    for dtype, shape, p in itertools.product(arguments.dtypes.split(","), SHAPES, (0.0, 0.1)):
-        if arguments.d in (None, shape[0]):
-            rows += measure(*shape, getattr(torch, dtype), p, arguments.seconds)
-    write_results(arguments.out, "component_ffn", rows)
-
-
-if __name__ == "__main__":
-    main()
+    )

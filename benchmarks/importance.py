@@ -1,30 +1,27 @@
-"""importance_ against the same scores in eager PyTorch: `python -m benchmarks.importance --threads 1`.
+"""importance_ against the same scores in eager PyTorch: `make bench ARGS="-k importance"`.
 
 Scored are the tensors of a Conformer encoder that the published method scores. The peers are a Python loop over them,
-and torch._foreach_* where PyTorch has it. A row is printed only after the kernel passed the comparison with float64.
-The last column is the bandwidth reached, as a share of what one torch.dot over equally many bytes reaches in the same
-run: where that is near 1, reading the weights and gradients is all that is left.
+and torch._foreach_* where PyTorch has it. Floor: one read of the weights and one of the gradients.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dmao_kernels import cpu_capability, importance_
+from benchmarks.registry import Case, Problem, register
+from dmao_kernels import importance_
 from dmao_kernels.ops.importance.reference import importance_reference_
 from dmao_kernels.testing import assert_close_to_oracle, to_float64
-
-from ._harness import interleaved, parser, write_results
 
 BETA = 0.99
 COMPONENTS = 4
 ENCODERS = {"d=96, 8 blocks": (96, 8), "d=256, 12 blocks": (256, 12), "d=512, 12 blocks": (512, 12)}
 
 
-class Problem:
+class Encoder:
     """Weights and gradients of an encoder, their segments, and the averages of all components."""
 
     def __init__(self, width: int, blocks: int, dtype: torch.dtype) -> None:
@@ -72,41 +69,22 @@ class Problem:
         return ema.lerp_(torch.cat(sums) * self.inverse_count, 1 - BETA)
 
 
-def measure(name: str, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
-    """Compare all candidates on one encoder; prints and returns a row."""
-    problem = Problem(*ENCODERS[name], dtype)
-    problem.check()
-    left, right = torch.rand(2, problem.bytes // 8)  # fp32: as many bytes as the weights and gradients have
-    calls = {
-        "ours": problem.ours,
-        "loop": lambda: problem.loop(problem.ema),
-        "foreach": lambda: problem.foreach(problem.ema),
-        "read": lambda: torch.dot(left, right),
-    }
-    times = interleaved(calls, seconds)
-    ours = times["ours"].median
-    result = {
-        "dtype": str(dtype)[6:],
-        "encoder": name,
-        "MB read": problem.bytes / 1e6,
-        "ours ms": 1e3 * ours,
-        "ours/loop": ours / times["loop"].median,
-        "ours/foreach": ours / times["foreach"].median,
-        "share of bandwidth": times["read"].median / ours,
-    }
-    print("  ".join(f"{key} {value:.3f}" if isinstance(value, float) else value for key, value in result.items()))
-    return result
+def make(width: int, blocks: int, dtype: torch.dtype) -> Problem:
+    encoder = Encoder(width, blocks, dtype)
+    candidates = {"ours": encoder.ours}
+    candidates |= {peer.__name__: partial(peer, encoder.ema) for peer in (encoder.loop, encoder.foreach)}
+    return Problem(candidates, encoder.check, bytes=encoder.bytes)
 
 
-def main() -> None:
-    arguments = parser(__doc__).parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"{cpu_capability()}, {arguments.threads} threads")
-    dtypes = (torch.float32, torch.bfloat16)
-    rows = [measure(name, dtype, arguments.seconds) for dtype in dtypes for name in ENCODERS]
-    write_results(arguments.out, "importance", rows)
-
-
-if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+for dtype in (torch.float32, torch.bfloat16):
+    for name, (width, blocks) in ENCODERS.items():
+        register(
+            Case(
+                "importance_",
+                name,
+                partial(make, width, blocks, dtype),
+                dtype=dtype,
+                targets={"loop": 0.45, "limit": 1 / 0.75},
+                quick=width == 256,
+            )
+        )

@@ -65,8 +65,8 @@ void forward(const ComponentFfnForward& problem, const Workspace& workspace,
     const Dropout dropout(f.p, f.seed);
     gather_bias(static_cast<const T*>(f.b1), f.units, f.hidden, scratch.bias1);
     gather_bias(static_cast<const T*>(problem.b2), nullptr, f.out_width, scratch.bias2);
-    scratch.walk.weights.fill(first_weight<T>(f), second_weight<T>(f), pack_panel_transposed<T>,
-                              parallel);
+    scratch.walk.weights.fill(first_weight<T>(f), second_weight<T>(f),
+                              pack_panel_transposed<T, float>, parallel);
 
     scratch.walk.each_tile(
         0, f.tokens, parallel,
@@ -340,7 +340,8 @@ void backward(const ComponentFfnBackward& problem, const Workspace& workspace,
               const ParallelFor& parallel) {
     const ComponentFfn& f = problem.ffn;
     const BackwardScratch scratch(f, workspace);
-    scratch.walk.weights.fill(second_weight<T>(f), first_weight<T>(f), pack_panel<T>, parallel);
+    scratch.walk.weights.fill(second_weight<T>(f), first_weight<T>(f), pack_panel<T, float>,
+                              parallel);
     const std::int64_t panels = divide_up(f.hidden, kPanel);
     parallel(panels, 1, [&](std::int64_t begin, std::int64_t end) {
         const std::int64_t count = (end - begin) * kPanel, first = begin * kPanel;

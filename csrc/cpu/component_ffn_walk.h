@@ -13,8 +13,8 @@ namespace {
 constexpr std::int64_t kTile = 128;  // tokens
 constexpr std::int64_t kSmallestTile = 32;
 constexpr std::int64_t kChunk = 576;      // hidden units
-constexpr std::int64_t kChunkStep = 192;  // whole panels, and whole groups of dropout units
-static_assert(kChunkStep % kPanel == 0 && kChunkStep % kPhiloxUnits == 0);
+constexpr std::int64_t kChunkStep = 192;  // whole panels
+static_assert(kChunkStep % kPanel == 0);
 
 // Deals out the scratch memory; with a null base it only counts.
 class Arena {
@@ -124,7 +124,7 @@ void gather_bias(const T* bias, const std::int32_t* units, std::int64_t count, f
     }
 }
 
-// factors[i] of the live units first + i, i < count, of a token. Groups of 64 neighbouring units
+// factors[i] of the live units first + i, i < count, of a token. Groups of 128 neighbouring units
 // share one call of the generator; where only some of them live, those are picked out of it.
 void dropout_factors(const Dropout& dropout, const std::int32_t* units, std::uint32_t token,
                      std::int64_t first, std::int64_t count, float* factors) {

@@ -101,6 +101,36 @@ inline Vec round(Vec x) {
 inline Vec scale(Vec x, Vec n) { return _mm512_scalef_ps(x.v, n.v); }
 inline float sum(Vec x) { return _mm512_reduce_add_ps(x.v); }
 
+#if defined(__AVX512BF16__)
+
+// Pairs of bfloat16: a Vec whose lanes hold the 32 bits of two neighbours each, the first in the
+// low half. count is in [0, 2 * width]. The arithmetic takes subnormal bfloat16 for zero.
+inline Vec load_pairs(const bfloat16* p, int count) {
+    const __mmask32 first = static_cast<__mmask32>((std::uint64_t{1} << count) - 1);
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first, p));
+}
+inline Vec broadcast_pair(const bfloat16* p) {
+    std::int32_t bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
+}
+// Lane i: the pair of low[i] and high[i], rounded.
+inline Vec make_pairs(Vec low, Vec high) {
+    const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v));
+    const __m512i order = _mm512_or_si512(
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+        _mm512_setr_epi32(16 << 16, 17 << 16, 18 << 16, 19 << 16, 20 << 16, 21 << 16, 22 << 16,
+                          23 << 16, 24 << 16, 25 << 16, 26 << 16, 27 << 16, 28 << 16, 29 << 16,
+                          30 << 16, 31 << 16));
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, halves));
+}
+// c[i] + the product of the pairs a[i] and b[i].
+inline Vec dot(Vec a, Vec b, Vec c) {
+    return _mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v));
+}
+
+#endif
+
 #elif defined(__AVX2__)
 
 // --- AVX2

@@ -3,39 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-import dmao_kernels
 from dmao_kernels.testing import ODD_SIZES, Poison
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = {
-    "portable": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
-}
-FLAGS["avx512_bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
-COMPILER = next(filter(None, map(shutil.which, ["c++", "g++", "clang++"])), None)
-
-
-@pytest.fixture(scope="module", params=list(FLAGS))
-def probe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    best = dmao_kernels.cpu_capability()
-    if COMPILER is None or best is None:
-        pytest.skip("needs a compiler and the native library")
-    if list(FLAGS).index(request.param) > list(FLAGS).index(best):
-        pytest.skip(f"{request.param} is not available here")
-    library = tmp_path_factory.mktemp("simd") / f"{request.param}.so"
-    command = [COMPILER, "-std=c++20", "-O2", "-shared", "-fPIC", *FLAGS[request.param]]
-    command += [f"-I{ROOT}/csrc/include", f"-DDMAO_ISA_NAMESPACE={request.param}"]
-    subprocess.run([*command, str(ROOT / "csrc/tests/simd_probe.cpp"), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+PROBE = "simd"
 
 
 def call(probe: ctypes.CDLL, name: str, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

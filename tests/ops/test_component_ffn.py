@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 SEED = torch.tensor([0x1234_5678_9ABC_DEF])
 
 # (tokens, d, components, unit width, d_out): both sides of vectors (4, 8, 16), panels (8, 16, 48), row blocks
-# (6, 8), the dropout group (64), a tile (128), strips and blocks of gradients (16, 24, 192), spans (256),
+# (6, 8), the dropout group (128), a tile (128), strips and blocks of gradients (16, 24, 192), spans (256),
 # chunks (576).
 SIZES = [
     (0, 5, 2, 3, 4),
@@ -46,7 +46,7 @@ SIZES = [
     (257, 193, 2, 289, 191),
     (40, 24, 3, 500, 23),
     (300, 2, 2, 64, 300),
-    (3, 300, 1, 63, 2),
+    (3, 300, 1, 63, 20),
     (65, 10, 4, 0, 6),
     (5, 4, 0, 0, 3),
     (6, 0, 2, 4, 5),

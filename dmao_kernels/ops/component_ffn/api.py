@@ -44,7 +44,7 @@ def component_ffn(
     zero. The result and the gradients are those of the layer without the dead components.
 
     The hidden layer stays in cache; with gradients its pre-activations are kept. Dropout (on the activated
-    hidden units) comes from a counter-based generator, Philox4x32-10: its mask is a function of (seed, token,
+    hidden units) comes from a counter-based generator, Philox4x32-7: its mask is a function of (seed, token,
     unit), is recomputed in the backward pass, and does not depend on which components live, on the batch's
     shape or on the number of threads. Results are bit-identical for any number of threads. Under
     torch.autocast all floating point inputs are cast, as F.linear does.

@@ -1,0 +1,1 @@
+"""Benchmarks: one module per operation registers its cases (registry.py), `make bench` runs them."""

@@ -1,0 +1,63 @@
+"""Every registered case: `make bench`, `make bench-quick`, or `pytest benchmarks -k importance`.
+
+pytest-benchmark times ours; the setup of each of its rounds runs and times the peers. So all candidates take turns
+in one process, and a disturbance of the machine meets each of them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks._harness import Timing
+from benchmarks.registry import OURS, SLOW_PEERS, Case
+from benchmarks.report import rows_of
+from benchmarks.roofline import limits
+
+
+@pytest.mark.timeout(0)
+def test_case(
+    case: Case, threads: int, benchmark: Any, rows: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    torch.compiler.reset()  # compiled code is made for one number of threads
+    try:
+        problem = case.make()
+        try:
+            problem.gate()
+        except AssertionError as error:
+            rows.extend(rows_of(case, threads, problem, gate=f"red: {error}".splitlines()[0]))
+            raise
+        candidates = dict(problem.candidates)
+        if request.config.option.quick:
+            candidates = {name: call for name, call in candidates.items() if name not in SLOW_PEERS}
+        ours = candidates.pop(OURS)
+        samples: dict[str, list[float]] = {name: [] for name in candidates}
+
+        def peers() -> None:
+            for name, call in candidates.items():
+                start = time.perf_counter()
+                call()
+                samples[name].append(time.perf_counter() - start)
+
+        for _ in range(2):  # the first round warms up and compiles, the second is a sample of the time
+            start = time.perf_counter()
+            peers()
+            ours()
+            seconds = time.perf_counter() - start
+        for values in samples.values():
+            values.clear()
+        rounds = max(case.rounds, min(1000, int(request.config.option.seconds / seconds)))
+        benchmark.pedantic(ours, setup=peers, rounds=rounds)
+        samples[OURS] = benchmark.stats.stats.data
+        times = {name: Timing.of(values) for name, values in samples.items()}
+        measured = rows_of(case, threads, problem, times=times, limits=limits(threads))
+    finally:
+        torch.set_num_threads(before)
+    rows.extend(measured)
+    benchmark.extra_info["rows"] = measured

@@ -1,0 +1,109 @@
+"""The framework of the benchmarks: rows, break-even, comparison, and that every module registers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import compare
+from benchmarks._harness import Timing
+from benchmarks.registry import Case, Problem, cases
+from benchmarks.report import Report, break_even, markdown, rows_of
+from benchmarks.roofline import Limits
+
+LIMITS = Limits(float32=100.0, bfloat16=200.0, read=10.0, copy=8.0)
+
+
+def nothing() -> None:
+    pass
+
+
+def make_case(**changes: Any) -> tuple[Case, Problem]:
+    problem = Problem({"ours": nothing, "eager": nothing}, nothing, flops=50.0, absent={"other": "not installed"})
+    return Case("op", "small", lambda: problem, targets={"eager": 0.5, "limit": 1.5}, **changes), problem
+
+
+def test_rows_have_ratio_target_and_share_of_the_limit() -> None:
+    case, problem = make_case()
+    times = {"ours": Timing(1.0, 0.01), "eager": Timing(4.0, 0.02)}
+    rows = {row["peer"]: row for row in rows_of(case, 2, problem, times=times, limits=LIMITS)}
+    assert set(rows) == {"eager", "limit", "other"}
+    assert rows["eager"]["case"] == "op small fp32 T2"
+    assert rows["eager"]["ratio"] == 0.25
+    assert rows["eager"]["met"] is True
+    assert rows["limit"]["ratio"] == 2.0
+    assert rows["limit"]["met"] is False
+    assert rows["other"]["ratio"] is None
+    assert rows["other"]["note"] == "not installed"
+    assert {row["limit_share"] for row in rows.values()} == {0.5}
+
+
+def test_no_ratio_behind_a_red_gate() -> None:
+    case, problem = make_case()
+    rows = rows_of(case, 1, problem, gate="red: too far off")
+    assert rows
+    assert all(row["ratio"] is None and row["met"] is None and row["ours_ms"] is None for row in rows)
+    assert "red: too far off" in markdown(report(rows), [])
+
+
+def test_the_floor_is_the_slower_of_arithmetic_and_memory() -> None:
+    assert LIMITS.floor(torch.float32, 50.0, 1.0) == 0.5
+    assert LIMITS.floor(torch.bfloat16, 50.0, 10.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(0.1, 0.2), (0.5, 0.8), (0.7, 1.2)], "60%"),
+        ([(0.1, 1.2), (0.5, 2.0)], "below 10%"),
+        ([(0.5, 0.9), (0.1, 0.3)], "all measured, up to 50%"),
+    ],
+)
+def test_break_even(points: list[tuple[float, float]], expected: str) -> None:
+    common = {"series": "s", "peer": "eager", "threads": 1}
+    assert break_even([{**common, "density": density, "ratio": ratio} for density, ratio in points]) == [
+        ("s", "eager", 1, expected)
+    ]
+
+
+def report(rows: list[dict[str, Any]], **changes: Any) -> Report:
+    conditions = {"machine": "m", "cores": 2, "capability": "c", "date": "d", "commit": "c", "run": "full"}
+    return Report({**conditions, "python": "3", "packages": {}, "limits": {}, **changes}, rows)
+
+
+def run(ours: float, gate: str = "green") -> list[dict[str, Any]]:
+    case, problem = make_case()
+    times = {"ours": Timing(ours, 0.01), "eager": Timing(1.0, 0.01)} if gate == "green" else None
+    return rows_of(case, 1, problem, times=times, limits=LIMITS, gate=gate)
+
+
+def test_compare_flags_what_got_slower_wrong_or_lost(tmp_path: Path) -> None:
+    old = report(run(1.0))
+    assert compare.regressions(old, report(run(1.05))) == []
+    assert len(compare.regressions(old, report(run(1.2)))) == 2  # against eager and against the limit
+    assert "the gate is red" in compare.regressions(old, report(run(1.0, "red")))[0]
+    assert len(compare.regressions(old, report([]))) == 3
+    assert compare.regressions(old, report([], run="quick")) == []
+    paths = [tmp_path / name for name in ("old.json", "new.json")]
+    for path, made in zip(paths, (old, report(run(1.2))), strict=True):
+        path.write_text(json.dumps({"conditions": made.conditions, "rows": made.rows}))
+    assert compare.main([str(path) for path in paths]) == 1
+    assert compare.main([str(paths[0]), str(paths[0])]) == 0
+
+
+def test_a_report_is_written_and_read_again(tmp_path: Path) -> None:
+    made = report(run(1.0))
+    assert [path.name for path in made.write(tmp_path)] == ["latest.json", "latest.md", "targets.svg"]
+    assert Report.read(tmp_path / "latest.json") == made
+    assert "Targets met: 0 of 2" in (tmp_path / "latest.md").read_text()
+
+
+def test_cases_are_registered() -> None:
+    found = cases()
+    assert {"component_ffn", "importance_"} <= {case.op for case in found}
+    quick = {case.op for case in found if case.quick}
+    assert quick == {case.op for case in found}, "every operation has a quick case"
