@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "arena.h"
 #include "dmao/component_ffn.h"
 #include "dmao/philox.h"
 #include "gemm.h"
@@ -15,24 +16,6 @@ constexpr std::int64_t kSmallestTile = 32;
 constexpr std::int64_t kChunk = 576;      // hidden units
 constexpr std::int64_t kChunkStep = 192;  // whole panels
 static_assert(kChunkStep % kPanel == 0);
-
-// Deals out the scratch memory; with a null base it only counts.
-class Arena {
-  public:
-    explicit Arena(float* base) : base_(base) {}
-
-    float* take(std::int64_t count) {
-        float* result = base_ == nullptr ? nullptr : base_ + used_;
-        used_ += round_up(count, 16);  // a cache line
-        return result;
-    }
-
-    std::int64_t used() const { return used_; }
-
-  private:
-    float* base_;
-    std::int64_t used_ = 0;
-};
 
 // Every worker gets equally many tiles.
 std::int64_t tile_tokens(std::int64_t tokens, std::int64_t workers) {

@@ -94,6 +94,7 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
 inline Vec abs(Vec x) { return _mm512_abs_ps(x.v); }
+inline Vec sqrt(Vec x) { return _mm512_sqrt_ps(x.v); }
 inline Vec round(Vec x) {
     return _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -184,6 +185,7 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
 inline Vec abs(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v); }
+inline Vec sqrt(Vec x) { return _mm256_sqrt_ps(x.v); }
 inline Vec round(Vec x) {
     return _mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -256,6 +258,10 @@ inline Vec abs(Vec x) {
     std::memcpy(&bits, &x.v, sizeof(bits));
     bits &= 0x7fffffff;
     std::memcpy(&x.v, &bits, sizeof(bits));
+    return x;
+}
+inline Vec sqrt(Vec x) {
+    for (int i = 0; i < Vec::width; ++i) x.v[i] = __builtin_sqrtf(x.v[i]);
     return x;
 }
 inline Vec round(Vec x) {

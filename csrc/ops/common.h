@@ -46,6 +46,14 @@ inline DType float_dtype(const char* op, const std::string& argument, const Tens
     return dtype == ScalarType::Float ? DType::float32 : DType::bfloat16;
 }
 
+inline Activation parse_activation(const char* op, const std::string& name) {
+    if (name == "silu") return Activation::silu;
+    if (name == "relu") return Activation::relu;
+    if (name == "gelu") return Activation::gelu;
+    throw std::runtime_error(std::string(op) + ": activation must be silu, relu or gelu, got '" +
+                             name + "'");
+}
+
 // PyTorch's own thread pool, as the interface that kernels take.
 inline ParallelFor torch_parallel() {
     return ParallelFor(

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <optional>
 #include <stdexcept>
@@ -13,19 +11,12 @@
 #include <vector>
 
 #include "common.h"
+#include "scratch.h"
 
 namespace dmao {
 namespace {
 
 constexpr const char* kOp = "component_ffn";
-
-Activation parse_activation(const std::string& name) {
-    if (name == "silu") return Activation::silu;
-    if (name == "relu") return Activation::relu;
-    if (name == "gelu") return Activation::gelu;
-    throw std::runtime_error("component_ffn: activation must be silu, relu or gelu, got '" + name +
-                             "'");
-}
 
 // The stored units that live, ascending.
 std::vector<std::int32_t> live_units(const std::optional<Tensor>& live, std::int64_t components,
@@ -87,7 +78,7 @@ struct Inputs {
         units = live_units(live, components, ffn.stored_hidden);
         ffn.hidden = static_cast<std::int64_t>(units.size());
         ffn.units = units.data();
-        ffn.activation = parse_activation(activation);
+        ffn.activation = parse_activation(kOp, activation);
         check(p >= 0.0 && p < 1.0, kOp, ": p must be in [0, 1), got ", p);
         ffn.p = p;
         if (p > 0.0) {
@@ -130,26 +121,6 @@ struct Inputs {
                                                : torch::stable::new_zeros(x, sizes);
     }
 };
-
-struct AlignedDelete {
-    void operator()(float* p) const { ::operator delete[](p, kAlignment); }
-    static constexpr std::align_val_t kAlignment{64};
-};
-
-// At least `floats` floats, uninitialised, until this thread's next call. The memory stays with the
-// thread: handed back, it would come again as fresh pages, whose faults cost a tenth of a training
-// step's backward pass. Its size does not grow with the number of tokens (beyond a block of them).
-float* thread_scratch(std::int64_t floats) {
-    thread_local std::unique_ptr<float[], AlignedDelete> memory;
-    thread_local std::int64_t size = 0;
-    if (size < floats) {
-        memory.reset();
-        size = 0;
-        memory.reset(new (AlignedDelete::kAlignment) float[floats]);
-        size = floats;
-    }
-    return memory.get();
-}
 
 std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
                                          const std::optional<Tensor>& b1, const Tensor& w2,

@@ -7,10 +7,9 @@
 #include "dmao/isa.h"
 #include "dmao/parallel.h"
 #include "dmao/types.h"
+#include "dmao/workspace.h"
 
 namespace dmao {
-
-enum class Activation : std::int32_t { silu, relu, gelu };
 
 // All tensors are contiguous and of one dtype; pointers of absent biases are null.
 struct ComponentFfn {
@@ -45,13 +44,6 @@ struct ComponentFfnBackward {
     void* grad_b1;
     void* grad_w2;
     void* grad_b2;
-};
-
-// Memory that a kernel works in: `scratch` floats as the *_scratch function counts them, and as
-// many workers as there are threads. The results do not depend on the number of workers.
-struct Workspace {
-    float* scratch;
-    std::int64_t workers;
 };
 
 using ComponentFfnForwardScratch = std::int64_t(const ComponentFfnForward&, std::int64_t workers);

@@ -13,4 +13,6 @@ struct bfloat16 {
 
 enum class DType : std::int32_t { float32, bfloat16 };
 
+enum class Activation : std::int32_t { silu, relu, gelu };
+
 }  // namespace dmao

@@ -96,19 +96,7 @@ def _check(
     metric: str,
     beta: float,
 ) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"importance_: metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    if not 0.0 <= beta <= 1.0:
-        raise ValueError(f"importance_: beta must be in [0, 1], got {beta}")
-    for name, tensor in (("ema", ema), ("inverse_count", inverse_count)):
-        if tensor.dtype != torch.float32 or tensor.dim() != 1 or not tensor.is_contiguous():
-            raise ValueError(f"importance_: {name} must be contiguous float32 [n_components], got {describe(tensor)}")
-    if ema.shape != inverse_count.shape:
-        raise ValueError(
-            f"importance_: inverse_count must have as many elements as ema ({ema.numel()}), got {inverse_count.numel()}"
-        )
-    if segments.dtype != torch.int64 or segments.dim() != 2 or segments.shape[1] != 5:
-        raise ValueError(f"importance_: segments must be int64 [n, 5], got {describe(segments)}")
+    check_scores("importance_", ema, segments, inverse_count, metric, beta)
     if len(weights) != len(grads):
         raise ValueError(f"importance_: got {len(weights)} weights but {len(grads)} grads")
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
@@ -124,3 +112,20 @@ def _check(
             )
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (ema, *weights, *grads)):
         raise RuntimeError("importance_: scores are not differentiable; call it under torch.no_grad()")
+
+
+def check_scores(op: str, ema: Tensor, segments: Tensor, inverse_count: Tensor, metric: str, beta: float) -> None:
+    """Raises ValueError where what `importance_` averages into and by is not as it says, in the name of `op`."""
+    if metric not in METRICS:
+        raise ValueError(f"{op}: metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f"{op}: beta must be in [0, 1], got {beta}")
+    for name, tensor in (("ema", ema), ("inverse_count", inverse_count)):
+        if tensor.dtype != torch.float32 or tensor.dim() != 1 or not tensor.is_contiguous():
+            raise ValueError(f"{op}: {name} must be contiguous float32 [n_components], got {describe(tensor)}")
+    if ema.shape != inverse_count.shape:
+        raise ValueError(
+            f"{op}: inverse_count must have as many elements as ema ({ema.numel()}), got {inverse_count.numel()}"
+        )
+    if segments.dtype != torch.int64 or segments.dim() != 2 or segments.shape[1] != 5:
+        raise ValueError(f"{op}: segments must be int64 [n, 5], got {describe(segments)}")
