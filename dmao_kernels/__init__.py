@@ -11,7 +11,14 @@ Here are the operations, and which implementation of them runs. To be imported b
 from dmao_kernels._version import __version__
 from dmao_kernels.block_mask import BlockMask
 from dmao_kernels.dispatch import BACKENDS, can_run, cpu_capability, use_backend
-from dmao_kernels.ops import adamw_importance_, component_ffn, importance_, masked_linear
+from dmao_kernels.ops import (
+    adamw_importance_,
+    component_conv,
+    component_ffn,
+    depthwise_conv1d,
+    importance_,
+    masked_linear,
+)
 
 __all__ = [
     "BACKENDS",
@@ -19,8 +26,10 @@ __all__ = [
     "__version__",
     "adamw_importance_",
     "can_run",
+    "component_conv",
     "component_ffn",
     "cpu_capability",
+    "depthwise_conv1d",
     "importance_",
     "masked_linear",
     "use_backend",

@@ -39,6 +39,9 @@ inline bfloat16 to_bfloat16(float x) {
     return {static_cast<std::uint16_t>(bits >> 16)};
 }
 
+inline void set(float& target, float value) { target = value; }
+inline void set(bfloat16& target, float value) { target = to_bfloat16(value); }
+
 #if defined(__AVX512F__)
 
 // --- AVX-512
