@@ -116,9 +116,10 @@ def test_compile_packed_without_recompiling(backend: str) -> None:
 def test_compiled_training_gives_the_same_gradients(backend: str) -> None:
     torch._dynamo.reset()
     mask = random_mask(50, 16)
+    p = 0.1 if backend == "cpu" else 0.0  # tracing the generator of the reference takes ten seconds
 
     def call(**problem: Tensor) -> Tensor:
-        return block_attention(**problem, block_mask=mask, window=(20, None), p=0.1, seed=SEED)
+        return block_attention(**problem, block_mask=mask, window=(20, None), p=p, seed=SEED)
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
     with dmao_kernels.use_backend(backend):
