@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define
 from dmao_kernels.block_mask import BlockMask
-from dmao_kernels.dispatch import choose_backend
+from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe, dtype_name
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
 
@@ -30,6 +30,7 @@ define(
     f"block_attention_backward(Tensor grad_out, {_INPUTS}, Tensor out, Tensor lse) -> (Tensor grad_q, Tensor grad_k, "
     "Tensor grad_v, Tensor grad_rel_pos, Tensor grad_content_bias, Tensor grad_position_bias)"
 )
+register("block_attention", dtypes=_DTYPES)
 
 
 def block_attention(
