@@ -11,6 +11,7 @@ Here are the operations, and which implementation of them runs. To be imported b
 from dmao_kernels._version import __version__
 from dmao_kernels.block_mask import BlockMask
 from dmao_kernels.dispatch import BACKENDS, can_run, cpu_capability, use_backend
+<<<<<<< HEAD
 from dmao_kernels.ops import (
     adamw_importance_,
     component_conv,
@@ -19,12 +20,16 @@ from dmao_kernels.ops import (
     importance_,
     masked_linear,
 )
+=======
+from dmao_kernels.ops import adamw_importance_, block_attention, component_ffn, importance_, masked_linear
+>>>>>>> attpy
 
 __all__ = [
     "BACKENDS",
     "BlockMask",
     "__version__",
     "adamw_importance_",
+    "block_attention",
     "can_run",
     "component_conv",
     "component_ffn",
