@@ -11,18 +11,17 @@ Here are the operations, and which implementation of them runs. To be imported b
 from dmao_kernels._version import __version__
 from dmao_kernels.block_mask import BlockMask
 from dmao_kernels.dispatch import BACKENDS, can_run, cpu_capability, use_backend
-<<<<<<< HEAD
 from dmao_kernels.ops import (
     adamw_importance_,
+    block_attention,
     component_conv,
     component_ffn,
     depthwise_conv1d,
     importance_,
     masked_linear,
+    pack,
+    unpack,
 )
-=======
-from dmao_kernels.ops import adamw_importance_, block_attention, component_ffn, importance_, masked_linear
->>>>>>> attpy
 
 __all__ = [
     "BACKENDS",
@@ -37,5 +36,7 @@ __all__ = [
     "depthwise_conv1d",
     "importance_",
     "masked_linear",
+    "pack",
+    "unpack",
     "use_backend",
 ]
