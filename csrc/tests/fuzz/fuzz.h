@@ -78,5 +78,5 @@ class Scratch {
 
 }  // namespace dmao::fuzzing
 
-namespace dmao::DMAO_ISA_NAMESPACE {}  // main.cpp sees no kernel
+namespace dmao::DMAO_ISA_NAMESPACE {}  // namespace dmao::DMAO_ISA_NAMESPACE
 namespace kernels = dmao::DMAO_ISA_NAMESPACE;
