@@ -14,9 +14,8 @@ import pytest
 import dmao_kernels
 from tests.fuzz.problem import Draw, check
 
-OPS = sorted(
-    path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("conftest", "problem", "test_fuzz")
-)
+HERE = Path(__file__).parent
+OPS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith(("conftest", "problem", "test_")))
 SAMPLE = 40
 CHUNK, CHUNKS = 100, 20
 
