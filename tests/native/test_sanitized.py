@@ -1,22 +1,15 @@
-"""The CPU kernels on random problems under the sanitizers: address and undefined behaviour, and threads.
-
-`make sanitize` runs all of it. Each csrc/tests/fuzz/<op>.cpp is built with csrc/cpu/<op>*.cpp.
-"""
+"""The CPU kernels on random problems under the sanitizers, `make sanitize`: address, undefined behaviour, threads."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-import dmao_kernels
-from tests.native.probe import CAPABILITIES, FLAGS, ROOT
+from tests.native.fuzzers import OPS, build, require_compiler, runs_here, sources
+from tests.native.probe import CAPABILITIES
 
-FUZZ = ROOT / "csrc/tests/fuzz"
-OPS = sorted(path.stem for path in FUZZ.glob("*.cpp") if path.stem != "main")
-COMPILER = next(filter(None, map(shutil.which, ["c++", "g++", "clang++"])), None)
 SANITIZERS = {
     "memory": (["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"], "1"),
     "threads": (["-fsanitize=thread"], "4"),
@@ -27,18 +20,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def run_fuzzer(sources: list[Path], isa: str, sanitizer: str, folder: Path, problems: int = 200) -> tuple[int, str]:
     """Exit status and everything that was printed."""
-    best = dmao_kernels.cpu_capability()
-    if COMPILER is None or best is None or CAPABILITIES.index(isa) > CAPABILITIES.index(best):
-        pytest.skip(f"{isa} is not available here, or there is no compiler")
+    if not runs_here(isa):
+        pytest.skip(f"{isa} is not available here")
     flags, threads = SANITIZERS[sanitizer]
-    empty = folder / "empty.cpp"
+    empty, program = folder / "empty.cpp", folder / "fuzz"
     empty.write_text("int main() {}\n")
-    program = folder / "fuzz"
-    if subprocess.run([COMPILER, *flags, str(empty), "-o", str(program)], capture_output=True).returncode:
+    probe = [require_compiler(), *flags, str(empty), "-o", str(program)]
+    if subprocess.run(probe, capture_output=True).returncode:
         pytest.skip(f"the compiler has no sanitizer for {sanitizer}")
-    command = [COMPILER, "-std=c++20", "-O1", "-g", "-w", *flags, *FLAGS[isa]]
-    command += [f"-I{ROOT}/csrc/include", f"-I{FUZZ}", f"-DDMAO_ISA_NAMESPACE={isa}", str(FUZZ / "main.cpp")]
-    subprocess.run([*command, *map(str, sources), "-o", str(program)], check=True)
+    build(sources, isa, ["-O1", "-g", *flags], program)
     run = subprocess.run([str(program), str(problems), threads], capture_output=True, text=True)
     return run.returncode, run.stdout + run.stderr
 
@@ -47,8 +37,7 @@ def run_fuzzer(sources: list[Path], isa: str, sanitizer: str, folder: Path, prob
 @pytest.mark.parametrize("isa", CAPABILITIES)
 @pytest.mark.parametrize("op", OPS)
 def test_kernel_is_clean(op: str, isa: str, sanitizer: str, tmp_path: Path) -> None:
-    sources = [FUZZ / f"{op}.cpp", *(ROOT / "csrc/cpu").glob(f"{op}*.cpp")]
-    status, printed = run_fuzzer(sources, isa, sanitizer, tmp_path)
+    status, printed = run_fuzzer(sources(op), isa, sanitizer, tmp_path)
     assert (status, printed) == (0, "clean\n")
 
 

@@ -34,6 +34,8 @@ void fuzz(const ParallelFor& parallel, std::int64_t) {
     for (int metric = 0; metric < 4; ++metric) {
         kernels::adamw_importance({first, some, static_cast<Metric>(metric)}, parallel);
     }
+    if (scored) record(first->part.sums, components);
+    for (const auto* values : {&weight, &exp_avg, &exp_avg_sq}) record(values->get(), count, dtype);
 }
 
 }  // namespace dmao::fuzzing

@@ -53,6 +53,7 @@ void fuzz(const ParallelFor& parallel, std::int64_t workers) {
         const ComponentFfnForward problem{f, coin() ? b2.get() : nullptr, y.get(), pre_activation};
         const Scratch scratch(kernels::component_ffn_forward_scratch(problem, workers));
         kernels::component_ffn_forward(problem, {scratch.get(), workers}, parallel);
+        record(y.get(), outputs, dtype);
     }
     const ComponentFfnBackward problem{f,
                                        grad_y.get(),
@@ -64,6 +65,12 @@ void fuzz(const ParallelFor& parallel, std::int64_t workers) {
                                        coin() ? grad_b2.get() : nullptr};
     const Scratch scratch(kernels::component_ffn_backward_scratch(problem, workers));
     kernels::component_ffn_backward(problem, {scratch.get(), workers}, parallel);
+    record(kept.get(), f.tokens * f.hidden, dtype);
+    record(grad_x.get(), inputs, dtype);
+    record(grad_w1.get(), size1, dtype);
+    record(grad_b1.get(), f.stored_hidden, dtype);
+    record(grad_w2.get(), size2, dtype);
+    record(grad_b2.get(), f.out_width, dtype);
 }
 
 }  // namespace dmao::fuzzing

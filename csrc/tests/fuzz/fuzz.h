@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -56,6 +57,30 @@ inline std::unique_ptr<float[]> floats(std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i)
         values[i] = static_cast<float>(below(2001)) / 1000.0f - 1.0f;
     return values;
+}
+
+// Where results go, as floats, so that builds for two instruction sets can be compared; null:
+// nowhere.
+inline std::FILE* results = nullptr;
+
+inline void record(const void* values, std::int64_t count, DType dtype) {
+    for (std::int64_t i = 0; results != nullptr && i < count; ++i) {
+        float value = 0.0f;
+        if (dtype == DType::float32) {
+            std::memcpy(&value, static_cast<const char*>(values) + 4 * i, 4);
+        } else {
+            std::memcpy(reinterpret_cast<char*>(&value) + 2,
+                        static_cast<const char*>(values) + 2 * i, 2);
+        }
+        std::fwrite(&value, sizeof(value), 1, results);
+    }
+}
+
+inline void record(const double* values, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        const float value = static_cast<float>(values[i]);
+        record(&value, 1, DType::float32);
+    }
 }
 
 // Scratch memory as an operation hands it out: aligned, not initialised (here: NaN).

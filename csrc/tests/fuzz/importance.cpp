@@ -27,6 +27,7 @@ void fuzz(const ParallelFor& parallel, std::int64_t) {
     chunk.sums = sums.get();
     for (int metric = 0; metric < 4; ++metric) {
         kernels::importance({&chunk, 1, static_cast<Metric>(metric)}, parallel);
+        record(sums.get(), scored);
     }
 }
 

@@ -1,5 +1,6 @@
-// fuzz PROBLEMS THREADS: runs random problems; with more than one thread every parallel range is a
-// thread of its own, so that ThreadSanitizer sees all that may happen at once.
+// fuzz PROBLEMS THREADS [FILE]: runs random problems and writes their results to a file; with more
+// than one thread every parallel range is a thread of its own, so that ThreadSanitizer sees all
+// that may happen at once.
 #include <algorithm>
 #include <cstdio>
 #include <thread>
@@ -32,8 +33,9 @@ const ParallelFor at_once([](std::int64_t count, std::int64_t, ParallelFor::Body
 
 }  // namespace
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
     const int problems = std::atoi(arguments[1]), threads = std::atoi(arguments[2]);
+    if (count > 3) dmao::fuzzing::results = std::fopen(arguments[3], "wb");
     for (int i = 0; i < problems; ++i) {
         if (threads > 1) {
             dmao::fuzzing::fuzz(at_once, 4);
@@ -41,5 +43,6 @@ int main(int, char** arguments) {
             dmao::fuzzing::fuzz(in_turn, 1 + below(3));
         }
     }
+    if (count > 3 && std::fclose(dmao::fuzzing::results) != 0) return 1;
     std::puts("clean");
 }
