@@ -124,23 +124,24 @@ def block_attention(
         seed=seed,
     )
     if choose_backend("block_attention", q, k, v, rel_pos, content_bias, position_bias) == "reference":
-        return block_attention_reference(
-            q,
-            k,
-            v,
-            lengths=lengths,
-            offsets=offsets,
-            block_mask=block_mask,
-            window=window,
-            chunk=chunk,
-            head_mask=head_mask,
-            rel_pos=rel_pos,
-            content_bias=content_bias,
-            position_bias=position_bias,
-            p=p,
-            seed=seed,
-            scale=scale,
-        )
+        with torch.autocast(q.device.type, enabled=False):  # it computes bfloat16 in float32
+            return block_attention_reference(
+                q,
+                k,
+                v,
+                lengths=lengths,
+                offsets=offsets,
+                block_mask=block_mask,
+                window=window,
+                chunk=chunk,
+                head_mask=head_mask,
+                rel_pos=rel_pos,
+                content_bias=content_bias,
+                position_bias=position_bias,
+                p=p,
+                seed=seed,
+                scale=scale,
+            )
     if rel_pos is not None and rel_pos.dim() == 2:
         rel_pos = rel_pos[:, None].expand(-1, q.shape[-2], -1)
     blocks = (
@@ -224,9 +225,9 @@ def _check_visibility(
     *,
     packed: bool,
 ) -> None:
-    if window is not None and any(bound is not None and bound < 0 for bound in window):
+    if window is not None and (len(window) != 2 or any(bound is not None and bound < 0 for bound in window)):
         raise ValueError(f"block_attention: window must be (left, right), each >= 0 or None, got {window}")
-    if chunk is not None and (chunk[0] < 1 or (chunk[1] is not None and chunk[1] < 0)):
+    if chunk is not None and (len(chunk) != 2 or chunk[0] < 1 or (chunk[1] is not None and chunk[1] < 0)):
         raise ValueError(f"block_attention: chunk must be (size >= 1, left_chunks >= 0 or None), got {chunk}")
     if block_mask is not None:
         if block_mask.rows != block_mask.columns:
