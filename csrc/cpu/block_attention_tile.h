@@ -41,11 +41,27 @@ void store_some(T* p, Vec x, std::int64_t count) {
     count >= Vec::width ? store(p, x) : store(p, x, static_cast<int>(count));
 }
 
+// Rows of one head lie far apart, each on a page of its own, where the hardware does not look
+// ahead.
+template <class T>
+void prefetch_rows(const Selection<T>& rows, std::int64_t first, std::int64_t end,
+                   std::int64_t width) {
+    for (std::int64_t i = first; i < end; ++i) {
+        const std::int64_t place = rows.rows == nullptr ? i : rows.rows[i];
+        const char* row = reinterpret_cast<const char*>(rows.data + place * rows.stride);
+        const std::int64_t bytes = width * static_cast<std::int64_t>(sizeof(T));
+        for (std::int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte);
+    }
+}
+constexpr std::int64_t kAhead = 8;  // rows
+
 // out[i, :] = (row i + bias) * factor; bias may be null.
 template <class T>
 void load_rows(const Selection<T>& rows, std::int64_t count, std::int64_t width, const T* bias,
                float factor, float* out) {
+    prefetch_rows(rows, 0, smaller(kAhead, count), width);
     for (std::int64_t i = 0; i < count; ++i) {
+        prefetch_rows(rows, i + kAhead, smaller(i + kAhead + 1, count), width);
         const T* row = rows.data + i * rows.stride;
         for (std::int64_t d = 0; d < width; d += Vec::width) {
             Vec x = load_some(row + d, width - d);
@@ -84,18 +100,28 @@ inline void add_rows(float* sums, const float* rows, std::int64_t count, std::in
     }
 }
 
-// All of a matrix B[depth, n] = rows of `matrix` (or, transposed, B[depth, n] = its n rows).
+// All of a matrix B[depth, n], whose rows those of `matrix` are.
 template <class T>
 void pack_all(const Selection<T>& matrix, std::int64_t depth, std::int64_t n, float* out) {
-    for (std::int64_t first = 0; first < n; first += kPanel) {
-        pack_panel(matrix, 0, depth, first, smaller(kPanel, n - first), out + first * depth);
+    constexpr std::int64_t kBlock = 16;  // rows that stay in L1 from panel to panel
+    prefetch_rows(matrix, 0, smaller(kBlock, depth), n);
+    for (std::int64_t k = 0; k < depth; k += kBlock) {
+        const std::int64_t rows = smaller(kBlock, depth - k);
+        prefetch_rows(matrix, k + kBlock, smaller(k + 2 * kBlock, depth), n);
+        for (std::int64_t first = 0; first < n; first += kPanel) {
+            pack_panel(matrix, k, rows, first, smaller(kPanel, n - first),
+                       out + first * depth + k * panel_columns(n, first));
+        }
     }
 }
 
+// All of a matrix B[depth, n], whose columns the n rows of `matrix` are.
 template <class T>
 void pack_all_transposed(const Selection<T>& matrix, std::int64_t depth, std::int64_t n,
                          float* out) {
+    prefetch_rows(matrix, 0, smaller(kPanel, n), depth);
     for (std::int64_t first = 0; first < n; first += kPanel) {
+        prefetch_rows(matrix, first + kPanel, smaller(first + 2 * kPanel, n), depth);
         pack_panel_transposed(matrix, 0, depth, first, smaller(kPanel, n - first),
                               out + first * depth);
     }
@@ -106,17 +132,17 @@ void pack_all_transposed(const Selection<T>& matrix, std::int64_t depth, std::in
 constexpr std::int64_t kStrip = 24;  // rows or columns of the tile that share one range
 static_assert(kStrip % kRows == 0);
 
-// A += X Y with X [rows, depth] and Y [depth, columns], of which the columns from `first` on, a
-// multiple of kPanel, are meant.
+// A += (or =) X Y with X [rows, depth] and Y [depth, columns], of which the columns from `first`
+// on, a multiple of kPanel, are meant. What is outside of the band may or may not be computed.
 inline void multiply_into_band(const Band& band, std::int64_t columns, std::int64_t depth,
                                const float* x, const float* y, std::int64_t first, float* a,
-                               std::int64_t stride) {
+                               std::int64_t stride, Result result) {
     for (std::int64_t column = 0; column < columns; column += kPanel) {
         const std::int64_t n = smaller(kPanel, columns - column);
         const Range rows = band.rows_for({column, column + n});
         multiply<Order::row>(rows.count(), n, depth, x + rows.begin * depth, depth,
-                             y + (first + column) * depth, a + rows.begin * stride + column,
-                             stride);
+                             y + (first + column) * depth, a + rows.begin * stride + column, stride,
+                             result);
     }
 }
 
@@ -128,8 +154,7 @@ inline void multiply_band(const Band& band, const float* a, std::int64_t stride,
         const Range columns = band.columns_for({row, row + count});
         if (columns.empty()) continue;
         multiply_rows<Order::row>(count, width, columns.count(), a + row * stride + columns.begin,
-                                  stride, y, first + columns.begin, stored, c + row * width,
-                                  width);
+                                  stride, y, first + columns.begin, stored, c + row * width, width);
     }
 }
 
@@ -155,8 +180,8 @@ struct Positions {
     bool present;
     std::int64_t first, count;  // distances [first, first + count); whole panels
     std::int64_t width;
-    std::int32_t* rows;                   // [count] the row of rel_pos
-    float *by_column, *by_row;            // [heads][...]; by_row: only for the gradients
+    std::int32_t* rows;                  // [count] the row of rel_pos
+    float *by_column, *by_row;           // [heads][...]; by_row: only for the gradients
     std::int64_t column_size, row_size;  // floats per head
 
     Positions(Arena& arena, const Visible& visible, bool gradients) {
@@ -175,8 +200,7 @@ struct Positions {
     }
 
     std::int32_t row_of(const BlockAttention& a, std::int64_t distance) const {
-        return static_cast<std::int32_t>(
-            smaller(larger(a.reach + distance, 0), 2 * a.reach));
+        return static_cast<std::int32_t>(smaller(larger(a.reach + distance, 0), 2 * a.reach));
     }
 
     template <class T>
@@ -250,8 +274,8 @@ struct Piece {
     std::int64_t window_stride, window_columns;
     std::int64_t first;  // of the positions, where the window begins
 
-    Piece(const Visible& visible, const Positions& positions, PieceBuffer& buffer,
-          const Tile& tile, Range piece)
+    Piece(const Visible& visible, const Positions& positions, PieceBuffer& buffer, const Tile& tile,
+          Range piece)
         : keys(piece), rows(tile.queries.count()), stride(buffer.stride) {
         band = {rows, buffer.band.low, buffer.band.high};
         full = visible.band(tile, piece, band);
@@ -293,15 +317,13 @@ inline void compute_scores(const Visible& visible, const Positions& positions, c
                            const float* position, const float* keys, std::int64_t first_key) {
     const std::int64_t width = visible.a.width;
     if (positions.present) {
-        std::memset(piece.window, 0, piece.rows * piece.window_stride * sizeof(float));
         multiply_into_band(piece.window_band, piece.window_columns, width, position,
                            positions.by_column + head * positions.column_size, piece.first,
-                           piece.window, piece.window_stride);
-    } else {
-        clear(piece.scores, piece.stride, piece.rows, piece.padded_keys());
+                           piece.window, piece.window_stride, Result::overwrite);
     }
     multiply_into_band(piece.band, piece.keys.count(), width, content, keys,
-                       piece.keys.begin - first_key, piece.scores, piece.stride);
+                       piece.keys.begin - first_key, piece.scores, piece.stride,
+                       positions.present ? Result::add : Result::overwrite);
     for (std::int64_t row = 0; row < piece.rows; ++row) {
         float* scores = piece.scores + row * piece.stride;
         const Range vectors = piece.vectors(row);
