@@ -222,7 +222,7 @@ inline void backward_piece(const BlockAttention& a, const BackwardScratch& scrat
     const std::int64_t whole = keys.count() / Vec::width * Vec::width;
     clear(buffers.weights + whole, piece.stride, piece.rows, piece.padded_keys() - whole);
     multiply_into_band(piece.band, keys.count(), width, buffers.grad_out, buffers.values, first_key,
-                       buffers.weights, piece.stride, Result::overwrite);
+                       buffers.weights, piece.stride, kNothing);
     for (std::int64_t i = 0; i < piece.rows; ++i) {
         const float* factors = dropout.active()
                                    ? dropout_factors(dropout, tile.utterance, head,

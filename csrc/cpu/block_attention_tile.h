@@ -31,16 +31,6 @@ Selection<T> rows_from(const AttentionRows& rows, std::int64_t row, std::int64_t
     return {element<T>(rows, row, head), rows.row_stride, nullptr, nullptr};
 }
 
-template <class T>
-Vec load_some(const T* p, std::int64_t count) {
-    return count >= Vec::width ? load(p) : load(p, static_cast<int>(count));
-}
-
-template <class T>
-void store_some(T* p, Vec x, std::int64_t count) {
-    count >= Vec::width ? store(p, x) : store(p, x, static_cast<int>(count));
-}
-
 // Rows of one head lie far apart, each on a page of its own, where the hardware does not look
 // ahead.
 template <class T>
@@ -132,17 +122,19 @@ void pack_all_transposed(const Selection<T>& matrix, std::int64_t depth, std::in
 constexpr std::int64_t kStrip = 24;  // rows or columns of the tile that share one range
 static_assert(kStrip % kRows == 0);
 
-// A += (or =) X Y with X [rows, depth] and Y [depth, columns], of which the columns from `first`
+constexpr float kNothing[kPanel] = {};  // what a product starts from that does not add to a tile
+
+// A += (or, from kNothing, =) X Y with X [rows, depth] and Y [depth, columns], of which the columns from `first`
 // on, a multiple of kPanel, are meant. What is outside of the band may or may not be computed.
 inline void multiply_into_band(const Band& band, std::int64_t columns, std::int64_t depth,
                                const float* x, const float* y, std::int64_t first, float* a,
-                               std::int64_t stride, Result result) {
+                               std::int64_t stride, const float* start) {
     for (std::int64_t column = 0; column < columns; column += kPanel) {
         const std::int64_t n = smaller(kPanel, columns - column);
         const Range rows = band.rows_for({column, column + n});
         multiply<Order::row>(rows.count(), n, depth, x + rows.begin * depth, depth,
                              y + (first + column) * depth, a + rows.begin * stride + column, stride,
-                             result);
+                             start);
     }
 }
 
@@ -319,11 +311,11 @@ inline void compute_scores(const Visible& visible, const Positions& positions, c
     if (positions.present) {
         multiply_into_band(piece.window_band, piece.window_columns, width, position,
                            positions.by_column + head * positions.column_size, piece.first,
-                           piece.window, piece.window_stride, Result::overwrite);
+                           piece.window, piece.window_stride, kNothing);
     }
     multiply_into_band(piece.band, piece.keys.count(), width, content, keys,
                        piece.keys.begin - first_key, piece.scores, piece.stride,
-                       positions.present ? Result::add : Result::overwrite);
+                       positions.present ? nullptr : kNothing);
     for (std::int64_t row = 0; row < piece.rows; ++row) {
         float* scores = piece.scores + row * piece.stride;
         const Range vectors = piece.vectors(row);

@@ -7,16 +7,18 @@
 //
 // Forward: tiles of tokens go through the hidden units chunk by chunk. A tile, its chunk of hidden
 // values and its output stay in L2; each packed weight is read once per tile (from L3) and used for
-// all of the tile's tokens. Bias, activation and dropout are applied between the two products.
+// all of the tile's tokens. Sums start from the bias; pre-activations of float tensors are summed
+// up where they are kept, so that writing them hides behind the arithmetic.
 //
 // Backward: pass 1, the same walk mirrored: grad_y W2 -> gradient of the hidden units -> W1 ->
 // grad_x. On its way it writes the hidden gradients and the activations as packed panels, so that
 // pass 2 is again one product of that kind per panel: x^T grad_hidden = grad_w1^T and
 // grad_y^T activations = grad_w2. A sum over tokens belongs to one task and runs in a fixed order,
-// so the bits depend neither on the number of threads nor on the tile size.
+// so the bits depend neither on the number of threads nor on the tile size. What no gradient that
+// is wanted needs is left out.
 //
-// bfloat16 tensors are widened when they are packed or read; all arithmetic is in float, also where
-// the CPU could multiply bfloat16 (AVX-512 BF16 serves for conversions only).
+// Products take Operand<T>: bfloat16 where the instruction set multiplies it, then hidden values
+// and their gradients are rounded to it as PyTorch rounds them; float elsewhere. Sums are in float.
 #include "dmao/component_ffn.h"
 
 #include <cstring>
@@ -30,28 +32,24 @@ namespace {
 
 // --- Forward
 
+template <class T>
 struct ForwardScratch {
     Arena arena;
-    Walk walk;
+    Walk<T> walk;
     float *bias1, *bias2;
 
     ForwardScratch(const ComponentFfn& f, const Workspace& workspace)
         : arena(workspace.scratch),
           walk(arena, f, f.tokens, f.in_width, f.out_width, workspace.workers),
           bias1(arena.take(padded_columns(f.hidden))),
-          bias2(arena.take(f.out_width)) {}
+          bias2(arena.take(padded_columns(f.out_width))) {}
 };
 
-// One token: bias, activation, dropout (factors may be null); keeps the pre-activations (or not).
-template <class T, class Activate>
-void activate(float* hidden, const float* bias, const float* factors, T* kept, std::int64_t units) {
+// Some hidden units of one token: activation, dropout (factors may be null).
+template <class Activate, class E>
+void activate(const float* sums, const float* factors, std::int64_t units, E* hidden) {
     for (std::int64_t i = 0; i < units; i += Vec::width) {
-        const Vec h = load(hidden + i) + load(bias + i);
-        if (kept != nullptr) {
-            const std::int64_t rest = units - i;
-            rest >= Vec::width ? store(kept + i, h) : store(kept + i, h, static_cast<int>(rest));
-        }
-        Vec value = Activate::value(h);
+        Vec value = Activate::value(load_words<float>(sums + i, units - i));
         if (factors != nullptr) value = value * load(factors + i);
         store(hidden + i, value);
     }
@@ -60,303 +58,418 @@ void activate(float* hidden, const float* bias, const float* factors, T* kept, s
 template <class T, class Activate>
 void forward(const ComponentFfnForward& problem, const Workspace& workspace,
              const ParallelFor& parallel) {
+    using E = Operand<T>;
     const ComponentFfn& f = problem.ffn;
-    const ForwardScratch scratch(f, workspace);
+    const ForwardScratch<T> scratch(f, workspace);
+    const Weights<E>& weights = scratch.walk.weights;
     const Dropout dropout(f.p, f.seed);
     gather_bias(static_cast<const T*>(f.b1), f.units, f.hidden, scratch.bias1);
     gather_bias(static_cast<const T*>(problem.b2), nullptr, f.out_width, scratch.bias2);
-    scratch.walk.weights.fill(first_weight<T>(f), second_weight<T>(f),
-                              pack_panel_transposed<T, float>, parallel);
+    weights.fill(first_weight<T>(f), second_weight<T>(f), true, pack_panel_transposed<T, E>,
+                 parallel);
 
-    scratch.walk.each_tile(
-        0, f.tokens, parallel,
-        [&](std::int64_t first, std::int64_t rows, const TileBuffers& buffers) {
-            const T* x = static_cast<const T*>(f.x) + first * f.in_width;
-            T* y = static_cast<T*>(problem.y) + first * f.out_width;
-            const float* input = as_float(x, rows * f.in_width, buffers.input);
-            float* output = sums_of(y, buffers.output);
-            for (std::int64_t row = 0; row < rows; ++row) {
-                std::memcpy(output + row * f.out_width, scratch.bias2, f.out_width * sizeof(float));
+    const auto run = [&](std::int64_t first, std::int64_t rows, const TileBuffers<T>& buffers) {
+        const T* x = static_cast<const T*>(f.x) + first * f.in_width;
+        T* y = static_cast<T*>(problem.y) + first * f.out_width;
+        const E* input = as_operand(x, rows * f.in_width, buffers.input);
+        float* output = sums_of(y, buffers.output);
+        weights.each_chunk([&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
+            T* kept = static_cast<T*>(problem.pre_activation);
+            if (kept != nullptr) kept += first * f.hidden + unit;
+            float* sums = kept == nullptr ? buffers.sums : sums_of(kept, buffers.sums);
+            const std::int64_t sums_stride = sums == buffers.sums ? stride : f.hidden;
+            multiply<Order::row>(rows, units, f.in_width, input, f.in_width,
+                                 weights.inward_chunk(unit), sums, sums_stride,
+                                 scratch.bias1 + unit);
+            if (kept != nullptr) finish(kept, f.hidden, rows, units, sums, sums_stride);
+            const std::int64_t hidden_stride = stride * kPerWord<E>;
+            for (std::int64_t i = 0; i < units; i += kGroup) {
+                const std::int64_t count = smaller(kGroup, units - i);
+                for (std::int64_t row = 0; row < rows; ++row) {
+                    alignas(64) float buffer[kGroup];
+                    const float* factors =
+                        dropout_factors(dropout, f.units, first + row, unit + i, count, buffer);
+                    activate<Activate>(sums + row * sums_stride + i, factors, count,
+                                       buffers.hidden + row * hidden_stride + i);
+                }
             }
-            walk_chunks(
-                scratch.walk.weights, rows, input, buffers.hidden, output,
-                [&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
-                    T* kept = static_cast<T*>(problem.pre_activation);
-                    float* factors = dropout.active() ? buffers.factors : nullptr;
-                    for (std::int64_t row = 0; row < rows; ++row) {
-                        const std::int64_t token = first + row;
-                        if (factors != nullptr) {
-                            dropout_factors(dropout, f.units, static_cast<std::uint32_t>(token),
-                                            unit, units, factors);
-                        }
-                        activate<T, Activate>(
-                            buffers.hidden + row * stride, scratch.bias1 + unit, factors,
-                            kept == nullptr ? nullptr : kept + token * f.hidden + unit, units);
-                    }
-                });
-            finish(y, rows * f.out_width, output);
+            multiply<Order::row>(rows, f.out_width, units, buffers.hidden, hidden_stride,
+                                 weights.outward_chunk(unit), output, f.out_width,
+                                 unit == 0 ? scratch.bias2 : nullptr);
         });
+        finish(y, f.out_width, rows, f.out_width, output, f.out_width);
+    };
+    scratch.walk.each_tile(0, f.tokens, parallel, run);
 }
 
 // --- Backward
 
-constexpr std::int64_t kBlock = 512;  // tokens whose panels and strips are kept for pass 2
-constexpr std::int64_t kBlockPerWorker = 128;
-constexpr std::int64_t kGradRows = 192;   // of a weight gradient, per task
-constexpr std::int64_t kGradDepth = 128;  // tokens between two visits of these sums
-constexpr std::int64_t kStrip = Vec::width == 16 ? 16 : 24;  // columns that pass 2 reads together
-constexpr std::int64_t kSumDepth = 16;  // tokens that a bias gradient sums one by one
-static_assert(kBlock % kGradDepth == 0 && kBlockPerWorker % kGradDepth == 0);
-static_assert(kStrip % kRows == 0 && kStrip % Vec::width == 0 && kGradRows % kStrip == 0);
+constexpr std::int64_t kSumTokens = kSpan;  // that a weight gradient sums up between two additions
+constexpr std::int64_t kBlockPerWorker = 128;  // tokens whose panels and strips are kept for pass 2
+constexpr std::int64_t kGradRows = 192;  // of a weight gradient, per task: their strips fit in L2
+constexpr std::int64_t kSumDepth = 16;   // words that a bias gradient sums one by one
+static_assert(kGradRows % kRows == 0);
 
 // Tokens [first, first + count).
 struct Block {
     std::int64_t first, count;
 };
 
+// Which products the gradients that are wanted need.
+struct Needs {
+    bool x, w1, b1, w2, b2, hidden;
+
+    explicit Needs(const ComponentFfnBackward& problem)
+        : x(problem.grad_x != nullptr),
+          w1(problem.grad_w1 != nullptr),
+          b1(problem.grad_b1 != nullptr),
+          w2(problem.grad_w2 != nullptr),
+          b2(problem.grad_b2 != nullptr),
+          hidden(x || w1 || b1) {}
+};
+
+template <class T>
 struct BackwardScratch {
+    using E = Operand<T>;
     Arena arena;
-    std::int64_t block;  // tokens at a time; a multiple of kGradDepth, so the sums do not show it
-    Walk walk;
+    std::int64_t block;  // tokens at a time; a multiple of kSumTokens, so the sums do not show it
+    Walk<T> walk;
+    float* zeros;  // what sums start from
     // The block's tokens cut the way pass 2 reads them: panels of hidden units, [unit
-    // panel][token], and strips of x and grad_y, [strip][token].
-    float *activations, *grad_hidden, *x, *grad_y;
+    // panel][token], and strips of kRows columns of x and grad_y, [strip][token].
+    E *activations, *grad_hidden, *x, *grad_y;
     // Sums over tokens: of grad_w1^T and grad_w2, [unit panel][row][kPanel], and of the biases.
     float *sums1, *sums2, *bias_sums1, *bias_sums2;
 
     BackwardScratch(const ComponentFfn& f, const Workspace& workspace)
         : arena(workspace.scratch),
-          block(smaller(round_up(f.tokens, kGradDepth), workspace.workers * kBlockPerWorker < kBlock
-                                                            ? kBlock
-                                                            : workspace.workers * kBlockPerWorker)),
+          block(smaller(round_up(f.tokens, kSumTokens),
+                        round_up(workspace.workers * kBlockPerWorker, kSumTokens))),
           walk(arena, f, smaller(block, f.tokens), f.out_width, f.in_width, workspace.workers),
-          activations(arena.take(block * padded_columns(f.hidden))),
-          grad_hidden(arena.take(block * padded_columns(f.hidden))),
-          x(arena.take(block * round_up(f.in_width, kStrip))),
-          grad_y(arena.take(block * round_up(f.out_width, kStrip))),
+          zeros(arena.take(zero_count(f))),
+          activations(take<E>(arena, block * padded_columns(f.hidden))),
+          grad_hidden(take<E>(arena, block * padded_columns(f.hidden))),
+          x(take<E>(arena, block * round_up(f.in_width, kRows))),
+          grad_y(take<E>(arena, block * round_up(f.out_width, kRows))),
           sums1(arena.take(round_up(f.hidden, kPanel) * f.in_width)),
           sums2(arena.take(round_up(f.hidden, kPanel) * f.out_width)),
           bias_sums1(arena.take(padded_columns(f.hidden))),
           bias_sums2(arena.take(padded_columns(f.out_width))) {}
+
+    std::int64_t zero_count(const ComponentFfn& f) const {
+        const std::int64_t in = padded_columns(f.in_width), least = kPanel;
+        const std::int64_t chunk = walk.weights.chunk > least ? walk.weights.chunk : least;
+        return in > chunk ? in : chunk;
+    }
 };
 
-// Cuts `count` rows of `width` columns into strips of kStrip columns, the last of which is padded
-// with zeros; a strip has `tokens` rows.
-template <class T>
+// Cuts `count` rows of `width` columns into strips of kRows columns, words as in Order::column; a
+// strip has `tokens` rows. What pads the last strip is not written.
+template <class E, class T>
 void cut_strips(const T* rows, std::int64_t width, std::int64_t count, std::int64_t tokens,
-                float* strips) {
-    for (std::int64_t column = 0; column < width; column += kStrip) {
-        const std::int64_t columns = smaller(kStrip, width - column);
-        float* out = strips + column * tokens;
-        const T* row = rows + column;
-        for (std::int64_t i = 0; i < count; ++i, row += width, out += kStrip) {
-            for (std::int64_t j = 0; j < kStrip; j += Vec::width) {
-                const std::int64_t rest = columns - j;
-                store(out + j, rest >= Vec::width
-                                   ? load(row + j)
-                                   : load(row + j, rest > 0 ? static_cast<int>(rest) : 0));
+                E* strips) {
+    constexpr std::int64_t per = kPerWord<E>, columns = 8 * kRows;
+    for (std::int64_t column = 0; column < width; column += columns) {
+        const std::int64_t n = smaller(columns, width - column);
+        for (std::int64_t i = 0; i < count; i += per) {
+            alignas(64) E words[round_up(columns, Vec::width) * per];
+            pack_columns(rows + i * width + column, width, smaller(per, count - i), n, words,
+                         padded_columns(n));
+            E* out = strips + column * tokens + i * kRows;
+            for (std::int64_t j = 0; j < n; j += kRows, out += kRows * tokens) {
+                std::memcpy(out, words + j * per, kRows * per * sizeof(E));
             }
         }
     }
 }
 
-// One token: from the gradient of the dropped-out activations, in `hidden`, to the gradient of the
-// pre-activations, which replaces it. Both it and the activations also go to this token's rows in
-// the panels, the first of which is given; the panels of all tokens follow each other.
-template <class T, class Activate>
-void differentiate(float* hidden, const T* kept, const float* factors, std::int64_t units,
-                   std::int64_t tokens, std::int64_t token, float* activations,
-                   float* grad_hidden) {
-    for (std::int64_t first = 0; first < units; first += kPanel) {
-        const std::int64_t width = panel_columns(units, first);
-        const std::int64_t panel = first * tokens + token * width;
-        for (std::int64_t j = 0; j < width; j += Vec::width) {
-            const std::int64_t i = first + j, rest = units - i;
-            const Vec h =
-                rest >= Vec::width ? load(kept + i) : load(kept + i, static_cast<int>(rest));
-            auto [value, slope] = Activate::value_and_slope(h);
-            Vec grad = load(hidden + i) * slope;
-            if (factors != nullptr) {
-                const Vec factor = load(factors + i);
-                value = value * factor;
-                grad = grad * factor;
-            }
-            store(hidden + i, grad);
-            store(grad_hidden + panel + j, grad);
-            store(activations + panel + j, value);
-        }
+// Where the panels of a block of tokens, [unit panel][token], have the words of a unit.
+struct PanelPlaces {
+    std::int64_t hidden, tokens;
+
+    // Of the last `per` tokens that begin with this one.
+    std::int64_t operator()(std::int64_t unit, std::int64_t token, std::int64_t per) const {
+        const std::int64_t first = unit / kPanel * kPanel;
+        return first * tokens + token * panel_columns(hidden, first) + (unit - first) * per;
     }
-}
+};
 
 // Pass 1 over a block: fills the panels, the strips and grad_x.
 template <class T, class Activate>
-void backward_tokens(const ComponentFfnBackward& problem, const BackwardScratch& scratch,
-                     const Block& block, const ParallelFor& parallel) {
-    const ComponentFfn& f = problem.ffn;
-    const Dropout dropout(f.p, f.seed);
-    const auto run = [&](std::int64_t first, std::int64_t rows, const TileBuffers& buffers) {
-        const T* x = static_cast<const T*>(f.x) + first * f.in_width;
-        const T* grad_y = static_cast<const T*>(problem.grad_y) + first * f.out_width;
-        T* grad_x = static_cast<T*>(problem.grad_x) + first * f.in_width;
-        const std::int64_t place = first - block.first;
-        cut_strips(x, f.in_width, rows, block.count, scratch.x + place * kStrip);
-        cut_strips(grad_y, f.out_width, rows, block.count, scratch.grad_y + place * kStrip);
-        const float* input = as_float(grad_y, rows * f.out_width, buffers.input);
-        float* output = sums_of(grad_x, buffers.output);
-        std::memset(output, 0, rows * f.in_width * sizeof(float));
-        walk_chunks(scratch.walk.weights, rows, input, buffers.hidden, output,
-                    [&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
-                        const T* kept = static_cast<const T*>(problem.pre_activation) + unit;
-                        float* factors = dropout.active() ? buffers.factors : nullptr;
-                        for (std::int64_t row = 0; row < rows; ++row) {
-                            const std::int64_t token = first + row;
-                            if (factors != nullptr) {
-                                dropout_factors(dropout, f.units, static_cast<std::uint32_t>(token),
-                                                unit, units, factors);
-                            }
-                            differentiate<T, Activate>(buffers.hidden + row * stride,
-                                                       kept + token * f.hidden, factors, units,
-                                                       block.count, place + row,
-                                                       scratch.activations + unit * block.count,
-                                                       scratch.grad_hidden + unit * block.count);
-                        }
-                    });
-        finish(grad_x, rows * f.in_width, output);
-    };
-    scratch.walk.each_tile(block.first, block.count, parallel, run);
-}
+struct BackwardTokens {
+    using E = Operand<T>;
+    const ComponentFfnBackward& problem;
+    const BackwardScratch<T>& scratch;
+    const Block& block;
+    const Needs needs{problem};
+    const Dropout dropout{problem.ffn.p, problem.ffn.seed};
+    const PanelPlaces places{problem.ffn.hidden, padded_depth<E>(block.count)};
 
-// sums[i, j] += the sum over tokens of strips[token, i] * panel[token, j], rows x columns of them.
-void add_products(const float* strips, std::int64_t rows, const float* panel, std::int64_t columns,
-                  std::int64_t tokens, float* sums) {
-    for (std::int64_t token = 0; token < tokens; token += kGradDepth) {
-        const std::int64_t depth = smaller(kGradDepth, tokens - token);
-        const float* right = panel + token * padded_columns(columns);
-        for (std::int64_t row = 0; row < rows; row += kStrip) {
-            multiply<Order::column>(smaller(kStrip, rows - row), columns, depth,
-                                    strips + row * tokens + token * kStrip, kStrip, right,
-                                    sums + row * kPanel, kPanel);
+    // Up to kGroup units of the tokens of a word: from the gradient of the dropped-out activations,
+    // in `sums`, to the gradient of the pre-activations. `hidden`: the rows of the second product.
+    void differentiate(std::int64_t token, std::int64_t tokens, std::int64_t unit,
+                       std::int64_t units, const float* sums, std::int64_t stride,
+                       E* hidden) const {
+        constexpr int per = kPerWord<E>;
+        const ComponentFfn& f = problem.ffn;
+        const T* kept = static_cast<const T*>(problem.pre_activation) + token * f.hidden + unit;
+        alignas(64) float buffer[per][kGroup];
+        const float* factors[per];
+        for (std::int64_t q = 0; q < tokens; ++q) {
+            factors[q] = dropout_factors(dropout, f.units, token + q, unit, units, buffer[q]);
+        }
+        for (std::int64_t i = 0; i < units; i += Vec::width) {
+            decltype(Vec::v) values[2] = {}, grads[2] = {};
+            for (std::int64_t q = 0; q < tokens; ++q) {
+                const Vec h = load_words<float>(kept + q * f.hidden + i, units - i);
+                auto [value, slope] = Activate::value_and_slope(h);
+                Vec grad = needs.hidden ? load(sums + q * stride + i) * slope : Vec(0.0f);
+                if (factors[q] != nullptr) {
+                    const Vec factor = load(factors[q] + i);
+                    value = value * factor;
+                    grad = grad * factor;
+                }
+                values[q] = value.v;
+                grads[q] = grad.v;
+                store(hidden + q * stride * per + i, grad);
+            }
+            const std::int64_t place = places(unit + i, token - block.first, per);
+            store_words(scratch.grad_hidden + place, Vec(grads[0]), Vec(grads[1]));
+            store_words(scratch.activations + place, Vec(values[0]), Vec(values[1]));
         }
     }
-}
 
-// The sum over tokens of the first count columns, by halves: less rounding than one by one.
-Vec sum_halves(const float* values, std::int64_t stride, std::int64_t tokens, int count) {
-    if (tokens > kSumDepth) {
-        const std::int64_t half = tokens / 2;
-        return sum_halves(values, stride, half, count) +
-               sum_halves(values + half * stride, stride, tokens - half, count);
+    void operator()(std::int64_t first, std::int64_t rows, const TileBuffers<T>& buffers) const {
+        constexpr int per = kPerWord<E>;
+        const ComponentFfn& f = problem.ffn;
+        const Weights<E>& weights = scratch.walk.weights;
+        const T* x = static_cast<const T*>(f.x) + first * f.in_width;
+        const T* grad_y = static_cast<const T*>(problem.grad_y) + first * f.out_width;
+        const std::int64_t place = (first - block.first) * kRows;
+        if (needs.w1) cut_strips<E>(x, f.in_width, rows, places.tokens, scratch.x + place);
+        if (needs.w2 || needs.b2) {
+            cut_strips<E>(grad_y, f.out_width, rows, places.tokens, scratch.grad_y + place);
+        }
+        const E* input = as_operand(grad_y, rows * f.out_width, buffers.input);
+        T* grad_x = static_cast<T*>(problem.grad_x);
+        if (needs.x) grad_x += first * f.in_width;
+        float* output = sums_of(grad_x, buffers.output);
+        if (!needs.hidden && !needs.w2) return;
+        weights.each_chunk([&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
+            if (needs.hidden) {
+                multiply<Order::row>(rows, units, f.out_width, input, f.out_width,
+                                     weights.inward_chunk(unit), buffers.sums, stride,
+                                     scratch.zeros);
+            }
+            for (std::int64_t i = 0; i < units; i += kGroup) {
+                for (std::int64_t row = 0; row < rows; row += per) {
+                    differentiate(first + row, smaller(per, rows - row), unit + i,
+                                  smaller(kGroup, units - i), buffers.sums + row * stride + i,
+                                  stride, buffers.hidden + row * stride * per + i);
+                }
+            }
+            if (needs.x) {
+                multiply<Order::row>(rows, f.in_width, units, buffers.hidden, stride * per,
+                                     weights.outward_chunk(unit), output, f.in_width,
+                                     unit == 0 ? scratch.zeros : nullptr);
+            }
+        });
+        if (needs.x) finish(grad_x, f.in_width, rows, f.in_width, output, f.in_width);
     }
+};
+
+// The sum over words of the first count columns, by halves: less rounding than one by one.
+template <class E>
+Vec sum_halves(const E* values, std::int64_t stride, std::int64_t words, int count) {
+    if (words > kSumDepth) {
+        const std::int64_t half = words / 2;
+        return sum_halves(values, stride, half, count) +
+               sum_halves(values + half * stride, stride, words - half, count);
+    }
+    const Vec ones = word_of_ones(values);
     Vec sum(0.0f);
-    for (std::int64_t token = 0; token < tokens; ++token) {
-        sum = sum + load(values + token * stride, count);
+    for (std::int64_t i = 0; i < words; ++i) {
+        const float* word = reinterpret_cast<const float*>(values + i * stride);
+        sum = multiply_add(values, load(word, count), ones, sum);
     }
     return sum;
 }
 
-// sums[column] += the sum over tokens of values[token, column], for count columns.
-void add_tokens(const float* values, std::int64_t stride, std::int64_t tokens, std::int64_t count,
-                float* sums) {
-    for (std::int64_t column = 0; column < count; column += Vec::width) {
-        const int n = static_cast<int>(smaller(Vec::width, count - column));
-        Vec sum = load(sums + column, n);
-        for (std::int64_t token = 0; token < tokens; token += kGradDepth) {
-            const std::int64_t depth = smaller(kGradDepth, tokens - token);
-            sum = sum + sum_halves(values + token * stride + column, stride, depth, n);
+// Pass 2 over a block: adds its part of the weight gradients to the sums. A task is a panel of
+// hidden units and a group of rows.
+template <class T>
+struct BackwardWeights {
+    using E = Operand<T>;
+    const ComponentFfnBackward& problem;
+    const BackwardScratch<T>& scratch;
+    const Block& block;
+    const std::int64_t tokens = padded_depth<E>(block.count);
+
+    // What the sums start from at the block's token.
+    const float* start(std::int64_t token) const {
+        return block.first + token == 0 ? scratch.zeros : nullptr;
+    }
+
+    // sums[i, j] += the sum of strips[i] * panel[j] over kSumTokens tokens from `token` on, for up
+    // to kGradRows of the `width` rows of a gradient.
+    void add_products(const E* strips, std::int64_t row, std::int64_t width, const E* panels,
+                      std::int64_t unit, std::int64_t token, float* sums) const {
+        const std::int64_t units = smaller(kPanel, problem.ffn.hidden - unit);
+        const std::int64_t depth = smaller(kSumTokens, block.count - token);
+        const E* panel = panels + unit * tokens + token * padded_columns(units);
+        const std::int64_t end = smaller(row + kGradRows, width);
+        for (; row < end; row += kRows) {
+            multiply<Order::column>(smaller(kRows, end - row), units, depth,
+                                    strips + row * tokens + token * kRows, kRows, panel,
+                                    sums + unit * width + row * kPanel, kPanel, start(token));
         }
-        store(sums + column, sum, n);
+    }
+
+    // sums[column] += the sum over kSumTokens tokens from `token` on of `count` columns of strips
+    // or of a panel, `width` columns wide.
+    void add_tokens(const E* values, std::int64_t width, std::int64_t count, std::int64_t token,
+                    float* sums) const {
+        const std::int64_t depth = smaller(kSumTokens, block.count - token);
+        for (std::int64_t column = 0; column < count; column += Vec::width) {
+            const int n = static_cast<int>(smaller(Vec::width, count - column));
+            const Vec sum = sum_halves(values + token * width + column * kPerWord<E>,
+                                       width * kPerWord<E>, divide_up(depth, kPerWord<E>), n);
+            const float* before = start(token);
+            store(sums + column, load(before == nullptr ? sums + column : before, n) + sum, n);
+        }
+    }
+
+    void first(std::int64_t row, std::int64_t unit, std::int64_t token) const {
+        const ComponentFfn& f = problem.ffn;
+        if (problem.grad_w1 != nullptr) {
+            add_products(scratch.x, row, f.in_width, scratch.grad_hidden, unit, token,
+                         scratch.sums1);
+        }
+        if (problem.grad_b1 != nullptr && row == 0) {
+            const std::int64_t units = smaller(kPanel, f.hidden - unit);
+            add_tokens(scratch.grad_hidden + unit * tokens, padded_columns(units), units, token,
+                       scratch.bias_sums1 + unit);
+        }
+    }
+
+    void second(std::int64_t row, std::int64_t unit, std::int64_t token) const {
+        const ComponentFfn& f = problem.ffn;
+        if (problem.grad_w2 != nullptr) {
+            add_products(scratch.grad_y, row, f.out_width, scratch.activations, unit, token,
+                         scratch.sums2);
+        }
+        if (problem.grad_b2 == nullptr || unit != 0) return;
+        for (const std::int64_t end = smaller(row + kGradRows, f.out_width); row < end;
+             row += kRows) {
+            add_tokens(scratch.grad_y + row * tokens, kRows, smaller(kRows, end - row), token,
+                       scratch.bias_sums2 + row);
+        }
+    }
+
+    // Rows go outside of panels, so that their strips stay in L2.
+    void operator()(const ParallelFor& parallel) const {
+        const ComponentFfn& f = problem.ffn;
+        const std::int64_t panels1 = divide_up(f.hidden, kPanel);
+        const std::int64_t panels2 = panels1 == 0 ? 1 : panels1;  // one for the bias
+        const std::int64_t groups1 = f.in_width == 0 ? 1 : divide_up(f.in_width, kGradRows);
+        const std::int64_t groups2 = divide_up(f.out_width, kGradRows);
+        const std::int64_t tasks1 = groups1 * panels1;
+        const auto run = [&](std::int64_t begin, std::int64_t end) {
+            std::int64_t token = 0;
+            do {
+                for (std::int64_t task = begin; task < end; ++task) {
+                    if (task < tasks1) {
+                        first(task / panels1 * kGradRows, task % panels1 * kPanel, token);
+                    } else {
+                        const std::int64_t i = task - tasks1;
+                        second(i / panels2 * kGradRows, i % panels2 * kPanel, token);
+                    }
+                }
+                token += kSumTokens;
+            } while (token < block.count);
+        };
+        parallel(tasks1 + groups2 * panels2, 1, run);
+    }
+};
+
+// target[stored[j], i] = sums[i, j] for the units j < count of a panel and all i < width.
+template <class T>
+void store_transposed(const float* sums, std::int64_t width, const std::int32_t* stored,
+                      std::int64_t count, T* target) {
+    constexpr int w = Vec::width;
+    for (std::int64_t j = 0; j < count; j += w) {
+        for (std::int64_t i = 0; i < width; i += w) {
+            decltype(Vec::v) rows[w];
+            for (int q = 0; q < w; ++q) {
+                rows[q] = (i + q < width ? load(sums + (i + q) * kPanel + j) : Vec(0.0f)).v;
+            }
+            transpose(rows);
+            for (int q = 0; q < w && j + q < count; ++q) {
+                store_some(target + stored[j + q] * width + i, Vec(rows[q]), width - i);
+            }
+        }
     }
 }
 
-// Pass 2 over a block: adds its part of the weight gradients to the sums. One task per panel of
-// hidden units and group of rows.
-void backward_weights(const ComponentFfn& f, const BackwardScratch& scratch, const Block& block,
-                      const ParallelFor& parallel) {
-    // At least one, because the first also sums the bias.
-    const std::int64_t first_tasks = f.in_width == 0 ? 1 : divide_up(f.in_width, kGradRows);
-    const std::int64_t panels = divide_up(f.hidden, kPanel);
-    const std::int64_t second_tasks = divide_up(f.out_width, kGradRows);
-    const std::int64_t bias_tasks = divide_up(f.out_width, kStrip);
-    const std::int64_t tokens = block.count;
-
-    const auto run_first = [&](std::int64_t panel, std::int64_t row) {
-        const std::int64_t unit = panel * kPanel, units = smaller(kPanel, f.hidden - unit);
-        const float* grad_hidden = scratch.grad_hidden + unit * tokens;
-        add_products(scratch.x + row * tokens, smaller(kGradRows, f.in_width - row), grad_hidden,
-                     units, tokens, scratch.sums1 + unit * f.in_width + row * kPanel);
-        if (row == 0) {
-            add_tokens(grad_hidden, padded_columns(units), tokens, units,
-                       scratch.bias_sums1 + unit);
-        }
-    };
-    const auto run_second = [&](std::int64_t panel, std::int64_t row) {
-        const std::int64_t unit = panel * kPanel, units = smaller(kPanel, f.hidden - unit);
-        add_products(scratch.grad_y + row * tokens, smaller(kGradRows, f.out_width - row),
-                     scratch.activations + unit * tokens, units, tokens,
-                     scratch.sums2 + unit * f.out_width + row * kPanel);
-    };
-    const std::int64_t first_end = panels * first_tasks;
-    const std::int64_t second_end = first_end + panels * second_tasks;
-    parallel(second_end + bias_tasks, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t task = begin; task < end; ++task) {
-            if (task < first_end) {
-                run_first(task / first_tasks, task % first_tasks * kGradRows);
-            } else if (task < second_end) {
-                const std::int64_t i = task - first_end;
-                run_second(i / second_tasks, i % second_tasks * kGradRows);
-            } else {
-                const std::int64_t column = (task - second_end) * kStrip;
-                add_tokens(scratch.grad_y + column * tokens, kStrip, tokens,
-                           smaller(kStrip, f.out_width - column), scratch.bias_sums2 + column);
+// target[i * stride + stored[j]] = sums[i, j].
+template <class T>
+void store_columns(const float* sums, std::int64_t width, const std::int32_t* stored,
+                   std::int64_t count, std::int64_t stride, T* target) {
+    const bool run = stored[count - 1] - stored[0] == count - 1;
+    for (std::int64_t i = 0; i < width; ++i, sums += kPanel, target += stride) {
+        if (run) {
+            for (std::int64_t j = 0; j < count; j += Vec::width) {
+                store_some(target + stored[0] + j, load(sums + j), count - j);
             }
+        } else {
+            for (std::int64_t j = 0; j < count; ++j) set(target[stored[j]], sums[j]);
         }
-    });
+    }
 }
 
 // The sums of a panel of hidden units into the gradients, at the stored place of each unit.
 template <class T>
-void store_weight_gradients(const ComponentFfnBackward& problem, const BackwardScratch& scratch,
+void store_weight_gradients(const ComponentFfnBackward& problem, const BackwardScratch<T>& scratch,
                             std::int64_t unit) {
     const ComponentFfn& f = problem.ffn;
     T *grad_w1 = static_cast<T*>(problem.grad_w1), *grad_w2 = static_cast<T*>(problem.grad_w2);
     T* grad_b1 = static_cast<T*>(problem.grad_b1);
     const std::int64_t units = smaller(kPanel, f.hidden - unit);
     const std::int32_t* stored = f.units + unit;
-    const float* sums1 = scratch.sums1 + unit * f.in_width;
-    const float* sums2 = scratch.sums2 + unit * f.out_width;
-    for (std::int64_t j = 0; j < units; ++j) {
-        T* target = grad_w1 + stored[j] * f.in_width;
-        for (std::int64_t i = 0; i < f.in_width; ++i) set(target[i], sums1[i * kPanel + j]);
-        if (grad_b1 != nullptr) set(grad_b1[stored[j]], scratch.bias_sums1[unit + j]);
+    if (grad_w1 != nullptr) {
+        store_transposed(scratch.sums1 + unit * f.in_width, f.in_width, stored, units, grad_w1);
     }
-    for (std::int64_t i = 0; i < f.out_width; ++i) {
-        T* target = grad_w2 + i * f.stored_hidden;
-        for (std::int64_t j = 0; j < units; ++j) set(target[stored[j]], sums2[i * kPanel + j]);
+    for (std::int64_t j = 0; grad_b1 != nullptr && j < units; ++j) {
+        set(grad_b1[stored[j]], scratch.bias_sums1[unit + j]);
+    }
+    if (grad_w2 != nullptr) {
+        store_columns(scratch.sums2 + unit * f.out_width, f.out_width, stored, units,
+                      f.stored_hidden, grad_w2);
     }
 }
 
 template <class T, class Activate>
 void backward(const ComponentFfnBackward& problem, const Workspace& workspace,
               const ParallelFor& parallel) {
+    using E = Operand<T>;
     const ComponentFfn& f = problem.ffn;
-    const BackwardScratch scratch(f, workspace);
-    scratch.walk.weights.fill(second_weight<T>(f), first_weight<T>(f), pack_panel<T, float>,
-                              parallel);
-    const std::int64_t panels = divide_up(f.hidden, kPanel);
-    parallel(panels, 1, [&](std::int64_t begin, std::int64_t end) {
-        const std::int64_t count = (end - begin) * kPanel, first = begin * kPanel;
-        std::memset(scratch.sums1 + first * f.in_width, 0, count * f.in_width * sizeof(float));
-        std::memset(scratch.sums2 + first * f.out_width, 0, count * f.out_width * sizeof(float));
-    });
-    std::memset(scratch.bias_sums1, 0, f.hidden * sizeof(float));
-    std::memset(scratch.bias_sums2, 0, f.out_width * sizeof(float));
-
-    for (std::int64_t first = 0; first < f.tokens; first += scratch.block) {
-        const Block block{first, smaller(scratch.block, f.tokens - first)};
-        backward_tokens<T, Activate>(problem, scratch, block, parallel);
-        backward_weights(f, scratch, block, parallel);
+    const BackwardScratch<T> scratch(f, workspace);
+    std::memset(scratch.zeros, 0, scratch.zero_count(f) * sizeof(float));
+    const Needs needs(problem);
+    if (needs.hidden) {
+        scratch.walk.weights.fill(second_weight<T>(f), first_weight<T>(f), needs.x,
+                                  pack_panel<T, E>, parallel);
     }
+    std::int64_t first = 0;
+    do {
+        const Block block{first, smaller(scratch.block, f.tokens - first)};
+        scratch.walk.each_tile(block.first, block.count, parallel,
+                               BackwardTokens<T, Activate>{problem, scratch, block});
+        BackwardWeights<T>{problem, scratch, block}(parallel);
+        first += scratch.block;
+    } while (first < f.tokens);
 
+    const std::int64_t panels = divide_up(f.hidden, kPanel);
     parallel(panels, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
             store_weight_gradients<T>(problem, scratch, i * kPanel);
@@ -394,7 +507,11 @@ void choose(const ComponentFfn& f, const Run& run) {
 
 std::int64_t component_ffn_forward_scratch(const ComponentFfnForward& problem,
                                            std::int64_t workers) {
-    return ForwardScratch(problem.ffn, {nullptr, workers}).arena.used();
+    std::int64_t used = 0;
+    choose(problem.ffn, [&]<class T, class>() {
+        used = ForwardScratch<T>(problem.ffn, {nullptr, workers}).arena.used();
+    });
+    return used;
 }
 
 void component_ffn_forward(const ComponentFfnForward& problem, const Workspace& workspace,
@@ -405,7 +522,11 @@ void component_ffn_forward(const ComponentFfnForward& problem, const Workspace& 
 
 std::int64_t component_ffn_backward_scratch(const ComponentFfnBackward& problem,
                                             std::int64_t workers) {
-    return BackwardScratch(problem.ffn, {nullptr, workers}).arena.used();
+    std::int64_t used = 0;
+    choose(problem.ffn, [&]<class T, class>() {
+        used = BackwardScratch<T>(problem.ffn, {nullptr, workers}).arena.used();
+    });
+    return used;
 }
 
 void component_ffn_backward(const ComponentFfnBackward& problem, const Workspace& workspace,

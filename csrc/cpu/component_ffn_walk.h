@@ -1,8 +1,6 @@
 // The walk of token tiles through the hidden units, which both directions of component_ffn share.
 #pragma once
 
-#include <cstring>
-
 #include "arena.h"
 #include "dmao/component_ffn.h"
 #include "dmao/philox.h"
@@ -11,10 +9,12 @@
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
-constexpr std::int64_t kTile = 128;  // tokens
+constexpr std::int64_t kTile = 64;  // tokens: a tile and its chunk of hidden values fit in 512 KB
 constexpr std::int64_t kSmallestTile = 32;
-constexpr std::int64_t kChunk = 576;      // hidden units
-constexpr std::int64_t kChunkStep = 192;  // whole panels
+constexpr std::int64_t kGroup = kPhiloxUnits;  // hidden units that are activated together
+// Hidden units of a chunk: whole groups, so that each is drawn once, and whole panels.
+constexpr std::int64_t kChunkStep = kGroup % kPanel == 0 ? kGroup : 3 * kGroup;
+constexpr std::int64_t kChunk = 512 / kChunkStep * kChunkStep;
 static_assert(kChunkStep % kPanel == 0);
 
 // Every worker gets equally many tiles.
@@ -29,70 +29,82 @@ std::int64_t chunk_units(std::int64_t hidden) {
     return round_up(divide_up(hidden, divide_up(hidden, kChunk)), kChunkStep);
 }
 
+// Room for operands.
+template <class E>
+E* take(Arena& arena, std::int64_t count) {
+    return reinterpret_cast<E*>(arena.take(divide_up(count, kPerWord<E>)));
+}
+
 // Both directions multiply twice: a tile of width `in` to hidden units, those to a tile of width
 // `out`. `inward` holds the first matrix as panels of hidden units, [unit panel][in]; `outward` the
 // second as panels of output columns for each chunk, [chunk][column panel][unit in chunk].
+template <class E>
 struct Weights {
     std::int64_t in, out, hidden, chunk;
-    float *inward, *outward;
+    E *inward, *outward;
 
     Weights(Arena& arena, std::int64_t in, std::int64_t out, std::int64_t hidden)
         : in(in),
           out(out),
           hidden(hidden),
           chunk(hidden == 0 ? 0 : chunk_units(hidden)),
-          inward(arena.take(in * padded_columns(hidden))),
-          outward(arena.take(hidden * padded_columns(out))) {}
+          inward(take<E>(arena, padded_depth<E>(in) * padded_columns(hidden))),
+          outward(take<E>(arena, padded_depth<E>(hidden) * padded_columns(out))) {}
 
-    const float* inward_chunk(std::int64_t unit) const { return inward + unit * in; }
-    const float* outward_chunk(std::int64_t unit) const {
-        return outward + unit * padded_columns(out);
+    const E* inward_chunk(std::int64_t unit) const { return inward + unit * padded_depth<E>(in); }
+    const E* outward_chunk(std::int64_t unit) const { return outward + unit * padded_columns(out); }
+
+    // body(first unit, units, row stride of the hidden values) for every chunk of hidden units; for
+    // an empty one where there are none, so that the result is what it starts from.
+    template <class Body>
+    void each_chunk(const Body& body) const {
+        std::int64_t unit = 0;
+        do {
+            const std::int64_t units = smaller(chunk, hidden - unit);
+            body(unit, units, padded_columns(units));
+            unit += chunk;
+        } while (unit < hidden);
     }
 
-    // pack(matrix, first k, depth, first n, columns, panel) is one of gemm.h's.
+    // Packs the first matrix and, if `both`, the second.
+    // pack(matrix, first k, depth, first n, columns, panel) is one of pack.h's.
     template <class Matrix, class Pack>
-    void fill(const Matrix& first, const Matrix& second, const Pack& pack,
+    void fill(const Matrix& first, const Matrix& second, bool both, const Pack& pack,
               const ParallelFor& parallel) const {
         const std::int64_t unit_panels = divide_up(hidden, kPanel);
         const std::int64_t out_panels = divide_up(out, kPanel);
-        const std::int64_t chunks = hidden == 0 ? 0 : divide_up(hidden, chunk);
+        const std::int64_t chunks = hidden == 0 || !both ? 0 : divide_up(hidden, chunk);
         parallel(unit_panels + chunks * out_panels, 1, [&](std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
                 if (i < unit_panels) {
                     const std::int64_t unit = i * kPanel;
-                    pack(first, 0, in, unit, smaller(kPanel, hidden - unit), inward + unit * in);
+                    pack(first, 0, in, unit, smaller(kPanel, hidden - unit),
+                         inward + unit * padded_depth<E>(in));
                 } else {
                     const std::int64_t unit = (i - unit_panels) / out_panels * chunk;
                     const std::int64_t column = (i - unit_panels) % out_panels * kPanel;
                     const std::int64_t depth = smaller(chunk, hidden - unit);
                     pack(second, unit, depth, column, smaller(kPanel, out - column),
-                         outward + unit * padded_columns(out) + column * depth);
+                         outward + unit * padded_columns(out) + column * padded_depth<E>(depth));
                 }
             }
         });
     }
 };
 
-const float* as_float(const float* source, std::int64_t, float*) { return source; }
-
-const float* as_float(const bfloat16* source, std::int64_t count, float* buffer) {
-    for (std::int64_t i = 0; i < count; i += Vec::width) {
-        const int n = static_cast<int>(smaller(Vec::width, count - i));
-        store(buffer + i, load(source + i, n), n);
-    }
-    return buffer;
-}
-
 // Where a tile of results is summed up: in place, or in a buffer that is narrowed at the end.
 float* sums_of(float* target, float*) { return target; }
 float* sums_of(bfloat16*, float* buffer) { return buffer; }
 
-void finish(float*, std::int64_t, const float*) {}
+void finish(float*, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t) {}
 
-void finish(bfloat16* target, std::int64_t count, const float* sums) {
-    for (std::int64_t i = 0; i < count; i += Vec::width) {
-        const int n = static_cast<int>(smaller(Vec::width, count - i));
-        store(target + i, load(sums + i, n), n);
+void finish(bfloat16* target, std::int64_t stride, std::int64_t rows, std::int64_t columns,
+            const float* sums, std::int64_t sums_stride) {
+    for (std::int64_t row = 0; row < rows; ++row, target += stride, sums += sums_stride) {
+        for (std::int64_t i = 0; i < columns; i += Vec::width) {
+            const int n = static_cast<int>(smaller(Vec::width, columns - i));
+            store(target + i, load(sums + i, n), n);
+        }
     }
 }
 
@@ -104,23 +116,27 @@ void gather_bias(const T* bias, const std::int32_t* units, std::int64_t count, f
     }
 }
 
-// factors[i] of the live units first + i, i < count, of a token. Groups of 128 neighbouring units
-// share one call of the generator; where only some of them live, those are picked out of it.
-void dropout_factors(const Dropout& dropout, const std::int32_t* units, std::uint32_t token,
-                     std::int64_t first, std::int64_t count, float* factors) {
+// The dropout factors of the live units first + i, i < count, of a token, or null where nothing is
+// dropped. Groups of 128 neighbouring units share one call of the generator; where only some of
+// them live, those are picked out of it.
+const float* dropout_factors(const Dropout& dropout, const std::int32_t* units, std::int64_t token,
+                             std::int64_t first, std::int64_t count, float* factors) {
+    if (!dropout.active()) return nullptr;
+    const std::uint32_t row = static_cast<std::uint32_t>(token);
     const std::int32_t* unit = units + first;
     for (std::int64_t i = 0; i < count;) {
         const std::int32_t group = unit[i] / kPhiloxUnits, base = group * kPhiloxUnits;
         if (i + kPhiloxUnits <= count && unit[i + kPhiloxUnits - 1] - base == kPhiloxUnits - 1) {
-            dropout.factors(token, group, factors + i);
+            dropout.factors(row, group, factors + i);
             i += kPhiloxUnits;
         } else {
             float all[kPhiloxUnits];
-            dropout.factors(token, group, all);
+            dropout.factors(row, group, all);
             for (; i < count && unit[i] < base + kPhiloxUnits; ++i)
                 factors[i] = all[unit[i] - base];
         }
     }
+    return factors;
 }
 
 template <class T>
@@ -136,34 +152,34 @@ Selection<T> second_weight(const ComponentFfn& f) {
 }
 
 // Buffers of one worker for one tile of tokens.
+template <class T>
 struct TileBuffers {
-    float* hidden;          // [tile, chunk]
-    float* factors;         // dropout factors of one token
-    float *input, *output;  // [tile, in], [tile, out]: bfloat16 only
+    using E = Operand<T>;
+    float* sums;    // [tile, chunk]: what the first product gives
+    E* hidden;      // [tile, kPerWord<E> * chunk]: in the same place, what the second one takes
+    E* input;       // [tile, in], where the tensor is not an operand as it is
+    float* output;  // [tile, out], where the tensor does not hold sums
 
-    TileBuffers(Arena& arena, std::int64_t tile, const Weights& weights, DType dtype)
-        : hidden(arena.take(tile * weights.chunk)),
-          factors(arena.take(weights.chunk)),
-          input(arena.take(dtype == DType::float32 ? 0 : tile * weights.in)),
-          output(arena.take(dtype == DType::float32 ? 0 : tile * weights.out)) {}
+    TileBuffers(Arena& arena, std::int64_t tile, const Weights<E>& weights)
+        : sums(arena.take(tile * weights.chunk)),
+          hidden(reinterpret_cast<E*>(sums)),
+          input(take<E>(arena, sizeof(T) == sizeof(E) ? 0 : tile * weights.in)),
+          output(arena.take(sizeof(T) == sizeof(float) ? 0 : tile * weights.out)) {}
 };
 
 // What the walks of both directions share: up to `tokens` at a time, tile by tile.
+template <class T>
 struct Walk {
     std::int64_t tile, workers;
-    DType dtype;
-    Weights weights;
+    Weights<Operand<T>> weights;
     std::int64_t buffer_size;
     float* buffers;
 
     Walk(Arena& arena, const ComponentFfn& f, std::int64_t tokens, std::int64_t in,
          std::int64_t out, std::int64_t workers)
-        : tile(tile_tokens(tokens, workers)),
-          workers(workers),
-          dtype(f.dtype),
-          weights(arena, in, out, f.hidden) {
+        : tile(tile_tokens(tokens, workers)), workers(workers), weights(arena, in, out, f.hidden) {
         Arena counter(nullptr);
-        TileBuffers(counter, tile, weights, dtype);
+        TileBuffers<T>(counter, tile, weights);
         buffer_size = counter.used();
         buffers = arena.take(buffer_size * workers);
     }
@@ -177,7 +193,7 @@ struct Walk {
         parallel(workers, 1, [&](std::int64_t begin_worker, std::int64_t end_worker) {
             for (std::int64_t worker = begin_worker; worker < end_worker; ++worker) {
                 Arena own(buffers + worker * buffer_size);
-                const TileBuffers mine(own, tile, weights, dtype);
+                const TileBuffers<T> mine(own, tile, weights);
                 const std::int64_t last = first + tiles * (worker + 1) / workers * tile;
                 for (std::int64_t token = first + tiles * worker / workers * tile; token < last;
                      token += tile) {
@@ -187,24 +203,6 @@ struct Walk {
         });
     }
 };
-
-// input [rows, in] -> hidden chunk by chunk, through between(first unit, units, row stride) which
-// works on buffers.hidden in place -> added to output [rows, out].
-template <class Between>
-void walk_chunks(const Weights& weights, std::int64_t rows, const float* input, float* hidden,
-                 float* output, const Between& between) {
-    for (std::int64_t unit = 0; unit < weights.hidden; unit += weights.chunk) {
-        const std::int64_t units = smaller(weights.chunk, weights.hidden - unit);
-        const std::int64_t stride = padded_columns(units);
-        std::memset(hidden, 0, rows * stride * sizeof(float));
-        // Whole vectors: the packed columns beyond the last unit are zero.
-        multiply<Order::row>(rows, stride, weights.in, input, weights.in,
-                             weights.inward_chunk(unit), hidden, stride);
-        between(unit, units, stride);
-        multiply<Order::row>(rows, weights.out, units, hidden, stride, weights.outward_chunk(unit),
-                             output, weights.out);
-    }
-}
 
 }  // namespace
 }  // namespace dmao::DMAO_ISA_NAMESPACE

@@ -346,6 +346,16 @@ inline Vec exp2(Vec x) {
     return Vec(x.v < least ? zero : p.v);
 }
 
+// A vector, or as much of one as count leaves.
+template <class T>
+Vec load_some(const T* p, std::int64_t count) {
+    return count >= Vec::width ? load(p) : load(p, static_cast<int>(count));
+}
+template <class T>
+void store_some(T* p, Vec x, std::int64_t count) {
+    count >= Vec::width ? store(p, x) : store(p, x, static_cast<int>(count));
+}
+
 // 1 / (1 + e^-x)
 inline Vec sigmoid(Vec x) { return Vec(1.0f) / (Vec(1.0f) + exp(Vec(0.0f) - x)); }
 

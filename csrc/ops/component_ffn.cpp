@@ -84,10 +84,12 @@ struct Inputs {
         return sizes;
     }
 
-    // A gradient of which the kernel writes the entries of live units.
-    Tensor gradient(const std::vector<std::int64_t>& sizes) const {
-        return ffn.hidden == ffn.stored_hidden ? torch::stable::new_empty(x, sizes)
-                                               : torch::stable::new_zeros(x, sizes);
+    // A gradient, empty unless it is wanted. Of one that has units the kernel writes those that
+    // live.
+    Tensor gradient(bool wanted, const std::vector<std::int64_t>& sizes, bool has_units) const {
+        if (!wanted) return torch::stable::new_empty(x, std::vector<std::int64_t>{0});
+        return has_units && ffn.hidden != ffn.stored_hidden ? torch::stable::new_zeros(x, sizes)
+                                                            : torch::stable::new_empty(x, sizes);
     }
 };
 
@@ -119,8 +121,8 @@ std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_ffn_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& w1, const Tensor& w2,
     const std::optional<Tensor>& live, const Tensor& pre_activation, std::int64_t components,
-    double p, const std::optional<Tensor>& seed, const std::string& activation, bool bias1,
-    bool bias2) {
+    double p, const std::optional<Tensor>& seed, const std::string& activation, bool need_x,
+    bool need_w1, bool need_b1, bool need_w2, bool need_b2) {
     const Inputs in(x, w1, std::nullopt, w2, live, components, p, seed, activation);
     const ComponentFfn& f = in.ffn;
     const Tensor grad = torch::stable::contiguous(grad_y);
@@ -133,20 +135,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_ffn_backward(
           kOp,
           ": the backward pass needs the forward pass to keep its pre-activations (keep=True)");
 
-    Tensor grad_x = torch::stable::new_empty(in.x, in.leading_and(f.in_width));
-    Tensor grad_w1 = in.gradient({f.stored_hidden, f.in_width});
-    Tensor grad_b1 = in.gradient({bias1 ? f.stored_hidden : 0});
-    Tensor grad_w2 = in.gradient({f.out_width, f.stored_hidden});
-    Tensor grad_b2 =
-        torch::stable::new_empty(in.x, std::vector<std::int64_t>{bias2 ? f.out_width : 0});
+    Tensor grad_x = in.gradient(need_x, in.leading_and(f.in_width), false);
+    Tensor grad_w1 = in.gradient(need_w1, {f.stored_hidden, f.in_width}, true);
+    Tensor grad_b1 = in.gradient(need_b1, {f.stored_hidden}, true);
+    Tensor grad_w2 = in.gradient(need_w2, {f.out_width, f.stored_hidden}, true);
+    Tensor grad_b2 = in.gradient(need_b2, {f.out_width}, false);
     const ComponentFfnBackward problem{f,
                                        grad.const_data_ptr(),
                                        pre_activation.const_data_ptr(),
-                                       grad_x.mutable_data_ptr(),
-                                       grad_w1.mutable_data_ptr(),
-                                       bias1 ? grad_b1.mutable_data_ptr() : nullptr,
-                                       grad_w2.mutable_data_ptr(),
-                                       bias2 ? grad_b2.mutable_data_ptr() : nullptr};
+                                       need_x ? grad_x.mutable_data_ptr() : nullptr,
+                                       need_w1 ? grad_w1.mutable_data_ptr() : nullptr,
+                                       need_b1 ? grad_b1.mutable_data_ptr() : nullptr,
+                                       need_w2 ? grad_w2.mutable_data_ptr() : nullptr,
+                                       need_b2 ? grad_b2.mutable_data_ptr() : nullptr};
     const std::int64_t workers = torch::stable::get_num_threads();
     float* scratch =
         thread_scratch(DMAO_CPU_KERNEL(component_ffn_backward_scratch)(problem, workers));

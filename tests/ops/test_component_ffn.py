@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 from collections.abc import Callable
@@ -30,8 +31,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 SEED = torch.tensor([0x1234_5678_9ABC_DEF])
 
 # (tokens, d, components, unit width, d_out): both sides of vectors (4, 8, 16), panels (8, 16, 48), row blocks
-# (6, 8), the dropout group (128), a tile (128), strips and blocks of gradients (16, 24, 192), spans (256),
-# chunks (576).
+# (6, 8), the dropout group (128), a tile (64), rows and blocks of gradients (192, 256), spans (256), chunks (384,
+# 512).
 SIZES = [
     (0, 5, 2, 3, 4),
     (1, 1, 1, 1, 1),
@@ -328,8 +329,8 @@ def test_opcheck_backward() -> None:
     x, w1, b1, w2, b2 = (tensor.detach() for tensor in make(9, 6, 3, 5, 4))
     live = ids(1, 2)
     y, kept = torch.ops.dmao.component_ffn(x, w1, b1, w2, b2, live, 3, 0.2, SEED, "silu", True)
-    for biases in ((True, True), (False, False)):
-        arguments = (torch.randn_like(y), x, w1, w2, live, kept, 3, 0.2, SEED, "silu", *biases)
+    for needs in ((True,) * 5, (False,) * 5, (False, False, True, True, False)):
+        arguments = (torch.randn_like(y), x, w1, w2, live, kept, 3, 0.2, SEED, "silu", *needs)
         torch.library.opcheck(torch.ops.dmao.component_ffn_backward.default, arguments)
 
 
@@ -404,6 +405,27 @@ def test_only_what_needs_gradients_keeps_memory() -> None:
     y = component_ffn(inputs[0], *weights)
     (grad,) = torch.autograd.grad(y.sum(), inputs[0])
     torch.testing.assert_close(grad, torch.autograd.grad(component_ffn_reference(*inputs).sum(), inputs[0])[0])
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_do_not_depend_on_which_are_wanted(dtype: torch.dtype) -> None:
+    """Bit for bit, for every subset of the inputs; what is not wanted is not written."""
+    inputs = [tensor.detach() for tensor in make(300, 21, 4, 33, 18, dtype)]
+    live, grad = ids(0, 1, 3), torch.randn(300, 18).to(dtype)
+    options = {"components": 4, "p": 0.1, "seed": SEED}
+
+    def gradients(wanted: tuple[int, ...]) -> dict[int | str, Tensor]:
+        chosen = [tensor.clone().requires_grad_(index in wanted) for index, tensor in enumerate(inputs)]
+        with nan_filled_empty():
+            return outputs_and_gradients(component_ffn, *chosen, live, grad_output=grad, **options)[1]
+
+    everything = gradients((0, 1, 2, 3, 4))
+    for count in range(1, 5):
+        for wanted in itertools.combinations(range(5), count):
+            found = gradients(wanted)
+            assert tuple(found) == wanted
+            assert all(torch.equal(found[index], everything[index]) for index in wanted)
 
 
 @native

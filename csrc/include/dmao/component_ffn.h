@@ -38,8 +38,8 @@ struct ComponentFfnBackward {
     ComponentFfn ffn;
     const void* grad_y;          // [tokens, out_width]
     const void* pre_activation;  // [tokens, hidden]
+    // Null: not wanted. Only the entries of live units are written.
     void* grad_x;
-    // Only the entries of live units are written. Null biases: not wanted.
     void* grad_w1;
     void* grad_b1;
     void* grad_w2;

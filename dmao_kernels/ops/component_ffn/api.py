@@ -18,7 +18,8 @@ define(
 )
 define(
     "component_ffn_backward(Tensor grad_y, Tensor x, Tensor w1, Tensor w2, Tensor? live, "
-    "Tensor pre_activation, int components, float p, Tensor? seed, str activation, bool bias1, bool bias2) "
+    "Tensor pre_activation, int components, float p, Tensor? seed, str activation, "
+    "bool need_x, bool need_w1, bool need_b1, bool need_w2, bool need_b2) "
     "-> (Tensor grad_x, Tensor grad_w1, Tensor grad_b1, Tensor grad_w2, Tensor grad_b2)"
 )
 register("component_ffn", dtypes=_DTYPES)
@@ -50,7 +51,8 @@ def component_ffn(
     torch.autocast all floating point inputs are cast, as F.linear does.
 
     Floor on time: 4 T d u n multiply-add flops forward and 8 T d u n backward, for T tokens and n live
-    components, at the peak of the cores; bfloat16 is stored as such and computed in float32.
+    components, at the peak of the cores; gradients that nobody needs are not computed. Sums are float32.
+    bfloat16 is multiplied as such where the instruction set does (AVX-512 BF16), else in float32.
 
     Args:
         x: float32 or bfloat16 [..., d]; any strides.

@@ -41,13 +41,16 @@ def _component_ffn_backward(
     p: float,
     seed: Tensor | None,
     activation: str,
-    bias1: bool,
-    bias2: bool,
+    need_x: bool,
+    need_w1: bool,
+    need_b1: bool,
+    need_w2: bool,
+    need_b2: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
-        x.new_empty(x.shape),
-        w1.new_empty(w1.shape),
-        w1.new_empty(w1.shape[0] if bias1 else 0),
-        w2.new_empty(w2.shape),
-        w2.new_empty(w2.shape[0] if bias2 else 0),
+        x.new_empty(x.shape if need_x else (0,)),
+        w1.new_empty(w1.shape if need_w1 else (0,)),
+        w1.new_empty(w1.shape[0] if need_b1 else 0),
+        w2.new_empty(w2.shape if need_w2 else (0,)),
+        w2.new_empty(w2.shape[0] if need_b2 else 0),
     )
