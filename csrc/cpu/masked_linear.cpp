@@ -324,7 +324,7 @@ struct BackwardScratch {
           block(smaller(round_up(f.tokens, kChunk), workspace.workers * kBlockPerWorker < kBlock
                                                         ? kBlock
                                                         : workspace.workers * kBlockPerWorker)),
-          sweep(arena, problem.by_columns, smaller(block, f.tokens), f.out_width, f.in_width, false,
+          sweep(arena, problem.for_grad_x, smaller(block, f.tokens), f.out_width, f.in_width, false,
                 workspace.workers),
           grad(take<E>(arena, f.activation == LinearActivation::none ? 0 : block * f.out_width)),
           strips(take<E>(arena, block * padded_columns(f.out_width))),

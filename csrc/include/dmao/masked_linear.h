@@ -45,7 +45,7 @@ struct MaskedLinear {
     DType dtype;
     LinearActivation activation;
     std::int64_t tokens, in_width, out_width;  // out_width: the rows of w
-    std::int64_t block;                        // the groups begin at its multiples, except with glu
+    std::int64_t block;                        // edge of the blocks that live or not
     const void* x;                             // [tokens, in_width]
     std::int64_t x_stride;
     const void* w;  // [out_width, in_width]
@@ -62,9 +62,9 @@ struct MaskedLinearForward {
 
 struct MaskedLinearBackward {
     MaskedLinear linear;
-    LivePieces by_columns;  // for grad_x
-    LivePieces by_rows;     // for grad_w
-    const void* grad_y;     // as y
+    LivePieces for_grad_x;
+    LivePieces by_rows, by_columns;  // for grad_w: the groups are single blocks
+    const void* grad_y;              // as y
     std::int64_t grad_y_stride;
     const void* pre_activation;  // [tokens, out_width]; not read without an activation
     // Null: not wanted.
