@@ -1,4 +1,4 @@
-// Matrix products out of cache-resident tiles: C += A B, C in float.
+// Matrix products out of cache-resident tiles: C += A B or C = start + A B, C in float.
 //
 // B is packed into panels of kPanel columns, each stored k by k, so that the micro-kernel reads it
 // linearly; the last panel is as narrow as whole vectors allow and padded with zeros. A is read in
@@ -20,27 +20,33 @@ enum class Order {
     column  // A[i, k] = a[k * stride + i]; of bfloat16, a[(k / 2) * 2 * stride + 2 * i + k % 2]
 };
 
-// A sum runs over at most so many products before it is added to C: shorter sums round less.
+// A sum runs over at most so many products before it goes to C: shorter sums round less. All spans
+// of a product are of equal length, because the longest one rounds worst.
 constexpr std::int64_t kSpan = 256;
 
 inline Vec broadcast_word(const float* p) { return Vec(*p); }
+inline Vec word_of_ones(const float*) { return Vec(1.0f); }
 inline Vec multiply_add(const float*, Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
 #if defined(__AVX512BF16__)
 inline Vec broadcast_word(const bfloat16* p) { return broadcast_pair(p); }
+inline Vec word_of_ones(const bfloat16*) { return make_pairs(Vec(1.0f), Vec(1.0f)); }
 inline Vec multiply_add(const bfloat16*, Vec a, Vec b, Vec sum) { return dot(a, b, sum); }
 #endif
 
-// Whole words of k; tail: how many columns of C the last vector covers.
+// Whole words of k; tail: how many columns of C the last vector covers. start: the row that all
+// sums start from, in whole vectors; null: they are added to C.
 template <Order order, int rows, int vecs, class E>
 void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E* b, float* c,
-                    std::int64_t c_stride, int tail) {
+                    std::int64_t c_stride, int tail, const float* start) {
     constexpr int w = Vec::width;
-    while (words > 0) {
+    std::int64_t spans = words == 0 ? 1 : divide_up(words, kSpan / kPerWord<E>);
+    do {
         decltype(Vec::v) sums[rows][vecs];
         for (int i = 0; i < rows; ++i) {
             for (int j = 0; j < vecs; ++j) sums[i][j] = Vec(0.0f).v;
         }
-        for (std::int64_t k = smaller(words, kSpan / kPerWord<E>); k > 0; --k) {
+        const std::int64_t span = divide_up(words, spans);
+        for (std::int64_t k = span; k > 0; --k) {
             decltype(Vec::v) columns[vecs];
 #pragma GCC unroll 4
             for (int j = 0; j < vecs; ++j) {
@@ -58,22 +64,27 @@ void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E
             a += (order == Order::row ? 1 : stride) * kPerWord<E>;
             b += vecs * w * kPerWord<E>;
         }
-        words -= kSpan / kPerWord<E>;
+        words -= span;
         for (int i = 0; i < rows; ++i) {
-            float* out = c + i * c_stride;
-            for (int j = 0; j + 1 < vecs; ++j) store(out + j * w, load(out + j * w) + sums[i][j]);
-            out += (vecs - 1) * w;
-            const Vec last(sums[i][vecs - 1]);
-            tail == w ? store(out, load(out) + last) : store(out, load(out, tail) + last, tail);
+            for (int j = 0; j < vecs; ++j) {
+                float* out = c + i * c_stride + j * w;
+                const Vec sum(sums[i][j]);
+                if (j + 1 < vecs || tail == w) {
+                    store(out, sum + load(start == nullptr ? out : start + j * w));
+                } else {
+                    store(out, sum + load(start == nullptr ? out : start + j * w, tail), tail);
+                }
+            }
         }
-    }
+        start = nullptr;
+    } while (--spans > 0);
 }
 
 // All rows of A with one panel. The rows are dealt out evenly: a block of few rows would leave the
 // FMA units waiting for B.
 template <Order order, int vecs, class E>
 void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t stride, const E* b,
-                    float* c, std::int64_t c_stride, int tail) {
+                    float* c, std::int64_t c_stride, int tail, const float* start) {
     // An odd k at the end of a row has no second half in memory.
     const std::int64_t rest = order == Order::row ? depth % kPerWord<E> : 0;
     const std::int64_t words = divide_up(depth - rest, kPerWord<E>);
@@ -81,12 +92,13 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
         const std::int64_t rows = divide_up(m, blocks);
         const auto run = [&]<int r>(auto& self) {
             if (rows == r) {
-                multiply_block<order, r, vecs>(words, a, stride, b, c, c_stride, tail);
+                multiply_block<order, r, vecs>(words, a, stride, b, c, c_stride, tail, start);
                 if (rest > 0) {
                     E last[r * kPerWord<E>] = {};
                     for (int i = 0; i < r; ++i) last[i * kPerWord<E>] = a[i * stride + depth - 1];
                     multiply_block<Order::column, r, vecs>(
-                        1, last, r, b + words * kPerWord<E> * vecs * Vec::width, c, c_stride, tail);
+                        1, last, r, b + words * kPerWord<E> * vecs * Vec::width, c, c_stride, tail,
+                        nullptr);
                 }
             } else if constexpr (r > 1) {
                 self.template operator()<r - 1>(self);
@@ -99,12 +111,13 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
     }
 }
 
-// C[m, n] += A[m, depth] B[first .. first + depth, n] with B in packed form, of `stored` rows.
-// `first` is a whole number of words.
+// C[m, n] += A[m, depth] B[first .. first + depth, n] with B in packed form, of `stored` rows; or,
+// given `start`, C[i, :] = start + that. start has padded_columns(n) elements; what C held is then
+// not read. `first` is a whole number of words.
 template <Order order, class E>
 void multiply_rows(std::int64_t m, std::int64_t n, std::int64_t depth, const E* a,
                    std::int64_t stride, const E* b, std::int64_t first, std::int64_t stored,
-                   float* c, std::int64_t c_stride) {
+                   float* c, std::int64_t c_stride, const float* start = nullptr) {
     for (std::int64_t column = 0; column < n; column += kPanel) {
         const std::int64_t columns = smaller(kPanel, n - column);
         const int vecs = static_cast<int>(divide_up(columns, Vec::width));
@@ -112,21 +125,22 @@ void multiply_rows(std::int64_t m, std::int64_t n, std::int64_t depth, const E* 
         const E* panel = b + first * vecs * Vec::width;
         float* out = c + column;
         if (vecs == kVecs) {
-            multiply_panel<order, kVecs>(m, depth, a, stride, panel, out, c_stride, tail);
+            multiply_panel<order, kVecs>(m, depth, a, stride, panel, out, c_stride, tail, start);
         } else if (vecs == 1) {
-            multiply_panel<order, 1>(m, depth, a, stride, panel, out, c_stride, tail);
+            multiply_panel<order, 1>(m, depth, a, stride, panel, out, c_stride, tail, start);
         } else {
-            multiply_panel<order, 2>(m, depth, a, stride, panel, out, c_stride, tail);
+            multiply_panel<order, 2>(m, depth, a, stride, panel, out, c_stride, tail, start);
         }
         b += padded_depth<E>(stored) * vecs * Vec::width;
+        if (start != nullptr) start += kPanel;
     }
 }
 
-// C[m, n] += A[m, depth] B[depth, n] with B in packed form.
+// C[m, n] += A[m, depth] B[depth, n], or C[i, :] = start + A[i, :] B, likewise.
 template <Order order, class E>
 void multiply(std::int64_t m, std::int64_t n, std::int64_t depth, const E* a, std::int64_t stride,
-              const E* b, float* c, std::int64_t c_stride) {
-    multiply_rows<order>(m, n, depth, a, stride, b, 0, depth, c, c_stride);
+              const E* b, float* c, std::int64_t c_stride, const float* start = nullptr) {
+    multiply_rows<order>(m, n, depth, a, stride, b, 0, depth, c, c_stride, start);
 }
 
 }  // namespace

@@ -66,7 +66,7 @@ Vec load_words(const T* p, std::int64_t count) {
 inline void store_words(float* out, Vec first, Vec) { store(out, first); }
 #if defined(__AVX512BF16__)
 inline void store_words(bfloat16* out, Vec first, Vec second) {
-    _mm512_storeu_ps(out, make_pairs(first, second).v);
+    store(reinterpret_cast<float*>(out), make_pairs(first, second));
 }
 #endif
 

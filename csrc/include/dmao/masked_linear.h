@@ -30,7 +30,8 @@ struct OutputGroup {
     std::int32_t begin, end;
 };
 
-// All of what lives, cut for one product: the groups cover all outputs, in ascending order.
+// All of what lives, cut for one product: the groups cover all outputs, in ascending order. Pieces
+// of the same outputs follow each other.
 struct LivePieces {
     const LivePiece* pieces;
     std::int64_t count;
@@ -54,7 +55,7 @@ struct MaskedLinear {
 
 struct MaskedLinearForward {
     MaskedLinear linear;
-    LivePieces by_rows;
+    LivePieces by_rows;    // every output has a piece, of no inputs where nothing lives
     const void* b;         // [out_width], or null
     void* y;               // [tokens, out_width], half of that with glu; dense
     void* pre_activation;  // [tokens, out_width], for the backward pass; null: not kept
@@ -62,7 +63,7 @@ struct MaskedLinearForward {
 
 struct MaskedLinearBackward {
     MaskedLinear linear;
-    LivePieces for_grad_x;
+    LivePieces for_grad_x;           // every output has a piece
     LivePieces by_rows, by_columns;  // for grad_w: the groups are single blocks
     const void* grad_y;              // as y
     std::int64_t grad_y_stride;
