@@ -71,8 +71,13 @@ Rows<E> operand_rows(const Rows<T>& source, std::int64_t rows, std::int64_t widt
     return {buffer, width};
 }
 
+// Where sums of results are formed: in place, or (null) in a buffer that is narrowed at the end.
+float* in_place(float* target) { return target; }
+float* in_place(bfloat16*) { return nullptr; }
+
 template <class T>
 void store_row(const float* sums, std::int64_t count, T* out) {
+    if (static_cast<const void*>(out) == sums) return;
     for (std::int64_t i = 0; i < count; i += Vec::width) {
         store_some(out + i, load_words<float>(sums + i, count - i), count - i);
     }
@@ -96,22 +101,22 @@ void pack_piece(const Selection<T>& w, const LivePiece& piece, E* packed) {
     }
 }
 
-// Rows times the live pieces. A group's sums have one row per token, those of gates behind the
-// others.
+// Rows times the live pieces. Where the sums of a group do not form in place, they do so in a
+// buffer, with those of gates behind the others.
 template <class E>
 struct Sweep {
     const LivePieces& live;
     std::int64_t workers, tile, width, half, gates, stride, buffer_size;
     E* packed;
-    float* buffers;
+    float *start, *buffers;
 
     struct Buffers {
         float* sums;  // [tile, stride]
         E* input;     // [tile, width], where it has to be converted
 
-        Buffers(Arena& arena, const Sweep& sweep, bool convert)
+        Buffers(Arena& arena, const Sweep& sweep)
             : sums(arena.take(sweep.tile * sweep.stride)),
-              input(take<E>(arena, convert ? sweep.tile * sweep.width : 0)) {}
+              input(take<E>(arena, sweep.tile * sweep.width)) {}
     };
 
     // half: the number of outputs, of which there are twice as many with gates.
@@ -124,9 +129,10 @@ struct Sweep {
           half(half),
           gates(padded_columns(live.widest)),
           stride(gated ? 2 * gates : gates),
-          packed(take<E>(arena, live.packed)) {
+          packed(take<E>(arena, live.packed)),
+          start(arena.take((gated ? 2 * half : half) + kPanel)) {
         Arena counter(nullptr);
-        Buffers(counter, *this, true);
+        Buffers(counter, *this);
         buffer_size = counter.used();
         buffers = arena.take(buffer_size * workers);
     }
@@ -141,44 +147,49 @@ struct Sweep {
         });
     }
 
-    void multiply_group(const OutputGroup& group, const Rows<E>& a, std::int64_t rows,
-                        float* sums) const {
-        std::memset(sums, 0, rows * stride * sizeof(float));
+    // Each output's sum starts from its place in `start`: its first piece brings that.
+    void multiply_group(const OutputGroup& group, const Rows<E>& a, std::int64_t rows, float* sums,
+                        std::int64_t sums_stride) const {
+        std::int32_t last = -1;
         for (std::int64_t i = group.begin; i < group.end; ++i) {
             const LivePiece& piece = live.pieces[i];
             const std::int64_t column =
                 piece.output < half ? piece.output : piece.output - half + gates;
             multiply<Order::row>(rows, piece.outputs, piece.inputs, a.data + piece.input, a.stride,
-                                 packed + piece.packed, sums + column - group.first, stride);
+                                 packed + piece.packed, sums + column - group.first, sums_stride,
+                                 piece.output == last ? nullptr : start + piece.output);
+            last = piece.output;
         }
     }
 
-    // finish(token, group, its sums) for every token and group.
+    // finish(token, group, its sums) for every token and group. target: where the sums of a token
+    // and group form, or null.
     template <class T, class Finish>
-    void run(const Rows<T>& input, std::int64_t tokens, const ParallelFor& parallel,
+    void run(const Rows<T>& input, std::int64_t tokens, float* target, const ParallelFor& parallel,
              const Finish& finish) const {
         const std::int64_t tasks = divide_up(tokens, tile) * live.group_count;
-        const auto work = [&](std::int64_t begin, std::int64_t end, const Buffers& buffers) {
+        const auto work = [&](std::int64_t begin, std::int64_t end, const Buffers& own) {
             std::int64_t token = -1, rows = 0;
             Rows<E> a{};
             for (std::int64_t task = begin; task < end; ++task) {
                 if (task / live.group_count * tile != token) {
                     token = task / live.group_count * tile;
                     rows = smaller(tile, tokens - token);
-                    a = operand_rows(input.from(token), rows, width, buffers.input);
+                    a = operand_rows(input.from(token), rows, width, own.input);
                 }
                 const OutputGroup& group = live.groups[task % live.group_count];
-                multiply_group(group, a, rows, buffers.sums);
+                float* sums = target == nullptr ? own.sums : target + token * half + group.first;
+                const std::int64_t sums_stride = target == nullptr ? stride : half;
+                multiply_group(group, a, rows, sums, sums_stride);
                 for (std::int64_t row = 0; row < rows; ++row) {
-                    finish(token + row, group, buffers.sums + row * stride);
+                    finish(token + row, group, sums + row * sums_stride);
                 }
             }
         };
         parallel(workers, 1, [&](std::int64_t begin, std::int64_t end) {
             for (std::int64_t worker = begin; worker < end; ++worker) {
                 Arena own(buffers + worker * buffer_size);
-                work(tasks * worker / workers, tasks * (worker + 1) / workers,
-                     Buffers(own, *this, true));
+                work(tasks * worker / workers, tasks * (worker + 1) / workers, Buffers(own, *this));
             }
         });
     }
@@ -208,26 +219,33 @@ template <class E, class Activate>
 struct ForwardScratch {
     Arena arena;
     Sweep<E> sweep;
-    float* bias;
 
     ForwardScratch(const MaskedLinearForward& problem, const Workspace& workspace)
         : arena(workspace.scratch),
           sweep(arena, problem.by_rows, problem.linear.tokens, problem.linear.in_width,
-                result_width<Activate>(problem.linear), kGated<Activate>, workspace.workers),
-          bias(arena.take(problem.linear.out_width + Vec::width)) {}
+                result_width<Activate>(problem.linear), kGated<Activate>, workspace.workers) {}
 };
 
-// Sums and bias of some neighbouring outputs of a token.
-struct PreActivation {
-    const float *sums, *bias;
-
-    Vec at(std::int64_t i) const { return load(sums + i) + load(bias + i); }
-};
-
-template <class T>
-void keep(PreActivation h, std::int64_t count, T* kept) {
-    for (std::int64_t i = 0; i < count; i += Vec::width) {
-        store_some(kept + i, h.at(i), count - i);
+// One token: the pre-activations, in float, into y and (or null) `kept`; gates come `half` behind.
+template <class Activate, class T>
+void activate(const float* sums, const float* gates, std::int64_t count, std::int64_t half, T* y,
+              T* kept) {
+    if (kept != nullptr) {
+        store_row(sums, count, kept);
+        if constexpr (kGated<Activate>) store_row(gates, count, kept + half);
+    }
+    if constexpr (kIdentity<Activate>) {
+        store_row(sums, count, y);
+    } else {
+        for (std::int64_t i = 0; i < count; i += Vec::width) {
+            const std::int64_t rest = count - i;
+            const Vec h = load_words<float>(sums + i, rest);
+            if constexpr (kGated<Activate>) {
+                store_some(y + i, h * sigmoid(load_words<float>(gates + i, rest)), rest);
+            } else {
+                store_some(y + i, Activate::value(h), rest);
+            }
+        }
     }
 }
 
@@ -239,29 +257,17 @@ void forward(const MaskedLinearForward& problem, const Workspace& workspace,
     const Sweep<Operand<T>>& sweep = scratch.sweep;
     const T* b = static_cast<const T*>(problem.b);
     for (std::int64_t i = 0; i < f.out_width; ++i) {
-        scratch.bias[i] = b == nullptr ? 0.0f : to_float(b[i]);
+        sweep.start[i] = b == nullptr ? 0.0f : to_float(b[i]);
     }
     sweep.template pack<Outputs::rows, T>(f, parallel);
-    sweep.run(Rows<T>{static_cast<const T*>(f.x), f.x_stride}, f.tokens, parallel,
+    T *y = static_cast<T*>(problem.y), *kept = static_cast<T*>(problem.pre_activation);
+    sweep.run(Rows<T>{static_cast<const T*>(f.x), f.x_stride}, f.tokens,
+              kGated<Activate> ? nullptr : in_place(y), parallel,
               [&](std::int64_t token, const OutputGroup& group, const float* sums) {
-                  const float* bias = scratch.bias + group.first;
-                  const PreActivation h{sums, bias}, gates{sums + sweep.gates, bias + sweep.half};
-                  if (problem.pre_activation != nullptr) {
-                      T* kept = static_cast<T*>(problem.pre_activation) + token * f.out_width +
-                                group.first;
-                      keep(h, group.count, kept);
-                      if constexpr (kGated<Activate>) keep(gates, group.count, kept + sweep.half);
-                  }
-                  T* y = static_cast<T*>(problem.y) + token * sweep.half + group.first;
-                  for (std::int64_t i = 0; i < group.count; i += Vec::width) {
-                      Vec value(0.0f);
-                      if constexpr (kGated<Activate>) {
-                          value = h.at(i) * sigmoid(gates.at(i));
-                      } else {
-                          value = Activate::value(h.at(i));
-                      }
-                      store_some(y + i, value, group.count - i);
-                  }
+                  T* kept_row =
+                      kept == nullptr ? nullptr : kept + token * f.out_width + group.first;
+                  activate<Activate>(sums, sums + sweep.gates, group.count, sweep.half,
+                                     y + token * sweep.half + group.first, kept_row);
               });
 }
 
@@ -320,7 +326,7 @@ struct BackwardScratch {
           block(smaller(round_up(f.tokens, kChunk), workspace.workers * kBlockPerWorker < kBlock
                                                         ? kBlock
                                                         : workspace.workers * kBlockPerWorker)),
-          sweep(arena, problem.by_columns, smaller(block, f.tokens), f.out_width, f.in_width, false,
+          sweep(arena, problem.for_grad_x, smaller(block, f.tokens), f.out_width, f.in_width, false,
                 workspace.workers),
           grad(take<E>(arena, f.activation == LinearActivation::none ? 0 : block * f.out_width)),
           strips(take<E>(arena, block * padded_columns(f.out_width))),
@@ -411,7 +417,7 @@ void backward_block(const MaskedLinearBackward& problem, const BackwardScratch<E
     const MaskedLinear& f = problem.linear;
     if (problem.grad_x != nullptr) {
         T* grad_x = static_cast<T*>(problem.grad_x) + first * f.in_width;
-        scratch.sweep.run(grad, tokens, parallel,
+        scratch.sweep.run(grad, tokens, in_place(grad_x), parallel,
                           [&](std::int64_t token, const OutputGroup& group, const float* sums) {
                               store_row(sums, group.count,
                                         grad_x + token * f.in_width + group.first);
@@ -450,14 +456,6 @@ void backward_block(const MaskedLinearBackward& problem, const BackwardScratch<E
              });
 }
 
-// Where the sums of grad_w are formed: in place, or in a buffer that is narrowed at the end.
-float* sums_of(float* target, float*) { return target; }
-float* sums_of(bfloat16*, float* buffer) { return buffer; }
-void narrow(float*, const float*, std::int64_t) {}
-void narrow(bfloat16* target, const float* sums, std::int64_t count) {
-    store_row(sums, count, target);
-}
-
 template <class T, class Activate>
 void backward(const MaskedLinearBackward& problem, const Workspace& workspace,
               const ParallelFor& parallel) {
@@ -466,10 +464,11 @@ void backward(const MaskedLinearBackward& problem, const Workspace& workspace,
     const BackwardScratch<E> scratch(problem, f, workspace);
     const std::int64_t half = result_width<Activate>(f);
     if (problem.grad_x != nullptr) {
+        std::memset(scratch.sweep.start, 0, f.in_width * sizeof(float));
         scratch.sweep.template pack<Outputs::columns, T>(f, parallel);
     }
     T* grad_w = static_cast<T*>(problem.grad_w);
-    float* weight_sums = sums_of(grad_w, scratch.weight_sums);
+    float* weight_sums = in_place(grad_w) == nullptr ? scratch.weight_sums : in_place(grad_w);
     const std::int64_t weights = grad_w == nullptr ? 0 : f.out_width * f.in_width;
     parallel(weights, kGrain, [&](std::int64_t begin, std::int64_t end) {
         std::memset(weight_sums + begin, 0, (end - begin) * sizeof(float));
@@ -497,7 +496,7 @@ void backward(const MaskedLinearBackward& problem, const Workspace& workspace,
     }
 
     parallel(weights, kGrain, [&](std::int64_t begin, std::int64_t end) {
-        narrow(grad_w + begin, weight_sums + begin, end - begin);
+        store_row(weight_sums + begin, end - begin, grad_w + begin);
     });
     if (problem.grad_b != nullptr) {
         store_row(scratch.bias_sums, f.out_width, static_cast<T*>(problem.grad_b));

@@ -21,6 +21,8 @@ constexpr const char* kOp = "masked_linear";
 constexpr std::int64_t kDenseBlock = 96;
 // Inputs of a piece: as many rows of a tile, and as much of a packed panel, stay in L1 and L2.
 constexpr std::int64_t kMostInputs = 384;
+// Outputs of a group, whose sums stay in L2 beside the tile, and leave it in long rows.
+constexpr std::int64_t kMostOutputs = 192;
 
 LinearActivation parse_linear_activation(const std::string& name) {
     if (name == "none") return LinearActivation::none;
@@ -68,21 +70,25 @@ class Cut {
   public:
     // Lines of blocks along the outputs, their ids along the inputs; null: all lives. With `half`
     // outputs, as many others make the gates that go with them.
+    // A group takes at most `most` outputs, or a single block. `all`: outputs of which nothing
+    // lives have a piece as well, without inputs.
     Cut(std::int64_t outputs, std::int64_t inputs, std::int64_t half, std::int64_t block,
-        const std::optional<Lines>& lines)
-        : inputs_(inputs), block_(block), lines_(lines) {
-        for (std::int64_t first = 0; first < half;) {
-            std::int64_t end = std::min(half, next_boundary(first));
-            const bool gated = half < outputs;
-            if (gated) end = std::min(end, next_boundary(half + first) - half);
+        const std::optional<Lines>& lines, std::int64_t most, bool all)
+        : inputs_(inputs), block_(block), lines_(lines), all_(all) {
+        const bool gated = half < outputs;
+        for (std::int64_t first = 0, end = 0; first < half; first = end) {
             const std::int32_t begin = static_cast<std::int32_t>(pieces_.size());
-            add(first, end - first);
-            if (gated) add(half + first, end - first);
+            do {
+                std::int64_t next = std::min(half, next_boundary(end));
+                if (gated) next = std::min(next, next_boundary(half + end) - half);
+                add(end, next - end);
+                if (gated) add(half + end, next - end);
+                end = next;
+            } while (end < half && end + block - first <= most);
             groups_.push_back({static_cast<std::int32_t>(first),
                                static_cast<std::int32_t>(end - first), begin,
                                static_cast<std::int32_t>(pieces_.size())});
             widest_ = std::max(widest_, end - first);
-            first = end;
         }
     }
 
@@ -97,32 +103,42 @@ class Cut {
 
     // The pieces of the outputs [first, first + count), which are of one line.
     void add(std::int64_t first, std::int64_t count) {
-        if (!lines_.has_value()) return add_run(first, count, 0, inputs_);
-        const std::int32_t *id = lines_->ids + lines_->offsets[first / block_],
-                           *end = lines_->ids + lines_->offsets[first / block_ + 1];
-        while (id != end) {
-            const std::int64_t begin = *id * block_;
-            std::int64_t stop = begin;
-            for (; id != end && *id * block_ == stop; ++id) stop += block_;
-            add_run(first, count, begin, std::min(stop, inputs_));
+        const std::size_t before = pieces_.size();
+        if (lines_.has_value()) {
+            const std::int32_t *id = lines_->ids + lines_->offsets[first / block_],
+                               *end = lines_->ids + lines_->offsets[first / block_ + 1];
+            while (id != end) {
+                const std::int64_t begin = *id * block_;
+                std::int64_t stop = begin;
+                for (; id != end && *id * block_ == stop; ++id) stop += block_;
+                add_run(first, count, begin, std::min(stop, inputs_));
+            }
+        } else {
+            add_run(first, count, 0, inputs_);
         }
+        if (all_ && pieces_.size() == before) add_piece(first, count, 0, 0);
     }
 
     void add_run(std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end) {
         const std::int64_t most = kMostInputs / block_ * block_;
         for (; begin < end; begin += most) {
-            const std::int64_t inputs = std::min(most, end - begin);
-            pieces_.push_back({static_cast<std::int32_t>(first), static_cast<std::int32_t>(count),
-                               static_cast<std::int32_t>(begin), static_cast<std::int32_t>(inputs),
-                               packed_});
-            packed_ += round_up(count, kPackedOutputs) * round_up(inputs, kPackedInputs);
+            add_piece(first, count, begin, std::min(most, end - begin));
         }
+    }
+
+    void add_piece(std::int64_t first, std::int64_t count, std::int64_t begin,
+                   std::int64_t inputs) {
+        pieces_.push_back({static_cast<std::int32_t>(first), static_cast<std::int32_t>(count),
+                           static_cast<std::int32_t>(begin), static_cast<std::int32_t>(inputs),
+                           packed_});
+        packed_ += round_up(count, kPackedOutputs) * round_up(inputs, kPackedInputs);
     }
 
     static std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
 
     std::int64_t inputs_, block_, widest_ = 0, packed_ = 0;
     std::optional<Lines> lines_;
+    bool all_;
     std::vector<LivePiece> pieces_;
     std::vector<OutputGroup> groups_;
 };
@@ -251,7 +267,7 @@ std::tuple<Tensor, Tensor> masked_linear(const Tensor& x, const Tensor& w, const
     Tensor y = torch::stable::new_empty(x, in.leading_and(in.result_width()));
     Tensor pre_activation =
         torch::stable::new_empty(x, std::vector<std::int64_t>{keep ? f.tokens : 0, f.out_width});
-    const Cut cut(f.out_width, f.in_width, in.result_width(), f.block, in.rows);
+    const Cut cut(f.out_width, f.in_width, in.result_width(), f.block, in.rows, kMostOutputs, true);
     const MaskedLinearForward problem{
         f, cut.view(), bias.has_value() ? bias->const_data_ptr() : nullptr, y.mutable_data_ptr(),
         keep ? pre_activation.mutable_data_ptr() : nullptr};
@@ -287,11 +303,14 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
                                            : std::vector<std::int64_t>{0});
     Tensor grad_b =
         torch::stable::new_empty(w, std::vector<std::int64_t>{need_b ? f.out_width : 0});
-    const Cut by_columns(f.in_width, f.out_width, f.in_width, f.block, in.columns);
-    const Cut by_rows(f.out_width, f.in_width, f.out_width, f.block, in.rows);
+    const Cut for_grad_x(f.in_width, f.out_width, f.in_width, f.block, in.columns, kMostOutputs,
+                         true);
+    const Cut by_rows(f.out_width, f.in_width, f.out_width, f.block, in.rows, f.block, false);
+    const Cut by_columns(f.in_width, f.out_width, f.in_width, f.block, in.columns, f.block, false);
     const MaskedLinearBackward problem{f,
-                                       by_columns.view(),
+                                       for_grad_x.view(),
                                        by_rows.view(),
+                                       by_columns.view(),
                                        grad.tensor.const_data_ptr(),
                                        grad.stride,
                                        pre_activation.const_data_ptr(),

@@ -30,7 +30,8 @@ struct OutputGroup {
     std::int32_t begin, end;
 };
 
-// All of what lives, cut for one product: the groups cover all outputs, in ascending order.
+// All of what lives, cut for one product: the groups cover all outputs, in ascending order. Pieces
+// of the same outputs follow each other.
 struct LivePieces {
     const LivePiece* pieces;
     std::int64_t count;
@@ -45,7 +46,7 @@ struct MaskedLinear {
     DType dtype;
     LinearActivation activation;
     std::int64_t tokens, in_width, out_width;  // out_width: the rows of w
-    std::int64_t block;                        // the groups begin at its multiples, except with glu
+    std::int64_t block;                        // edge of the blocks that live or not
     const void* x;                             // [tokens, in_width]
     std::int64_t x_stride;
     const void* w;  // [out_width, in_width]
@@ -54,7 +55,7 @@ struct MaskedLinear {
 
 struct MaskedLinearForward {
     MaskedLinear linear;
-    LivePieces by_rows;
+    LivePieces by_rows;    // every output has a piece, of no inputs where nothing lives
     const void* b;         // [out_width], or null
     void* y;               // [tokens, out_width], half of that with glu; dense
     void* pre_activation;  // [tokens, out_width], for the backward pass; null: not kept
@@ -62,9 +63,9 @@ struct MaskedLinearForward {
 
 struct MaskedLinearBackward {
     MaskedLinear linear;
-    LivePieces by_columns;  // for grad_x
-    LivePieces by_rows;     // for grad_w
-    const void* grad_y;     // as y
+    LivePieces for_grad_x;           // every output has a piece
+    LivePieces by_rows, by_columns;  // for grad_w: the groups are single blocks
+    const void* grad_y;              // as y
     std::int64_t grad_y_stride;
     const void* pre_activation;  // [tokens, out_width]; not read without an activation
     // Null: not wanted.
