@@ -45,11 +45,6 @@ E* take(Arena& arena, std::int64_t elements) {
     return reinterpret_cast<E*>(arena.take(floats<E>(elements)));
 }
 
-template <class T>
-void store_some(T* p, Vec x, std::int64_t count) {
-    count >= Vec::width ? store(p, x) : store(p, x, static_cast<int>(count));
-}
-
 // A matrix with contiguous rows.
 template <class E>
 struct Rows {
