@@ -5,6 +5,7 @@ from dmao_kernels.ops.block_attention import block_attention
 from dmao_kernels.ops.component_conv import component_conv
 from dmao_kernels.ops.component_ffn import component_ffn
 from dmao_kernels.ops.depthwise_conv1d import depthwise_conv1d
+from dmao_kernels.ops.gather_components import gather_components
 from dmao_kernels.ops.importance import importance_
 from dmao_kernels.ops.masked_linear import masked_linear
 from dmao_kernels.ops.packing import pack, unpack
@@ -15,6 +16,7 @@ __all__ = [
     "component_conv",
     "component_ffn",
     "depthwise_conv1d",
+    "gather_components",
     "importance_",
     "masked_linear",
     "pack",
