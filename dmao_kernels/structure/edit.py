@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from dmao_kernels.structure.empty import set_empty
 from dmao_kernels.structure.fresh import fresh_values
-from dmao_kernels.structure.gather import SPLITS, Split, draw, gather, halve_copies, split_copies
+from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw, moved, share, weights_index
 from dmao_kernels.structure.plan import ModulePlan, Plan
 from dmao_kernels.structure.slots import get_attribute, set_attribute
 
@@ -72,7 +73,7 @@ def apply_plan(
     optimizer: the optimizer(s) whose state follows.
     companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or
         mappings from names of parameters and buffers in the model to tensors.
-    split: how source and copy share the output weights, see ``gather.split_copies``.
+    split: how source and copy share the output weights, see ``gather.share``.
     generator: of the noise; default: a CPU generator seeded by ``plan.seed``.
 
     Raises ValueError where the plan, a companion or an optimizer's state does not fit.
@@ -86,8 +87,10 @@ def apply_plan(
     copies = _Companions(elastic, companions)
     before = elastic.live_parameters()
     changes: list[_Change] = []
+    gathering = Gathering()
     for m, module_plan in edited:
-        changes += _prepare(m, module_plan, plan.seed, optimizers, copies, split, generator)
+        changes += _prepare(m, module_plan, plan.seed, optimizers, copies, split, generator, gathering)
+    gathering.make()
     _commit(changes)
     elastic.edits += 1
     elastic.version += 1
@@ -157,14 +160,16 @@ def _prepare(
     companions: _Companions,
     split: Split,
     generator: Generator,
+    gathering: Gathering,
 ) -> list[_Change]:
-    """Compute everything that one module's edit will assign."""
+    """Ask for everything that one module's edit will assign."""
     fresh = fresh_values(m, len(plan.fresh), seed) if plan.fresh else {}
+    follow = moved(plan)
     counterparts = companions.modules(m)
     changes = []
     for name, tensor in m.tensors():
         noise = draw(m.view(name, tensor), plan, split, generator) if name in m.layout.output else None
-        edit = _TensorEdit(m, plan, name, fresh.get(name, 0.0), split, noise)
+        edit = _TensorEdit(m, plan, name, fresh.get(name), split, noise, follow, gathering)
         slot = m.slot(name)
         if slot.is_parameter:
             changes += _parameter_changes(edit, tensor, optimizers)
@@ -189,7 +194,7 @@ def _prepare(
             changes += _silence_output_biases(m, module, optimizers)
         for table in companions.tables:
             names = [f"{m.name}.{bias}".removeprefix(".") for bias in _output_biases(m)]
-            changes += [_item_change(table, n, torch.zeros_like(table[n])) for n in names if n in table]
+            changes += [_item_change(table, n, partial(torch.zeros_like, table[n])) for n in names if n in table]
     for module in (m.module, *counterparts):
         changes += _attribute_changes(m, module, len(plan.sources))
     changes.append(_attribute_change(m, "components", len(plan.sources)))
@@ -203,21 +208,28 @@ class _TensorEdit:
     m: ElasticModule
     plan: ModulePlan
     name: str
-    fresh: Tensor | float
+    fresh: Tensor | None
     split: Split
     noise: Tensor | None
+    moved: Tensor
+    gathering: Gathering
 
-    def weights(self, tensor: Tensor) -> Tensor:
+    def weights(self, tensor: Tensor) -> Callable[[], Tensor]:
         """The edited weights: copies share what leaves through an output tensor."""
         self.expect(tensor, "it")
-        gathered = gather(self.m.view(self.name, tensor.detach()), self.plan, self.fresh)
-        if self.name in self.m.layout.output:
-            split_copies(gathered, self.plan, self.split, self.noise)
-        elif self.name in self.m.layout.even:
-            halve_copies(gathered, self.plan)
-        return self.restore(gathered)
+        view = self.m.view(self.name, tensor.detach())
+        given = [] if self.fresh is None else [self.fresh.to(view)]
+        shared: Literal["", "output", "even"] = ""
+        if self.plan.copies and self.name in self.m.layout.output:
+            shared = "output"
+            given.insert(0, share(view, self.plan, self.split, self.noise))
+        elif self.plan.copies and self.name in self.m.layout.even:
+            shared = "even"
+            given.insert(0, copied(view, self.plan) / 2)
+        index = weights_index(self.plan, shared, self.fresh is not None)
+        return self.gather(view, index, torch.cat(given, 1) if given else None)
 
-    def follow(self, tensor: Tensor, what: str) -> Tensor:
+    def follow(self, tensor: Tensor, what: str) -> Callable[[], Tensor]:
         """The edited gradient or moment: copies have their source's, fresh components have zero.
 
         Nothing is halved. The gradient of an output weight is (gradient of the output) x (hidden unit): the
@@ -225,10 +237,11 @@ class _TensorEdit:
         output weights, by a factor that Adam's ratio of moments cancels.
         """
         self.expect(tensor, what)
-        return self.restore(gather(self.m.view(self.name, tensor.detach()), self.plan))
+        return self.gather(self.m.view(self.name, tensor.detach()), self.moved, None)
 
-    def restore(self, gathered: Tensor) -> Tensor:
-        return gathered.reshape(self.m.layout.pattern(self.name).shape(len(self.plan.sources), self.m.sizes))
+    def gather(self, view: Tensor, index: Tensor, given: Tensor | None) -> Callable[[], Tensor]:
+        shape = self.m.layout.pattern(self.name).shape(len(self.plan.sources), self.m.sizes)
+        return self.gathering.add(view, index, given, shape)
 
     def expect(self, tensor: Tensor, what: str) -> None:
         expected = self.m.layout.pattern(self.name).shape(self.m.components, self.m.sizes)
@@ -250,7 +263,7 @@ def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequenc
     new_grad = None if old_grad is None else edit.follow(old_grad, "its gradient")
     changes = [
         _Change(
-            lambda: _replace(parameter, new_data, new_grad),
+            lambda: _replace(parameter, new_data(), new_grad and new_grad()),
             lambda: _replace(parameter, old_data, old_grad),
         )
     ]
@@ -293,7 +306,7 @@ def _silence_output_biases(m: ElasticModule, module: nn.Module, optimizers: Sequ
             state = optimizer.state.get(tensor, {})
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == tensor.shape and value.dim() > 0:
-                    changes.append(_item_change(state, key, torch.zeros_like(value)))
+                    changes.append(_item_change(state, key, partial(torch.zeros_like, value)))
     return changes
 
 
@@ -314,9 +327,9 @@ def _replace(parameter: Tensor, data: Tensor, grad: Tensor | None) -> None:
     parameter.grad = grad
 
 
-def _item_change(table: MutableMapping[Any, Any], key: Any, value: Any) -> _Change:
+def _item_change(table: MutableMapping[Any, Any], key: Any, value: Callable[[], Tensor]) -> _Change:
     old = table[key]
-    return _Change(lambda: table.__setitem__(key, value), lambda: table.__setitem__(key, old))
+    return _Change(lambda: table.__setitem__(key, value()), lambda: table.__setitem__(key, old))
 
 
 def _attribute_change(target: Any, name: str, value: Any) -> _Change:

@@ -1,29 +1,66 @@
-"""The arithmetic of an edit on one tensor, seen as [repeats, components, run]."""
+"""What an edit does to one tensor, seen as [repeats, components, run], in the terms of `gather_components`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
+from dmao_kernels.ops.gather_components import gather_components
 from dmao_kernels.structure.plan import FRESH, ModulePlan
 
 Split = Literal["asymmetric", "halves", "uniform"]
 SPLITS = ("asymmetric", "halves", "uniform")
+_ABSENT = -1
 
 
-def gather(view: Tensor, module: ModulePlan, fresh: Tensor | float = 0.0) -> Tensor:
-    """The components that the plan names, in its order; ``fresh`` fills those without a source."""
-    sources = torch.tensor(module.sources, dtype=torch.long, device=view.device)
-    if not module.fresh:
-        return view.index_select(1, sources)
-    repeats, _, run = view.shape
-    gathered = view.new_empty(repeats, len(module.sources), run)
-    old = (sources != FRESH).nonzero().flatten()
-    gathered[:, old] = view.index_select(1, sources[old])
-    gathered[:, list(module.fresh)] = fresh
-    return gathered
+class Gathering:
+    """Tensors that an edit makes: asked for one by one, made all at once."""
+
+    def __init__(self) -> None:
+        self._views: list[Tensor] = []
+        self._index: list[Tensor] = []
+        self._given: list[Tensor | None] = []
+        self._made: list[Tensor] = []
+
+    def add(self, view: Tensor, index: Tensor, given: Tensor | None, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+        """Asks for one of that shape; the result returns it once `make` was called."""
+        place = len(self._views)
+        self._views.append(view)
+        self._index.append(index)
+        self._given.append(given)
+        return lambda: self._made[place].reshape(shape)
+
+    def make(self) -> None:
+        """One pass over all of them."""
+        self._made = gather_components(self._views, self._index, self._given)
+
+
+def moved(module: ModulePlan) -> Tensor:
+    """The index by which gradients and moments follow: every component has its source's, fresh ones have zero."""
+    return torch.tensor([(_ABSENT if s == FRESH else s, _ABSENT) for s in module.sources], dtype=torch.int64).reshape(
+        -1, 2
+    )
+
+
+def weights_index(module: ModulePlan, shared: Literal["", "output", "even"], fresh: bool) -> Tensor:
+    """The index of a weight tensor, whose given components are the shares of the copied ones, then the fresh ones.
+
+    shared: "output": the source takes its share and the copy the rest; "even": both take the share; "": both have
+        the whole.
+    fresh: whether values of fresh components are given; else they are zero.
+    """
+    rows = moved(module)
+    first, second = rows.new_tensor(module.copies).reshape(-1, 2).unbind(1)
+    shares = torch.arange(len(first))
+    if shared:
+        rows[first] = torch.stack([torch.full_like(shares, _ABSENT), shares], 1)
+        rows[second] = rows[first] if shared == "even" else torch.stack([rows[second, 0], shares], 1)
+    if fresh:
+        rows[list(module.fresh), 1] = torch.arange(len(module.fresh)) + (len(first) if shared else 0)
+    return rows
 
 
 def draw(view: Tensor, module: ModulePlan, split: Split, generator: Generator) -> Tensor | None:
@@ -34,7 +71,7 @@ def draw(view: Tensor, module: ModulePlan, split: Split, generator: Generator) -
     """
     if split == "halves" or not module.copies:
         return None
-    source = _copied(view, module)
+    source = copied(view, module)
     kind = torch.float64 if view.dtype == torch.float64 else torch.float32
     if split == "uniform":
         return torch.rand(source.shape, generator=generator, dtype=kind, device=generator.device).to(view.device)
@@ -43,30 +80,23 @@ def draw(view: Tensor, module: ModulePlan, split: Split, generator: Generator) -
     return noise * spread[None, :, None]
 
 
-def split_copies(gathered: Tensor, module: ModulePlan, split: Split, random: Tensor | None) -> None:
-    """Share the output weights w between source and copy, in place: a and w - a, whose sum is w up to one rounding.
+def share(view: Tensor, module: ModulePlan, split: Split, random: Tensor | None) -> Tensor:
+    """What the source keeps, a, of the output weights w that it shares with its copy, which takes w - a.
 
     asymmetric: a = w/2 + e, e ~ N(0, std of the component's w).  uniform: a = w r, r ~ U(0, 1) per entry.
     halves: a = w/2; the copies then have equal gradients and stay equal.
     """
-    if not module.copies:
-        return
-    first, second = ([pair[i] for pair in module.copies] for i in (0, 1))
-    whole = gathered[:, first]
-    exact = whole.to(torch.float64 if whole.dtype == torch.float64 else torch.float32)
-    part = exact / 2
-    if random is not None:
-        part = exact * random if split == "uniform" else part + random
-    part = part.to(whole.dtype)
-    gathered[:, first] = part
-    gathered[:, second] = (exact - part.to(exact.dtype)).to(whole.dtype)
+    whole = copied(view, module)
+    part = whole.to(torch.promote_types(whole.dtype, torch.float32))
+    if random is None:
+        part = part / 2
+    elif split == "uniform":
+        part = part * random
+    else:
+        part = part / 2 + random
+    return part.to(whole.dtype)
 
 
-def halve_copies(gathered: Tensor, module: ModulePlan) -> None:
-    """Divide weights of statistics evenly between source and copy, in place."""
-    shared = [i for pair in module.copies for i in pair]
-    gathered[:, shared] = gathered[:, shared] / 2
-
-
-def _copied(view: Tensor, module: ModulePlan) -> Tensor:
+def copied(view: Tensor, module: ModulePlan) -> Tensor:
+    """The components that are to stand twice."""
     return view[:, [module.sources[source] for source, _ in module.copies]]

@@ -21,7 +21,7 @@ OPTIONS = {
 
 def groups(model):
     """Two groups of other options; the first parameter is in none."""
-    first, *rest = model.parameters()
+    _, *rest = model.parameters()
     return [{"params": rest[::2]}, {"params": rest[1::2], "lr": 3e-3, "weight_decay": 0.0, "maximize": True}]
 
 
@@ -237,7 +237,7 @@ def test_what_is_refused():
             learn(model, optimizer)
     sparse = nn.Embedding(4, 3, sparse=True)
     sparse(torch.tensor([1])).sum().backward()
-    with pytest.raises(ValueError, match="^ScoringAdamW: gradients must be dense"):
+    with pytest.raises(ValueError, match=r"^ScoringAdamW: gradients must be dense"):
         ScoringAdamW(sparse.parameters()).step()
     double = build(plain.PlainFeedForward, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"params\[0\] must be contiguous float32 or bfloat16, got float64"):

@@ -1,13 +1,14 @@
 """Edits: what they carry along, and that they happen wholly or not at all."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dmao_kernels.structure import Elastic, apply_plan, copy_cosines, edit, follow_copies, given_plan
+from dmao_kernels.structure import Elastic, apply_plan, copy_cosines, edit, follow_copies, gather, given_plan
 from tests.structure import plain
 from tests.structure.plain import D, build, double_first, drop_second, inputs, mixed, plan_for, train
 
@@ -279,19 +280,19 @@ def test_optimizer_state_that_cannot_follow():
 
 
 STAGES = [
-    "gather",
-    "split_copies",
+    "moved",
+    "weights_index",
+    "share",
     "_replace",
     "set_attribute",
     "set_empty",
     "draw",
     "fresh_values",
-    "halve_copies",
+    "copied",
 ]
 
 
-@pytest.mark.parametrize("call", [1, 2, 4])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "call"), [*itertools.product(STAGES, [1, 2, 4]), ("gather_components", 1)])
 def test_an_edit_that_fails_leaves_everything_as_it_was(stage, call, monkeypatch):
     model = build()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -303,7 +304,8 @@ def test_an_edit_that_fails_leaves_everything_as_it_was(stage, call, monkeypatch
     sources["branches.1"] = ()
     plan = given_plan(sources, elastic.counts())
     before, before_clone, counts = state(model, optimizer), state(clone), elastic.counts()
-    whole = getattr(edit, stage)
+    owner = gather if stage == "gather_components" else edit
+    whole = getattr(owner, stage)
     calls = 0
 
     def fails(*arguments):
@@ -315,7 +317,7 @@ def test_an_edit_that_fails_leaves_everything_as_it_was(stage, call, monkeypatch
             raise RuntimeError("injected")
         return whole(*arguments)
 
-    monkeypatch.setattr(edit, stage, fails)
+    monkeypatch.setattr(owner, stage, fails)
     with pytest.raises(RuntimeError, match="injected"):
         apply_plan(plan, elastic, optimizer, [clone])
     assert same(state(model, optimizer), before)

@@ -236,6 +236,7 @@ def test_overhead_is_measured():
 
 def test_overhead_sees_slow_scores(monkeypatch):
     from dmao import overhead
+
     from dmao_kernels.structure import Scores
 
     clock = iter(range(1000))
