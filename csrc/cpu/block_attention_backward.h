@@ -399,15 +399,15 @@ void backward(const BlockAttentionBackward& problem, const Workspace& workspace,
     share_out(
         a.heads * chains.count, workspace.workers, parallel,
         [&](std::int64_t unit) {
-            return lives(a, unit / chains.count) ? scratch.costs[unit % chains.count] : 0;
+            return lives(a, unit % a.heads) ? scratch.costs[unit / a.heads] : 0;
         },
         [&](std::int64_t worker, Range units) {
             Arena own(scratch.buffers + worker * scratch.buffer_size);
             BackwardBuffers buffers(own, scratch.visible, chains);
             for (std::int64_t unit = units.begin; unit < units.end; ++unit) {
-                const std::int64_t head = unit / chains.count;
+                const std::int64_t head = unit % a.heads;
                 if (!lives(a, head)) continue;
-                backward_chain<T>(problem, scratch, buffers, head, unit % chains.count);
+                backward_chain<T>(problem, scratch, buffers, head, unit / a.heads);
             }
         });
     if (chains.parts > 1) join_parts<T>(problem, scratch, parallel);

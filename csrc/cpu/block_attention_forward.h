@@ -6,26 +6,35 @@
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
-// Tiles of queries of all utterances, with what they cost.
+// The tiles of queries of all utterances and live heads, with what they cost. Utterances come first,
+// because their heads lie beside each other in memory.
 struct TileList {
     std::int64_t count;
-    std::int32_t *utterance, *index, *cost;
+    std::int32_t *utterance, *head, *index, *cost;
 
     TileList(Arena& arena, const Visible& visible) : count(0) {
-        for (std::int64_t u = 0; u < visible.a.utterances; ++u) count += visible.tiles(u);
-        utterance = reinterpret_cast<std::int32_t*>(arena.take(count));
-        index = reinterpret_cast<std::int32_t*>(arena.take(count));
-        cost = reinterpret_cast<std::int32_t*>(arena.take(count));
+        for (std::int64_t u = 0; u < visible.a.utterances; ++u) {
+            count += visible.tiles(u) * visible.a.heads;
+        }
+        const auto take = [&] { return reinterpret_cast<std::int32_t*>(arena.take(count)); };
+        utterance = take();
+        head = take();
+        index = take();
+        cost = take();
     }
 
-    void fill(const Visible& visible) const {
-        std::int64_t i = 0;
+    void fill(const Visible& visible) {
+        count = 0;
         for (std::int64_t u = 0; u < visible.a.utterances; ++u) {
-            for (std::int64_t t = 0; t < visible.tiles(u); ++t, ++i) {
-                const Tile tile = visible.tile(u, t);
-                utterance[i] = static_cast<std::int32_t>(u);
-                index[i] = static_cast<std::int32_t>(t);
-                cost[i] = static_cast<std::int32_t>(visible.cost(tile, {0, tile.length}));
+            for (std::int64_t h = 0; h < visible.a.heads; ++h) {
+                if (!lives(visible.a, h)) continue;
+                for (std::int64_t t = 0; t < visible.tiles(u); ++t, ++count) {
+                    const Tile tile = visible.tile(u, t);
+                    utterance[count] = static_cast<std::int32_t>(u);
+                    head[count] = static_cast<std::int32_t>(h);
+                    index[count] = static_cast<std::int32_t>(t);
+                    cost[count] = static_cast<std::int32_t>(visible.cost(tile, {0, tile.length}));
+                }
             }
         }
     }
@@ -171,7 +180,7 @@ template <class T>
 void forward(const BlockAttentionForward& problem, const Workspace& workspace,
              const ParallelFor& parallel) {
     const BlockAttention& a = problem.attention;
-    const ForwardScratch scratch(a, workspace);
+    ForwardScratch scratch(a, workspace);
     scratch.positions.fill<T>(a, parallel);
     scratch.tiles.fill(scratch.visible);
     each_unused(a, parallel, [&](std::int64_t row, std::int64_t head, std::int64_t count) {
@@ -180,17 +189,14 @@ void forward(const BlockAttentionForward& problem, const Workspace& workspace,
     });
     const TileList& tiles = scratch.tiles;
     share_out(
-        a.heads * tiles.count, workspace.workers, parallel,
-        [&](std::int64_t unit) -> std::int64_t {
-            return lives(a, unit / tiles.count) ? tiles.cost[unit % tiles.count] : 0;
-        },
+        tiles.count, workspace.workers, parallel,
+        [&](std::int64_t i) -> std::int64_t { return tiles.cost[i]; },
         [&](std::int64_t worker, Range units) {
             Arena own(scratch.buffers + worker * scratch.buffer_size);
             ForwardBuffers buffers(own, scratch.visible);
             std::int64_t last_head = -1, last_utterance = -1;
-            for (std::int64_t unit = units.begin; unit < units.end; ++unit) {
-                const std::int64_t head = unit / tiles.count, i = unit % tiles.count;
-                if (!lives(a, head)) continue;
+            for (std::int64_t i = units.begin; i < units.end; ++i) {
+                const std::int64_t head = tiles.head[i];
                 const Tile tile = scratch.visible.tile(tiles.utterance[i], tiles.index[i]);
                 if (head != last_head || tile.utterance != last_utterance) {
                     const std::int64_t row = scratch.visible.first_row(tile.utterance);

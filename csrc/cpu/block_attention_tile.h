@@ -41,11 +41,26 @@ void store_some(T* p, Vec x, std::int64_t count) {
     count >= Vec::width ? store(p, x) : store(p, x, static_cast<int>(count));
 }
 
+// Rows of one head lie far apart, each on a page of its own, where the hardware does not look ahead.
+template <class T>
+void prefetch_rows(const Selection<T>& rows, std::int64_t first, std::int64_t end,
+                   std::int64_t width) {
+    for (std::int64_t i = first; i < end; ++i) {
+        const std::int64_t place = rows.rows == nullptr ? i : rows.rows[i];
+        const char* row = reinterpret_cast<const char*>(rows.data + place * rows.stride);
+        const std::int64_t bytes = width * static_cast<std::int64_t>(sizeof(T));
+        for (std::int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte);
+    }
+}
+constexpr std::int64_t kAhead = 8;  // rows
+
 // out[i, :] = (row i + bias) * factor; bias may be null.
 template <class T>
 void load_rows(const Selection<T>& rows, std::int64_t count, std::int64_t width, const T* bias,
                float factor, float* out) {
+    prefetch_rows(rows, 0, smaller(kAhead, count), width);
     for (std::int64_t i = 0; i < count; ++i) {
+        prefetch_rows(rows, i + kAhead, smaller(i + kAhead + 1, count), width);
         const T* row = rows.data + i * rows.stride;
         for (std::int64_t d = 0; d < width; d += Vec::width) {
             Vec x = load_some(row + d, width - d);
@@ -84,18 +99,28 @@ inline void add_rows(float* sums, const float* rows, std::int64_t count, std::in
     }
 }
 
-// All of a matrix B[depth, n] = rows of `matrix` (or, transposed, B[depth, n] = its n rows).
+// All of a matrix B[depth, n], whose rows those of `matrix` are.
 template <class T>
 void pack_all(const Selection<T>& matrix, std::int64_t depth, std::int64_t n, float* out) {
-    for (std::int64_t first = 0; first < n; first += kPanel) {
-        pack_panel(matrix, 0, depth, first, smaller(kPanel, n - first), out + first * depth);
+    constexpr std::int64_t kBlock = 16;  // rows that stay in L1 from panel to panel
+    prefetch_rows(matrix, 0, smaller(kBlock, depth), n);
+    for (std::int64_t k = 0; k < depth; k += kBlock) {
+        const std::int64_t rows = smaller(kBlock, depth - k);
+        prefetch_rows(matrix, k + kBlock, smaller(k + 2 * kBlock, depth), n);
+        for (std::int64_t first = 0; first < n; first += kPanel) {
+            pack_panel(matrix, k, rows, first, smaller(kPanel, n - first),
+                       out + first * depth + k * panel_columns(n, first));
+        }
     }
 }
 
+// All of a matrix B[depth, n], whose columns the n rows of `matrix` are.
 template <class T>
 void pack_all_transposed(const Selection<T>& matrix, std::int64_t depth, std::int64_t n,
                          float* out) {
+    prefetch_rows(matrix, 0, smaller(kPanel, n), depth);
     for (std::int64_t first = 0; first < n; first += kPanel) {
+        prefetch_rows(matrix, first + kPanel, smaller(first + 2 * kPanel, n), depth);
         pack_panel_transposed(matrix, 0, depth, first, smaller(kPanel, n - first),
                               out + first * depth);
     }

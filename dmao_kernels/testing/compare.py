@@ -7,19 +7,26 @@ from torch import Tensor
 
 
 def assert_close_to_oracle(
-    ours: Tensor, torch_same_dtype: Tensor, fp64: Tensor, *, slack: float = 1.0, name: str = "output"
+    ours: Tensor,
+    torch_same_dtype: Tensor,
+    fp64: Tensor,
+    *,
+    slack: float = 1.0,
+    magnitude: float | None = None,
+    name: str = "output",
 ) -> None:
     """Asserts that `ours` is about as close to the truth as PyTorch is in the same dtype.
 
     Errors are measured against the float64 result, by largest and by root mean square deviation; both must be
-    at most twice PyTorch's plus `slack` units of rounding (machine epsilon of ours' dtype times the largest
-    magnitude of the result). NaN and infinity are allowed only where the oracle has the same.
+    at most twice PyTorch's plus `slack` units of rounding (machine epsilon of ours' dtype times `magnitude`).
+    NaN and infinity are allowed only where the oracle has the same.
 
     Args:
         ours: the kernel's result.
         torch_same_dtype: PyTorch's result from the same inputs in the same dtype.
         fp64: the result from the same inputs converted to float64.
-        slack: rounding slack in units of machine epsilon times the largest magnitude.
+        slack: rounding slack in units of machine epsilon times the magnitude.
+        magnitude: of what is rounded on the way, where that cancels; None: the largest of the result.
         name: what is compared, for the message.
 
     Raises:
@@ -42,7 +49,7 @@ def assert_close_to_oracle(
     truth = fp64[finite]
     if truth.numel() == 0:
         return
-    unit = torch.finfo(ours.dtype).eps * truth.abs().max().item()
+    unit = torch.finfo(ours.dtype).eps * (truth.abs().max().item() if magnitude is None else magnitude)
     for kind in ("largest", "root mean square"):
         error = _deviation(ours[finite], truth, kind)
         bound = 2 * _deviation(torch_same_dtype[finite], truth, kind) + slack * unit

@@ -53,7 +53,7 @@ def block_attention_reference(
 
     visible = _visible(position, block_mask, window, chunk) & valid[:, None, :] & valid[:, :, None]
     visible = (visible & (utterance[:, None, :] == utterance[:, :, None]))[:, None]
-    weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~visible, 0)
+    weights = _softmax(scores, visible)
     if p > 0 and seed is not None:
         head = torch.arange(scores.shape[1], device=q.device)[:, None, None]
         keep = kept(seed, position[:, None], position[None, :], p, utterance[:, None, :, None], head)
@@ -98,6 +98,11 @@ def _visible(
     if block_mask is not None:
         visible = visible & block_mask.to_dense()[query // block_mask.block, key // block_mask.block]
     return visible
+
+
+def _softmax(scores: Tensor, visible: Tensor) -> Tensor:
+    """Over the visible keys; zeros where a query sees none."""
+    return scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~visible, 0)
 
 
 def _wide(x: Tensor) -> Tensor:
