@@ -33,8 +33,9 @@ def problem(draw: Draw) -> Problem:
             if "head_mask" in options:
                 tensor[..., ~options["head_mask"], :] = torch.nan
     options |= {"p": draw.one_of(0.0, 0.0, 0.2, 0.9), "seed": draw.seed(), "scale": draw.one_of(None, 0.3)}
-    # Where each query sees one key, all that q, k and the positions get is zero: a difference of equal numbers.
-    return differentiable(draw, block_attention, block_attention_reference, q, k, v, magnitude=0.5, **options)
+    # Where each query sees one key, all that q, k and the positions get is a difference of equal numbers of this size.
+    magnitude = width**0.5 / (1 - options["p"])
+    return differentiable(draw, block_attention, block_attention_reference, q, k, v, magnitude=magnitude, **options)
 
 
 def visibility(draw: Draw, frames: int) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def problem(draw: Draw) -> Problem:
         norm=norm,
         # Few channels that happen to be alike have hardly any variance, which would amplify all rounding.
         eps=0.1,
-        magnitude=0.5,  # a norm of one channel has no gradient: a difference of equal numbers
+        magnitude=20.0,  # of a norm of one channel: its input and its gradient are differences of equal numbers
         activation=draw.one_of(*CONV_ACTIVATIONS),
         **options,
     )

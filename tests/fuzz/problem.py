@@ -90,7 +90,7 @@ class Draw:
 class Problem:
     """The same results three times: by the operation, by PyTorch in the same dtype, and in float64.
 
-    magnitude: of the terms whose sums the results are. Where all of them cancel, rounding is left over.
+    magnitude: of what is added up and may cancel, which leaves rounding.
     """
 
     ours: Callable[[], Results]
@@ -104,13 +104,19 @@ def differentiable(
     function: Callable[..., Tensor],
     reference: Callable[..., Tensor],
     *args: Any,
-    magnitude: float = 0.0,
+    magnitude: float = 1.0,
     **kwargs: Any,
 ) -> Problem:
-    """The output of an operation, and the gradients of all arguments that require one."""
+    """The output of an operation, and the gradients of all arguments that require one.
+
+    Gradients of parameters are sums over the rows of the first argument, of terms of this magnitude. They are
+    formed in float32; those of bfloat16 are therefore right to the rounding of the result alone.
+    """
     with torch.no_grad():
         output = reference(*args, **kwargs)
     gradient = draw.tensor(*output.shape, dtype=output.dtype, grad=False)
+
+    rows = args[0].numel() / max(args[0].shape[-1], 1)
 
     def results(function: Callable[..., Tensor], args: Any, kwargs: Any) -> Results:
         found, gradients = outputs_and_gradients(function, *args, grad_output=gradient, **kwargs)
@@ -120,7 +126,7 @@ def differentiable(
         ours=lambda: results(function, args, kwargs),
         same=lambda: results(reference, args, kwargs),
         truth=lambda: results(reference, to_float64(args), to_float64(kwargs)),
-        magnitude=magnitude,
+        magnitude=magnitude * rows**0.5 if args[0].dtype != torch.bfloat16 else magnitude / 8,
     )
 
 
