@@ -10,6 +10,7 @@ from torch import Tensor
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.block_mask import BLOCK_SIZES
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
+from tests.fuzz.depthwise_conv1d import offsets_of
 from tests.fuzz.problem import Draw, Problem, differentiable
 
 
@@ -32,11 +33,9 @@ def problem(draw: Draw) -> Problem:
             if "head_mask" in options:
                 tensor[..., ~options["head_mask"], :] = torch.nan
     options |= {"p": draw.one_of(0.0, 0.0, 0.2, 0.9), "seed": draw.seed(), "scale": draw.one_of(None, 0.3)}
-    return differentiable(draw, block_attention, block_attention_reference, q, k, v, **options)
-
-
-def offsets_of(lengths: Tensor) -> Tensor:
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=torch.int32)])
+    # Where each query sees one key, all that q, k and the positions get is a difference of equal numbers of this size.
+    magnitude = width**0.5 / (1 - options["p"])
+    return differentiable(draw, block_attention, block_attention_reference, q, k, v, magnitude=magnitude, **options)
 
 
 def visibility(draw: Draw, frames: int) -> dict[str, Any]:
