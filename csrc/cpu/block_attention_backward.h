@@ -17,7 +17,7 @@ struct Chains {
     std::int64_t count;      // per head
 
     explicit Chains(const Visible& visible) {
-        constexpr std::int64_t kItems = 32, kChains = 96;  // about, of all heads
+        constexpr std::int64_t kItems = 32, kChains = 64;  // about, of all heads
         const BlockAttention& a = visible.a;
         const std::int64_t whole = larger(a.utterances * a.heads, 1);
         // Where tiles see few keys, the others may wait in L3, and queries are read once.

@@ -264,7 +264,6 @@ struct PieceBuffer {
 // One piece: its geometry and where its numbers are.
 struct Piece {
     Range keys;
-    bool full;
     std::int64_t rows, stride;
     Band band;
     float* scores;
@@ -278,7 +277,7 @@ struct Piece {
           Range piece)
         : keys(piece), rows(tile.queries.count()), stride(buffer.stride) {
         band = {rows, buffer.band.low, buffer.band.high};
-        full = visible.band(tile, piece, band);
+        visible.band(tile, piece, band);
         const std::int64_t place =
             keys.begin - (tile.queries.end - 1) - positions.first;  // of the window's distances
         const std::int64_t shift = (place % kPanel + kPanel) % kPanel;
