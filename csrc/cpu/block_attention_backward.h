@@ -8,18 +8,22 @@ namespace {
 
 // How the backward pass is cut, by the problem alone. The unit of work of one head is an item: an
 // utterance, or one of several parts of its keys where there are few utterances and heads. Items
-// are dealt to chains, each of which one worker goes through in order.
+// are dealt to chains, each of which one worker goes through in order. The keys of an item are gone
+// through in slabs, which are packed and whose gradients are summed up while they stay in cache.
 struct Chains {
-    std::int64_t parts;  // of every utterance
-    std::int64_t items;  // per head
-    std::int64_t count;  // per head
+    std::int64_t slab_keys;  // at most
+    std::int64_t parts;      // of every utterance
+    std::int64_t items;      // per head
+    std::int64_t count;      // per head
 
     explicit Chains(const Visible& visible) {
         constexpr std::int64_t kItems = 32, kChains = 96;  // about, of all heads
         const BlockAttention& a = visible.a;
         const std::int64_t whole = larger(a.utterances * a.heads, 1);
-        const std::int64_t slabs = divide_up(a.longest, visible.piece_keys);
-        parts = larger(smaller(divide_up(kItems, whole), slabs), 1);
+        // Where tiles see few keys, the others may wait in L3, and queries are read once.
+        const bool narrow = visible.distances(a.longest).count() <= visible.piece_keys;
+        slab_keys = visible.piece_keys * (narrow && whole >= kItems ? 4 : 1);
+        parts = smaller(divide_up(kItems, whole), larger(divide_up(a.longest, slab_keys), 1));
         items = a.utterances * parts;
         count = parts > 1 ? items : smaller(items, divide_up(kChains, larger(a.heads, 1)));
     }
@@ -35,12 +39,12 @@ struct Chains {
     }
 };
 
-// Slabs of keys of an utterance: what is packed and summed up at a time.
+// The slabs of an utterance.
 struct Slabs {
     std::int64_t length, step, count;
 
-    Slabs(const Visible& visible, std::int64_t length) : length(length) {
-        const std::int64_t wanted = larger(divide_up(length, visible.piece_keys), 1);
+    Slabs(const Chains& chains, std::int64_t length) : length(length) {
+        const std::int64_t wanted = larger(divide_up(length, chains.slab_keys), 1);
         step = larger(round_up(divide_up(length, wanted), kUnit), kUnit);
         count = divide_up(length, step);
     }
@@ -56,8 +60,8 @@ struct BackwardBuffers {
     // Of one tile [tile, width], as rows and packed:
     float *content, *position, *grad_out;
     float *content_packed, *position_packed, *grad_out_packed;
-    float* part;                // [tile, width] of gradients of the queries
-    float *minus_lse, *inner;   // [tile] in units of log 2; grad_out . out
+    float* part;               // [tile, width] of gradients of the queries
+    float *minus_lse, *inner;  // [tile] in units of log 2; grad_out . out
     float* factors;
     PieceBuffer scores;
     float* weights;  // rows as in the piece of scores
@@ -65,7 +69,8 @@ struct BackwardBuffers {
     BackwardBuffers(Arena& arena, const Visible& visible, const Chains& chains)
         : scores(arena, visible) {
         const std::int64_t width = visible.a.width, packed_width = padded_columns(width);
-        const std::int64_t slab = round_up(visible.piece_keys, kPanel), rows = visible.tile_rows;
+        const std::int64_t slab = round_up(smaller(chains.slab_keys, visible.a.longest), kUnit),
+                           rows = visible.tile_rows;
         keys = arena.take(slab * width);
         values = arena.take(slab * width);
         key_rows = arena.take(slab * packed_width);
@@ -88,7 +93,7 @@ struct BackwardBuffers {
 
 // What each chain sums up.
 struct ChainSums {
-    float* positions;                        // [distances, width]
+    float* positions;                     // [distances, width]
     float *content_bias, *position_bias;  // [width]
 };
 
@@ -108,8 +113,8 @@ struct BackwardScratch {
         costs = reinterpret_cast<std::int64_t*>(arena.take(2 * chains.count));
         sums_size = round_up((positions.count + 2) * a.width, 16);
         sums = arena.take(a.heads * chains.count * sums_size);
-        grad_queries = arena.take(
-            chains.parts == 1 ? 0 : a.heads * chains.items * a.longest * a.width);
+        grad_queries =
+            arena.take(chains.parts == 1 ? 0 : a.heads * chains.items * a.longest * a.width);
         Arena counter(nullptr);
         BackwardBuffers(counter, visible, chains);
         buffer_size = counter.used();
@@ -122,7 +127,7 @@ struct BackwardScratch {
             const Range items = chains.items_of(chain);
             for (std::int64_t item = items.begin; item < items.end; ++item) {
                 const std::int64_t utterance = item / chains.parts;
-                const Slabs slabs(visible, visible.length(utterance));
+                const Slabs slabs(chains, visible.length(utterance));
                 const Range own = chains.slabs_of(item, slabs.count);
                 for (std::int64_t i = own.begin; i < own.end; ++i) {
                     for (std::int64_t t = 0; t < visible.tiles(utterance); ++t) {
@@ -141,8 +146,7 @@ struct BackwardScratch {
 
     // [longest, width], where there are several parts of an utterance.
     float* queries_of_part(std::int64_t head, std::int64_t item) const {
-        return grad_queries +
-               (head * chains.items + item) * visible.a.longest * visible.a.width;
+        return grad_queries + (head * chains.items + item) * visible.a.longest * visible.a.width;
     }
 };
 
@@ -161,8 +165,10 @@ void load_tile(const BlockAttentionBackward& problem, const Visible& visible,
     pack(buffers.content, buffers.content_packed);
     if (a.rel_pos.data != nullptr) pack(buffers.position, buffers.position_packed);
     pack(buffers.grad_out, buffers.grad_out_packed);
+    const Selection<T> outs = rows_from<T>(problem.out, row, head);
     for (std::int64_t i = 0; i < rows; ++i) {
-        const T* out = element<T>(problem.out, row + i, head);
+        prefetch_rows(outs, i + kAhead, smaller(i + kAhead + 1, rows), width);
+        const T* out = outs.data + i * outs.stride;
         const float* grad = buffers.grad_out + i * width;
         Vec products(0.0f);
         for (std::int64_t d = 0; d < width; d += Vec::width) {
@@ -171,7 +177,7 @@ void load_tile(const BlockAttentionBackward& problem, const Visible& visible,
         buffers.inner[i] = sum(products);
         const float lse = problem.lse[head * a.rows + row + i];
         // Nothing was visible: all weights become zero.
-        buffers.minus_lse[i] = lse == -kInfinity ? -kInfinity : -lse * kLog2E;
+        buffers.minus_lse[i] = lse == -kInfinity ? -kInfinity : -lse;
     }
 }
 
@@ -194,8 +200,8 @@ inline void differentiate_row(float* scores, float* weights, Range live, std::in
     clear_outside(weights, live, padded);
 }
 
-// C += A Y for gradients of queries; with a bias, whose gradient is the sum over the queries, by way
-// of `part`.
+// C += A Y for gradients of queries; with a bias, whose gradient is the sum over the queries, by
+// way of `part`.
 inline void add_query_gradients(const Band& band, const float* a, std::int64_t stride,
                                 const float* y, std::int64_t first, std::int64_t stored,
                                 std::int64_t width, float* part, float* bias, float* c) {
@@ -217,14 +223,16 @@ inline void backward_piece(const BlockAttention& a, const BackwardScratch& scrat
     const Piece piece(visible, positions, buffers.scores, tile, keys);
     compute_scores(visible, positions, tile, piece, head, buffers.content, buffers.position,
                    buffers.keys, slab.begin);
-    clear(buffers.weights, piece.stride, piece.rows, piece.padded_keys());
+    // What the product leaves out of the last vectors must not be NaN.
+    const std::int64_t whole = keys.count() / Vec::width * Vec::width;
+    clear(buffers.weights + whole, piece.stride, piece.rows, piece.padded_keys() - whole);
     multiply_into_band(piece.band, keys.count(), width, buffers.grad_out, buffers.values, first_key,
-                       buffers.weights, piece.stride);
+                       buffers.weights, piece.stride, Result::overwrite);
     for (std::int64_t i = 0; i < piece.rows; ++i) {
-        const float* factors =
-            dropout.active() ? dropout_factors(dropout, tile.utterance, head,
-                                               tile.queries.begin + i, keys, buffers.factors)
-                             : nullptr;
+        const float* factors = dropout.active()
+                                   ? dropout_factors(dropout, tile.utterance, head,
+                                                     tile.queries.begin + i, keys, buffers.factors)
+                                   : nullptr;
         differentiate_row(piece.scores + i * piece.stride, buffers.weights + i * piece.stride,
                           piece.vectors(i), piece.padded_keys(), factors, buffers.minus_lse[i],
                           buffers.inner[i]);
@@ -289,7 +297,7 @@ void backward_chain(const BlockAttentionBackward& problem, const BackwardScratch
     const Range items = chains.items_of(chain);
     for (std::int64_t item = items.begin; item < items.end; ++item) {
         const std::int64_t utterance = item / chains.parts;
-        const Slabs slabs(visible, visible.length(utterance));
+        const Slabs slabs(chains, visible.length(utterance));
         float* grad_queries =
             chains.parts == 1 ? buffers.grad_queries : scratch.queries_of_part(head, item);
         std::memset(grad_queries, 0, slabs.length * a.width * sizeof(float));
@@ -328,8 +336,8 @@ void join_parts(const BlockAttentionBackward& problem, const BackwardScratch& sc
     });
 }
 
-// gradient[d] = factor * the sum over the chains of rows [rows.begin, rows.end) of their sums, which
-// `rows_of(chain)` gives, [.., width].
+// gradient[d] = factor * the sum over the chains of rows [rows.begin, rows.end) of their sums,
+// which `rows_of(chain)` gives, [.., width].
 template <class T, class RowsOf>
 void join_chains(const Chains& chains, Range rows, std::int64_t width, float factor,
                  const RowsOf& rows_of, T* gradient) {
@@ -352,13 +360,13 @@ void join_chains(const BlockAttentionBackward& problem, const BackwardScratch& s
     const BlockAttention& a = problem.attention;
     const Positions& positions = scratch.positions;
     const auto join = [&](void* gradient, std::int64_t row, std::int64_t head, Range rows,
-                          float factor, float* ChainSums::*which) {
+                          float factor, float* ChainSums::* which) {
         if (gradient == nullptr) return;
         T* target = head_rows<T>(gradient, a, row, head);
         if (!lives(a, head)) rows = {0, 0};
-        join_chains(scratch.chains, rows, a.width, factor,
-                    [&](std::int64_t chain) { return scratch.of_chain(head, chain).*which; },
-                    target);
+        join_chains(
+            scratch.chains, rows, a.width, factor,
+            [&](std::int64_t chain) { return scratch.of_chain(head, chain).*which; }, target);
     };
     const float scale = static_cast<float>(a.scale);
     for (std::int64_t head = 0; head < a.heads; ++head) {
@@ -370,12 +378,12 @@ void join_chains(const BlockAttentionBackward& problem, const BackwardScratch& s
     parallel(last + 1, 64, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
             // All farther distances share the first and the last row.
-            const Range distances{row == 0 ? positions.first : row - a.reach,
-                                  row == last ? positions.first + positions.count
-                                              : row - a.reach + 1};
-            const Range own = intersection({distances.begin - positions.first,
-                                            distances.end - positions.first},
-                                           {0, positions.count});
+            const Range distances{
+                row == 0 ? positions.first : row - a.reach,
+                row == last ? positions.first + positions.count : row - a.reach + 1};
+            const Range own =
+                intersection({distances.begin - positions.first, distances.end - positions.first},
+                             {0, positions.count});
             for (std::int64_t head = 0; head < a.heads; ++head) {
                 join(problem.grad_rel_pos, row, head, own, kLn2, &ChainSums::positions);
             }

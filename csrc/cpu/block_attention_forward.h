@@ -6,8 +6,8 @@
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
-// The tiles of queries of all utterances and live heads, with what they cost. Utterances come first,
-// because their heads lie beside each other in memory.
+// The tiles of queries of all utterances and live heads, with what they cost. Utterances come
+// first, because their heads lie beside each other in memory.
 struct TileList {
     std::int64_t count;
     std::int32_t *utterance, *head, *index, *cost;
@@ -40,13 +40,13 @@ struct TileList {
     }
 };
 
-// What one worker needs. `packed` names the utterance and head whose keys and values are here.
+// What one worker needs.
 struct ForwardBuffers {
     float *keys, *values;       // packed, of one utterance and head
     float *content, *position;  // [tile, width] queries with their biases, scaled
     float* sums;                // [tile, width] of weighted values
     float *top, *total;         // [tile] largest score so far, and the sum of the exponentials
-    float* factors;             // of dropout, one row of a piece
+    float* factors;             // of dropout, for one row of a piece; of rows
     PieceBuffer piece;
 
     ForwardBuffers(Arena& arena, const Visible& visible)
@@ -81,31 +81,53 @@ struct ForwardScratch {
     }
 };
 
-// One row of a piece: scores become weights, up to the sum over all keys. `row_sums` holds what
-// earlier pieces gave, [width].
-inline void weigh_row(float* scores, Range live, std::int64_t padded, const float* factors,
-                      float* top, float* total, float* row_sums, std::int64_t width) {
-    Vec highest(*top);
+// The largest score of one row of a piece, or `top`.
+inline float largest_score(const float* scores, Range live, float top) {
+    Vec result(top);
     for (std::int64_t j = live.begin; j < live.end; j += Vec::width) {
-        highest = max(load(scores + j), highest);
+        result = max(load(scores + j), result);
     }
-    const float new_top = largest(highest);
-    // Where nothing was visible so far every exponent stays -infinity.
-    const Vec base(new_top == -kInfinity ? 0.0f : new_top);
-    Vec weights(0.0f);
+    return largest(result);
+}
+
+// One row of a piece: scores become weights, up to the sum over all keys; returns the sum of those
+// here, before dropout.
+inline float weigh_row(float* scores, Range live, std::int64_t padded, const float* factors,
+                       float top) {
+    Vec result(0.0f);
     for (std::int64_t j = live.begin; j < live.end; j += Vec::width) {
-        Vec weight = exp2(load(scores + j) - base);
-        weights = weights + weight;
+        Vec weight = exp2(load(scores + j) - Vec(top));
+        result = result + weight;
         if (factors != nullptr) weight = weight * load(factors + j);
         store(scores + j, weight);
     }
     clear_outside(scores, live, padded);
-    const float earlier = new_top == *top ? 1.0f : __builtin_exp2f(*top - new_top);
-    for (std::int64_t d = 0; earlier != 1.0f && d < width; d += Vec::width) {
-        store_some(row_sums + d, load_some(row_sums + d, width - d) * Vec(earlier), width - d);
+    return sum(result);
+}
+
+// Takes the scores of a piece into account: new largest scores, and what was summed up so far is
+// brought down to them.
+inline void raise_tops(const Piece& piece, std::int64_t width, const ForwardBuffers& buffers) {
+    float* factors = buffers.factors;  // of the rows
+    for (std::int64_t i = 0; i < piece.rows; ++i) {
+        const float top =
+            largest_score(piece.scores + i * piece.stride, piece.vectors(i), buffers.top[i]);
+        // Where nothing was visible so far there is nothing to bring down, and -infinity is no
+        // base.
+        factors[i] = top == -kInfinity ? 0.0f : buffers.top[i] - top;
+        buffers.top[i] = top;
     }
-    *total = *total * earlier + sum(weights);
-    *top = new_top;
+    for (std::int64_t i = 0; i < piece.rows; i += Vec::width) {
+        store(factors + i, exp2(load(factors + i)));
+    }
+    for (std::int64_t i = 0; i < piece.rows; ++i) {
+        if (factors[i] == 1.0f) continue;
+        buffers.total[i] *= factors[i];
+        float* sums = buffers.sums + i * width;
+        for (std::int64_t d = 0; d < width; d += Vec::width) {
+            store_some(sums + d, load_some(sums + d, width - d) * Vec(factors[i]), width - d);
+        }
+    }
 }
 
 // Dropout factors of one query for the keys of a piece; returns where the first one is.
@@ -155,14 +177,15 @@ void forward_tile(const BlockAttentionForward& problem, const ForwardScratch& sc
         const Piece piece(visible, scratch.positions, buffers.piece, tile, keys);
         compute_scores(visible, scratch.positions, tile, piece, head, buffers.content,
                        buffers.position, buffers.keys, 0);
+        raise_tops(piece, width, buffers);
         for (std::int64_t i = 0; i < rows; ++i) {
             const float* factors =
                 dropout.active() ? dropout_factors(dropout, tile.utterance, head,
                                                    tile.queries.begin + i, keys, buffers.factors)
                                  : nullptr;
-            weigh_row(piece.scores + i * piece.stride, piece.vectors(i), piece.padded_keys(),
-                      factors, buffers.top + i, buffers.total + i, buffers.sums + i * width,
-                      width);
+            const float top = buffers.top[i] == -kInfinity ? 0.0f : buffers.top[i];
+            buffers.total[i] += weigh_row(piece.scores + i * piece.stride, piece.vectors(i),
+                                          piece.padded_keys(), factors, top);
         }
         multiply_band(piece.band, piece.scores, piece.stride, buffers.values, keys.begin,
                       tile.length, width, buffers.sums);
@@ -170,7 +193,7 @@ void forward_tile(const BlockAttentionForward& problem, const ForwardScratch& sc
     for (std::int64_t i = 0; i < rows; ++i) {
         const float total = buffers.total[i];
         problem.lse[head * a.rows + first_row + i] =
-            total == 0.0f ? -kInfinity : kLn2 * (buffers.top[i] + __builtin_log2f(total));
+            total == 0.0f ? -kInfinity : buffers.top[i] + __builtin_log2f(total);
         store_rows(head_rows<T>(problem.out, a, first_row + i, head), 0, buffers.sums + i * width,
                    1, width, total == 0.0f ? 0.0f : 1.0f / total);
     }

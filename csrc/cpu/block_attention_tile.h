@@ -41,7 +41,8 @@ void store_some(T* p, Vec x, std::int64_t count) {
     count >= Vec::width ? store(p, x) : store(p, x, static_cast<int>(count));
 }
 
-// Rows of one head lie far apart, each on a page of its own, where the hardware does not look ahead.
+// Rows of one head lie far apart, each on a page of its own, where the hardware does not look
+// ahead.
 template <class T>
 void prefetch_rows(const Selection<T>& rows, std::int64_t first, std::int64_t end,
                    std::int64_t width) {
@@ -131,17 +132,17 @@ void pack_all_transposed(const Selection<T>& matrix, std::int64_t depth, std::in
 constexpr std::int64_t kStrip = 24;  // rows or columns of the tile that share one range
 static_assert(kStrip % kRows == 0);
 
-// A += X Y with X [rows, depth] and Y [depth, columns], of which the columns from `first` on, a
-// multiple of kPanel, are meant.
+// A += (or =) X Y with X [rows, depth] and Y [depth, columns], of which the columns from `first`
+// on, a multiple of kPanel, are meant. What is outside of the band may or may not be computed.
 inline void multiply_into_band(const Band& band, std::int64_t columns, std::int64_t depth,
                                const float* x, const float* y, std::int64_t first, float* a,
-                               std::int64_t stride) {
+                               std::int64_t stride, Result result) {
     for (std::int64_t column = 0; column < columns; column += kPanel) {
         const std::int64_t n = smaller(kPanel, columns - column);
         const Range rows = band.rows_for({column, column + n});
         multiply<Order::row>(rows.count(), n, depth, x + rows.begin * depth, depth,
-                             y + (first + column) * depth, a + rows.begin * stride + column,
-                             stride);
+                             y + (first + column) * depth, a + rows.begin * stride + column, stride,
+                             result);
     }
 }
 
@@ -153,8 +154,7 @@ inline void multiply_band(const Band& band, const float* a, std::int64_t stride,
         const Range columns = band.columns_for({row, row + count});
         if (columns.empty()) continue;
         multiply_rows<Order::row>(count, width, columns.count(), a + row * stride + columns.begin,
-                                  stride, y, first + columns.begin, stored, c + row * width,
-                                  width);
+                                  stride, y, first + columns.begin, stored, c + row * width, width);
     }
 }
 
@@ -180,8 +180,8 @@ struct Positions {
     bool present;
     std::int64_t first, count;  // distances [first, first + count); whole panels
     std::int64_t width;
-    std::int32_t* rows;                   // [count] the row of rel_pos
-    float *by_column, *by_row;            // [heads][...]; by_row: only for the gradients
+    std::int32_t* rows;                  // [count] the row of rel_pos
+    float *by_column, *by_row;           // [heads][...]; by_row: only for the gradients
     std::int64_t column_size, row_size;  // floats per head
 
     Positions(Arena& arena, const Visible& visible, bool gradients) {
@@ -200,8 +200,7 @@ struct Positions {
     }
 
     std::int32_t row_of(const BlockAttention& a, std::int64_t distance) const {
-        return static_cast<std::int32_t>(
-            smaller(larger(a.reach + distance, 0), 2 * a.reach));
+        return static_cast<std::int32_t>(smaller(larger(a.reach + distance, 0), 2 * a.reach));
     }
 
     template <class T>
@@ -227,11 +226,11 @@ inline void clear(float* a, std::int64_t stride, std::int64_t rows, std::int64_t
     for (std::int64_t i = 0; i < rows; ++i) std::memset(a + i * stride, 0, columns * sizeof(float));
 }
 
-// row[0, count) = 0 outside of [live.begin, live.end)
+// row[0, count) = 0 outside of [live.begin, live.end); all are whole vectors.
 inline void clear_outside(float* row, Range live, std::int64_t count) {
     if (live.empty()) live = {count, count};
-    std::memset(row, 0, live.begin * sizeof(float));
-    std::memset(row + live.end, 0, (count - live.end) * sizeof(float));
+    for (std::int64_t j = 0; j < live.begin; j += Vec::width) store(row + j, Vec(0.0f));
+    for (std::int64_t j = live.end; j < count; j += Vec::width) store(row + j, Vec(0.0f));
 }
 
 // Where a piece of scores is computed: [rows, keys] with a stride. With relative positions it lies
@@ -275,8 +274,8 @@ struct Piece {
     std::int64_t window_stride, window_columns;
     std::int64_t first;  // of the positions, where the window begins
 
-    Piece(const Visible& visible, const Positions& positions, PieceBuffer& buffer,
-          const Tile& tile, Range piece)
+    Piece(const Visible& visible, const Positions& positions, PieceBuffer& buffer, const Tile& tile,
+          Range piece)
         : keys(piece), rows(tile.queries.count()), stride(buffer.stride) {
         band = {rows, buffer.band.low, buffer.band.high};
         full = visible.band(tile, piece, band);
@@ -318,15 +317,13 @@ inline void compute_scores(const Visible& visible, const Positions& positions, c
                            const float* position, const float* keys, std::int64_t first_key) {
     const std::int64_t width = visible.a.width;
     if (positions.present) {
-        std::memset(piece.window, 0, piece.rows * piece.window_stride * sizeof(float));
         multiply_into_band(piece.window_band, piece.window_columns, width, position,
                            positions.by_column + head * positions.column_size, piece.first,
-                           piece.window, piece.window_stride);
-    } else {
-        clear(piece.scores, piece.stride, piece.rows, piece.padded_keys());
+                           piece.window, piece.window_stride, Result::overwrite);
     }
     multiply_into_band(piece.band, piece.keys.count(), width, content, keys,
-                       piece.keys.begin - first_key, piece.scores, piece.stride);
+                       piece.keys.begin - first_key, piece.scores, piece.stride,
+                       positions.present ? Result::add : Result::overwrite);
     for (std::int64_t row = 0; row < piece.rows; ++row) {
         float* scores = piece.scores + row * piece.stride;
         const Range vectors = piece.vectors(row);

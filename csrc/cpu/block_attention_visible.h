@@ -82,8 +82,8 @@ struct Visible {
         }
         // Scores and their keys and values stay in L2 together.
         const std::int64_t wanted = 256 * 64 / larger(a.width, 1);
-        piece_keys = smaller(larger(wanted / kUnit * kUnit, round_up(64, kUnit)),
-                             round_up(256, kUnit));
+        piece_keys =
+            smaller(larger(wanted / kUnit * kUnit, round_up(64, kUnit)), round_up(256, kUnit));
     }
 
     std::int64_t length(std::int64_t utterance) const { return a.spans[2 * utterance + 1]; }
@@ -139,9 +139,8 @@ struct Visible {
     // begins and ends like a piece.
     template <class Body>
     void each_piece(const Tile& tile, Range part, const Body& body) const {
-        const Range hull = intersection(
-            part, {keys(tile.queries.begin, tile.length).begin,
-                   keys(tile.queries.end - 1, tile.length).end});
+        const Range hull = intersection(part, {keys(tile.queries.begin, tile.length).begin,
+                                               keys(tile.queries.end - 1, tile.length).end});
         Range run{0, 0};
         const auto cut = [&] {
             if (run.empty()) return;
@@ -171,9 +170,8 @@ struct Visible {
         for (std::int64_t row = 0; row < result.rows; ++row) {
             const Range seen = intersection(keys(tile.queries.begin + row, tile.length), piece);
             full = full && seen.begin == piece.begin && seen.end == piece.end;
-            result.set(row, seen.empty()
-                                ? Range{0, 0}
-                                : Range{seen.begin - piece.begin, seen.end - piece.begin});
+            result.set(row, seen.empty() ? Range{0, 0}
+                                         : Range{seen.begin - piece.begin, seen.end - piece.begin});
         }
         return full;
     }

@@ -1,4 +1,4 @@
-// Matrix products out of cache-resident tiles: C += A B, C in float.
+// Matrix products out of cache-resident tiles: C += A B or C = A B, C in float.
 //
 // B is packed into panels of kPanel columns, each stored k by k, so that the micro-kernel reads it
 // linearly; the last panel is as narrow as whole vectors allow and padded with zeros. A is read in
@@ -20,6 +20,8 @@ enum class Order {
     column  // A[i, k] = a[k * stride + i]; of bfloat16, a[(k / 2) * 2 * stride + 2 * i + k % 2]
 };
 
+enum class Result { add, overwrite };  // C += A B, C = A B
+
 // A sum runs over at most so many products before it is added to C: shorter sums round less.
 constexpr std::int64_t kSpan = 256;
 
@@ -33,7 +35,7 @@ inline Vec multiply_add(const bfloat16*, Vec a, Vec b, Vec sum) { return dot(a, 
 // Whole words of k; tail: how many columns of C the last vector covers.
 template <Order order, int rows, int vecs, class E>
 void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E* b, float* c,
-                    std::int64_t c_stride, int tail) {
+                    std::int64_t c_stride, int tail, Result result) {
     constexpr int w = Vec::width;
     while (words > 0) {
         decltype(Vec::v) sums[rows][vecs];
@@ -61,11 +63,20 @@ void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E
         words -= kSpan / kPerWord<E>;
         for (int i = 0; i < rows; ++i) {
             float* out = c + i * c_stride;
-            for (int j = 0; j + 1 < vecs; ++j) store(out + j * w, load(out + j * w) + sums[i][j]);
+            Vec last(sums[i][vecs - 1]);
+            if (result == Result::overwrite) {
+                for (int j = 0; j + 1 < vecs; ++j) store(out + j * w, Vec(sums[i][j]));
+            } else {
+                for (int j = 0; j + 1 < vecs; ++j) {
+                    store(out + j * w, load(out + j * w) + sums[i][j]);
+                }
+                const float* before = out + (vecs - 1) * w;
+                last = (tail == w ? load(before) : load(before, tail)) + last;
+            }
             out += (vecs - 1) * w;
-            const Vec last(sums[i][vecs - 1]);
-            tail == w ? store(out, load(out) + last) : store(out, load(out, tail) + last, tail);
+            tail == w ? store(out, last) : store(out, last, tail);
         }
+        result = Result::add;
     }
 }
 
@@ -73,7 +84,7 @@ void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E
 // FMA units waiting for B.
 template <Order order, int vecs, class E>
 void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t stride, const E* b,
-                    float* c, std::int64_t c_stride, int tail) {
+                    float* c, std::int64_t c_stride, int tail, Result result) {
     // An odd k at the end of a row has no second half in memory.
     const std::int64_t rest = order == Order::row ? depth % kPerWord<E> : 0;
     const std::int64_t words = divide_up(depth - rest, kPerWord<E>);
@@ -81,12 +92,13 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
         const std::int64_t rows = divide_up(m, blocks);
         const auto run = [&]<int r>(auto& self) {
             if (rows == r) {
-                multiply_block<order, r, vecs>(words, a, stride, b, c, c_stride, tail);
+                multiply_block<order, r, vecs>(words, a, stride, b, c, c_stride, tail, result);
                 if (rest > 0) {
                     E last[r * kPerWord<E>] = {};
                     for (int i = 0; i < r; ++i) last[i * kPerWord<E>] = a[i * stride + depth - 1];
                     multiply_block<Order::column, r, vecs>(
-                        1, last, r, b + words * kPerWord<E> * vecs * Vec::width, c, c_stride, tail);
+                        1, last, r, b + words * kPerWord<E> * vecs * Vec::width, c, c_stride, tail,
+                        words > 0 ? Result::add : result);
                 }
             } else if constexpr (r > 1) {
                 self.template operator()<r - 1>(self);
@@ -99,12 +111,12 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
     }
 }
 
-// C[m, n] += A[m, depth] B[first .. first + depth, n] with B in packed form, of `stored` rows.
-// `first` is a whole number of words.
+// C[m, n] += (or =) A[m, depth] B[first .. first + depth, n] with B in packed form, of `stored`
+// rows. `first` is a whole number of words.
 template <Order order, class E>
 void multiply_rows(std::int64_t m, std::int64_t n, std::int64_t depth, const E* a,
                    std::int64_t stride, const E* b, std::int64_t first, std::int64_t stored,
-                   float* c, std::int64_t c_stride) {
+                   float* c, std::int64_t c_stride, Result result = Result::add) {
     for (std::int64_t column = 0; column < n; column += kPanel) {
         const std::int64_t columns = smaller(kPanel, n - column);
         const int vecs = static_cast<int>(divide_up(columns, Vec::width));
@@ -112,21 +124,21 @@ void multiply_rows(std::int64_t m, std::int64_t n, std::int64_t depth, const E* 
         const E* panel = b + first * vecs * Vec::width;
         float* out = c + column;
         if (vecs == kVecs) {
-            multiply_panel<order, kVecs>(m, depth, a, stride, panel, out, c_stride, tail);
+            multiply_panel<order, kVecs>(m, depth, a, stride, panel, out, c_stride, tail, result);
         } else if (vecs == 1) {
-            multiply_panel<order, 1>(m, depth, a, stride, panel, out, c_stride, tail);
+            multiply_panel<order, 1>(m, depth, a, stride, panel, out, c_stride, tail, result);
         } else {
-            multiply_panel<order, 2>(m, depth, a, stride, panel, out, c_stride, tail);
+            multiply_panel<order, 2>(m, depth, a, stride, panel, out, c_stride, tail, result);
         }
         b += padded_depth<E>(stored) * vecs * Vec::width;
     }
 }
 
-// C[m, n] += A[m, depth] B[depth, n] with B in packed form.
+// C[m, n] += (or =) A[m, depth] B[depth, n] with B in packed form.
 template <Order order, class E>
 void multiply(std::int64_t m, std::int64_t n, std::int64_t depth, const E* a, std::int64_t stride,
-              const E* b, float* c, std::int64_t c_stride) {
-    multiply_rows<order>(m, n, depth, a, stride, b, 0, depth, c, c_stride);
+              const E* b, float* c, std::int64_t c_stride, Result result = Result::add) {
+    multiply_rows<order>(m, n, depth, a, stride, b, 0, depth, c, c_stride, result);
 }
 
 }  // namespace

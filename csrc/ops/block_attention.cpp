@@ -51,8 +51,8 @@ struct Inputs {
         a.rows = q.size(0);
         a.heads = q.size(1);
         a.width = q.size(2);
-        check(a.rows <= std::numeric_limits<std::int32_t>::max() / 2, kOp, ": too many rows: ",
-              a.rows);
+        check(a.rows <= std::numeric_limits<std::int32_t>::max() / 2, kOp,
+              ": too many rows: ", a.rows);
         a.q = rows("q", q, a.rows);
         a.k = rows("k", k, a.rows);
         a.v = rows("v", v, a.rows);

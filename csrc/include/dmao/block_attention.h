@@ -29,8 +29,8 @@ struct BlockAttention {
     // unbounded), and the mask of block x block elements has the block of both.
     std::int64_t left, right, chunk, left_chunks, block;
     const std::int32_t *row_offsets, *column_ids;  // null row_offsets: no mask
-    const bool* head_mask;  // [heads]
-    AttentionRows rel_pos;  // [2 reach + 1, heads, width]
+    const bool* head_mask;                         // [heads]
+    AttentionRows rel_pos;                         // [2 reach + 1, heads, width]
     std::int64_t reach;
     const void *content_bias, *position_bias;  // [heads, width]
     double p;                                  // dropout probability, in [0, 1)
@@ -41,15 +41,15 @@ struct BlockAttention {
 struct BlockAttentionForward {
     BlockAttention attention;
     void* out;   // [rows, heads, width]
-    float* lse;  // [heads, rows] log of the sum of the exponentials
+    float* lse;  // [heads, rows] log2 of the sum of the exponentials, for the backward pass
 };
 
 struct BlockAttentionBackward {
     BlockAttention attention;
     AttentionRows grad_out, out;
     const float* lse;
-    void *grad_q, *grad_k, *grad_v;             // [rows, heads, width]
-    void* grad_rel_pos;                         // [2 reach + 1, heads, width]
+    void *grad_q, *grad_k, *grad_v;                // [rows, heads, width]
+    void* grad_rel_pos;                            // [2 reach + 1, heads, width]
     void *grad_content_bias, *grad_position_bias;  // [heads, width]
 };
 
