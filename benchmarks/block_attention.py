@@ -152,9 +152,11 @@ class Inputs:
             )
         ]
         (ours, our_grads), (torchs, torch_grads), (truth, true_grads) = results
-        assert_close_to_oracle(ours, torchs, truth)
-        for name in true_grads:
-            assert_close_to_oracle(our_grads[name], torch_grads[name], true_grads[name], name=f"gradient {name}")
+        # A weight is exp(score - logarithm of the sum) in float32: known up to epsilon times the largest score.
+        slack = 10.0 if grad.dtype == torch.float32 else 1.0
+        assert_close_to_oracle(ours, torchs, truth, slack=slack)
+        for name, gradient in true_grads.items():
+            assert_close_to_oracle(our_grads[name], torch_grads[name], gradient, slack=slack, name=f"gradient {name}")
 
 
 def make(setting: Setting, dtype: torch.dtype, backward: bool) -> Problem:
@@ -213,6 +215,7 @@ for (setting, targets, quick), dtype, backward in itertools.product(
             partial(make, setting, dtype, backward),
             dtype=dtype,
             targets=targets if backward else {},
-            quick=quick and backward,
+            quick=quick and backward and (dtype == torch.float32 or targets is FULL),
+            rounds=3 if setting.relative and setting.frames > 250 else 5,
         )
     )

@@ -8,18 +8,22 @@ namespace {
 
 // How the backward pass is cut, by the problem alone. The unit of work of one head is an item: an
 // utterance, or one of several parts of its keys where there are few utterances and heads. Items
-// are dealt to chains, each of which one worker goes through in order.
+// are dealt to chains, each of which one worker goes through in order. The keys of an item are gone
+// through in slabs, which are packed and whose gradients are summed up while they stay in cache.
 struct Chains {
-    std::int64_t parts;  // of every utterance
-    std::int64_t items;  // per head
-    std::int64_t count;  // per head
+    std::int64_t slab_keys;  // at most
+    std::int64_t parts;      // of every utterance
+    std::int64_t items;      // per head
+    std::int64_t count;      // per head
 
     explicit Chains(const Visible& visible) {
-        constexpr std::int64_t kItems = 32, kChains = 96;  // about, of all heads
+        constexpr std::int64_t kItems = 32, kChains = 64;  // about, of all heads
         const BlockAttention& a = visible.a;
         const std::int64_t whole = larger(a.utterances * a.heads, 1);
-        const std::int64_t slabs = divide_up(a.longest, visible.piece_keys);
-        parts = larger(smaller(divide_up(kItems, whole), slabs), 1);
+        // Where tiles see few keys, the others may wait in L3, and queries are read once.
+        const bool narrow = visible.distances(a.longest).count() <= visible.piece_keys;
+        slab_keys = visible.piece_keys * (narrow && whole >= kItems ? 4 : 1);
+        parts = smaller(divide_up(kItems, whole), larger(divide_up(a.longest, slab_keys), 1));
         items = a.utterances * parts;
         count = parts > 1 ? items : smaller(items, divide_up(kChains, larger(a.heads, 1)));
     }
@@ -35,12 +39,12 @@ struct Chains {
     }
 };
 
-// Slabs of keys of an utterance: what is packed and summed up at a time.
+// The slabs of an utterance.
 struct Slabs {
     std::int64_t length, step, count;
 
-    Slabs(const Visible& visible, std::int64_t length) : length(length) {
-        const std::int64_t wanted = larger(divide_up(length, visible.piece_keys), 1);
+    Slabs(const Chains& chains, std::int64_t length) : length(length) {
+        const std::int64_t wanted = larger(divide_up(length, chains.slab_keys), 1);
         step = larger(round_up(divide_up(length, wanted), kUnit), kUnit);
         count = divide_up(length, step);
     }
@@ -65,7 +69,8 @@ struct BackwardBuffers {
     BackwardBuffers(Arena& arena, const Visible& visible, const Chains& chains)
         : scores(arena, visible) {
         const std::int64_t width = visible.a.width, packed_width = padded_columns(width);
-        const std::int64_t slab = round_up(visible.piece_keys, kPanel), rows = visible.tile_rows;
+        const std::int64_t slab = round_up(smaller(chains.slab_keys, visible.a.longest), kUnit),
+                           rows = visible.tile_rows;
         keys = arena.take(slab * width);
         values = arena.take(slab * width);
         key_rows = arena.take(slab * packed_width);
@@ -122,7 +127,7 @@ struct BackwardScratch {
             const Range items = chains.items_of(chain);
             for (std::int64_t item = items.begin; item < items.end; ++item) {
                 const std::int64_t utterance = item / chains.parts;
-                const Slabs slabs(visible, visible.length(utterance));
+                const Slabs slabs(chains, visible.length(utterance));
                 const Range own = chains.slabs_of(item, slabs.count);
                 for (std::int64_t i = own.begin; i < own.end; ++i) {
                     for (std::int64_t t = 0; t < visible.tiles(utterance); ++t) {
@@ -292,7 +297,7 @@ void backward_chain(const BlockAttentionBackward& problem, const BackwardScratch
     const Range items = chains.items_of(chain);
     for (std::int64_t item = items.begin; item < items.end; ++item) {
         const std::int64_t utterance = item / chains.parts;
-        const Slabs slabs(visible, visible.length(utterance));
+        const Slabs slabs(chains, visible.length(utterance));
         float* grad_queries =
             chains.parts == 1 ? buffers.grad_queries : scratch.queries_of_part(head, item);
         std::memset(grad_queries, 0, slabs.length * a.width * sizeof(float));

@@ -218,11 +218,11 @@ inline void clear(float* a, std::int64_t stride, std::int64_t rows, std::int64_t
     for (std::int64_t i = 0; i < rows; ++i) std::memset(a + i * stride, 0, columns * sizeof(float));
 }
 
-// row[0, count) = 0 outside of [live.begin, live.end)
+// row[0, count) = 0 outside of [live.begin, live.end); all are whole vectors.
 inline void clear_outside(float* row, Range live, std::int64_t count) {
     if (live.empty()) live = {count, count};
-    std::memset(row, 0, live.begin * sizeof(float));
-    std::memset(row + live.end, 0, (count - live.end) * sizeof(float));
+    for (std::int64_t j = 0; j < live.begin; j += Vec::width) store(row + j, Vec(0.0f));
+    for (std::int64_t j = live.end; j < count; j += Vec::width) store(row + j, Vec(0.0f));
 }
 
 // Where a piece of scores is computed: [rows, keys] with a stride. With relative positions it lies
@@ -256,7 +256,6 @@ struct PieceBuffer {
 // One piece: its geometry and where its numbers are.
 struct Piece {
     Range keys;
-    bool full;
     std::int64_t rows, stride;
     Band band;
     float* scores;
@@ -270,7 +269,7 @@ struct Piece {
           Range piece)
         : keys(piece), rows(tile.queries.count()), stride(buffer.stride) {
         band = {rows, buffer.band.low, buffer.band.high};
-        full = visible.band(tile, piece, band);
+        visible.band(tile, piece, band);
         const std::int64_t place =
             keys.begin - (tile.queries.end - 1) - positions.first;  // of the window's distances
         const std::int64_t shift = (place % kPanel + kPanel) % kPanel;

@@ -34,7 +34,7 @@ struct Band {
 
     void set(std::int64_t row, Range columns) const {
         low[row] = static_cast<std::int32_t>(columns.begin);
-        high[row] = static_cast<std::int32_t>(larger(columns.begin, columns.end));
+        high[row] = static_cast<std::int32_t>(columns.end);
     }
 
     // From the first to the last row that needs one of these columns.
@@ -164,16 +164,13 @@ struct Visible {
         cut();
     }
 
-    // The columns of each row of a piece, and whether those are all.
-    bool band(const Tile& tile, Range piece, const Band& result) const {
-        bool full = true;
+    // The columns of each row of a piece.
+    void band(const Tile& tile, Range piece, const Band& result) const {
         for (std::int64_t row = 0; row < result.rows; ++row) {
             const Range seen = intersection(keys(tile.queries.begin + row, tile.length), piece);
-            full = full && seen.begin == piece.begin && seen.end == piece.end;
             result.set(row, seen.empty() ? Range{0, 0}
                                          : Range{seen.begin - piece.begin, seen.end - piece.begin});
         }
-        return full;
     }
 
     // A measure of the time that a tile takes.

@@ -27,6 +27,10 @@ void vec_exp(const float* x, float* y, std::int64_t n) {
     map(x, y, n, [](Vec v) { return exp(v); });
 }
 
+void vec_exp2(const float* x, float* y, std::int64_t n) {
+    map(x, y, n, [](Vec v) { return exp2(v); });
+}
+
 void vec_sigmoid(const float* x, float* y, std::int64_t n) {
     map(x, y, n, [](Vec v) { return sigmoid(v); });
 }
@@ -52,6 +56,11 @@ void from_bf16(const bfloat16* x, float* y, std::int64_t n) {
 // One sum per vector of x; n is a multiple of the width.
 void vec_sum(const float* x, float* y, std::int64_t n) {
     for (std::int64_t i = 0; i < n; i += Vec::width) *y++ = sum(load(x + i));
+}
+
+// Likewise, the largest element.
+void vec_largest(const float* x, float* y, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; i += Vec::width) *y++ = largest(load(x + i));
 }
 
 std::uint16_t scalar_to_bf16(float x) { return to_bfloat16(x).bits; }

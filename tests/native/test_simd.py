@@ -32,12 +32,15 @@ def test_arithmetic_and_tails(probe: ctypes.CDLL, size: int) -> None:
     assert torch.equal(call(probe, "from_bf16", as_bf16), as_bf16.float())
 
 
-def test_sum(probe: ctypes.CDLL) -> None:
-    width = probe.vec_width()
-    x = torch.randn(5, width)
-    sums = torch.zeros(5)
-    probe.vec_sum(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(sums.data_ptr()), ctypes.c_int64(x.numel()))
-    torch.testing.assert_close(sums, x.sum(1))
+def test_sum_and_largest(probe: ctypes.CDLL) -> None:
+    x = torch.randn(40, probe.vec_width())
+    found = {}
+    for name in ("vec_sum", "vec_largest"):
+        found[name] = torch.zeros(40)
+        pointers = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(found[name].data_ptr())
+        getattr(probe, name)(*pointers, ctypes.c_int64(x.numel()))
+    torch.testing.assert_close(found["vec_sum"], x.sum(1))
+    assert torch.equal(found["vec_largest"], x.amax(1))
 
 
 def test_exp(probe: ctypes.CDLL) -> None:
@@ -48,6 +51,17 @@ def test_exp(probe: ctypes.CDLL) -> None:
     result, expected = call(probe, "vec_exp", edge), edge.exp()
     assert torch.equal(result[:5], expected[:5])
     torch.testing.assert_close(result[5:], expected[5:], rtol=0, atol=3e-45, equal_nan=True)
+
+
+def test_exp2(probe: ctypes.CDLL) -> None:
+    x = torch.linspace(-126.0, 127.9, 100_001)
+    error = (call(probe, "vec_exp2", x).double() / x.double().exp2() - 1).abs().max().item()
+    assert error < 2 * torch.finfo(torch.float32).eps
+    assert torch.equal(call(probe, "vec_exp2", torch.arange(-126.0, 128.0)), torch.arange(-126.0, 128.0).exp2())
+    edge = torch.tensor([-126.01, -127.0, -200.0, -1e30, -torch.inf, torch.nan])
+    result = call(probe, "vec_exp2", edge)
+    assert torch.equal(result[:5], torch.zeros(5))
+    assert result[5].isnan()
 
 
 def test_sigmoid(probe: ctypes.CDLL) -> None:
