@@ -33,8 +33,9 @@ inline Vec word_of_ones(const bfloat16*) { return make_pairs(Vec(1.0f), Vec(1.0f
 inline Vec multiply_add(const bfloat16*, Vec a, Vec b, Vec sum) { return dot(a, b, sum); }
 #endif
 
-// Whole words of k; tail: how many columns of C the last vector covers. start: the row that all
-// sums start from, in whole vectors; null: they are added to C.
+// Whole words of k; tail: how many columns of C the last vector covers. start: a row in whole
+// vectors, to which the first span is added; null: to C. (Sums that began with it would round
+// worse.)
 template <Order order, int rows, int vecs, class E>
 void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E* b, float* c,
                     std::int64_t c_stride, int tail, const float* start) {

@@ -5,8 +5,9 @@
 // or writes all of x and y once.
 //
 // y and grad_x: each live piece is packed once, as a B operand of gemm.h. A tile of tokens stays in
-// L2 while the groups of output columns pass: the sums of a group come from all of its pieces into
-// a small buffer, from where memory sees each result once, with bias and activation on the way.
+// L2 while the groups of output columns pass: a group's sums start from the bias, take in all of
+// its pieces and pass through the activation before the next group comes. They form where the
+// result goes, those of bfloat16 and glu in a small buffer. Few tokens read the weight as it is.
 //
 // grad_w: blocks of tokens. Of each, the gradient of the pre-activations is packed as strips (A
 // along its columns), x as panels (B); then every live piece, a task of its own, adds its product
@@ -17,180 +18,16 @@
 #include <cstring>
 
 #include "activation.h"
-#include "arena.h"
 #include "gemm.h"
+#include "masked_linear_sweep.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
-constexpr std::int64_t kTile = 128;  // tokens
-constexpr std::int64_t kSmallestTile = 32;
-
-// Every worker gets equally many tiles. Whole pairs of tokens.
-std::int64_t tile_tokens(std::int64_t tokens, std::int64_t workers) {
-    if (tokens <= kSmallestTile) return kSmallestTile;
-    const std::int64_t tiles = round_up(divide_up(tokens, kTile), workers);
-    const std::int64_t tile = round_up(divide_up(tokens, tiles), kRows);
-    return tile < kSmallestTile ? kSmallestTile : tile;
-}
-
-// Floats that hold this many elements.
-template <class E>
-std::int64_t floats(std::int64_t elements) {
-    return divide_up(elements, kPerWord<E>);
-}
-
-template <class E>
-E* take(Arena& arena, std::int64_t elements) {
-    return reinterpret_cast<E*>(arena.take(floats<E>(elements)));
-}
-
-// A matrix with contiguous rows.
-template <class E>
-struct Rows {
-    const E* data;
-    std::int64_t stride;
-
-    const E* operator[](std::int64_t i) const { return data + i * stride; }
-    Rows from(std::int64_t i) const { return {data + i * stride, stride}; }
-};
-
-// Rows as an A operand: in place, or converted into the buffer.
-template <class E>
-Rows<E> operand_rows(const Rows<E>& source, std::int64_t, std::int64_t, E*) {
-    return source;
-}
-template <class E, class T>
-Rows<E> operand_rows(const Rows<T>& source, std::int64_t rows, std::int64_t width, E* buffer) {
-    for (std::int64_t i = 0; i < rows; ++i) as_operand(source[i], width, buffer + i * width);
-    return {buffer, width};
-}
-
-// Where sums of results are formed: in place, or (null) in a buffer that is narrowed at the end.
-float* in_place(float* target) { return target; }
-float* in_place(bfloat16*) { return nullptr; }
-
-template <class T>
-void store_row(const float* sums, std::int64_t count, T* out) {
-    if (static_cast<const void*>(out) == sums) return;
-    for (std::int64_t i = 0; i < count; i += Vec::width) {
-        store_some(out + i, load_words<float>(sums + i, count - i), count - i);
-    }
-}
-
-// --- Products with the weight: y and grad_x
-
-enum class Outputs { rows, columns };  // of the weight
-
-template <Outputs outputs, class T, class E>
-void pack_piece(const Selection<T>& w, const LivePiece& piece, E* packed) {
-    for (std::int64_t first = 0; first < piece.outputs; first += kPanel) {
-        const std::int64_t columns = smaller(kPanel, piece.outputs - first);
-        if constexpr (outputs == Outputs::rows) {
-            pack_panel_transposed(w, piece.input, piece.inputs, piece.output + first, columns,
-                                  packed);
-        } else {
-            pack_panel(w, piece.input, piece.inputs, piece.output + first, columns, packed);
-        }
-        packed += padded_depth<E>(piece.inputs) * padded_columns(columns);
-    }
-}
-
-// Rows times the live pieces. Where the sums of a group do not form in place, they do so in a
-// buffer, with those of gates behind the others.
-template <class E>
-struct Sweep {
-    const LivePieces& live;
-    std::int64_t workers, tile, width, half, gates, stride, buffer_size;
-    E* packed;
-    float *start, *buffers;
-
-    struct Buffers {
-        float* sums;  // [tile, stride]
-        E* input;     // [tile, width], where it has to be converted
-
-        Buffers(Arena& arena, const Sweep& sweep)
-            : sums(arena.take(sweep.tile * sweep.stride)),
-              input(take<E>(arena, sweep.tile * sweep.width)) {}
-    };
-
-    // half: the number of outputs, of which there are twice as many with gates.
-    Sweep(Arena& arena, const LivePieces& live, std::int64_t tokens, std::int64_t width,
-          std::int64_t half, bool gated, std::int64_t workers)
-        : live(live),
-          workers(workers),
-          tile(tile_tokens(tokens, workers)),
-          width(width),
-          half(half),
-          gates(padded_columns(live.widest)),
-          stride(gated ? 2 * gates : gates),
-          packed(take<E>(arena, live.packed)),
-          start(arena.take((gated ? 2 * half : half) + kPanel)) {
-        Arena counter(nullptr);
-        Buffers(counter, *this);
-        buffer_size = counter.used();
-        buffers = arena.take(buffer_size * workers);
-    }
-
-    template <Outputs outputs, class T>
-    void pack(const MaskedLinear& f, const ParallelFor& parallel) const {
-        const Selection<T> w{static_cast<const T*>(f.w), f.w_stride, nullptr, nullptr};
-        parallel(live.count, 1, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) {
-                pack_piece<outputs>(w, live.pieces[i], packed + live.pieces[i].packed);
-            }
-        });
-    }
-
-    // Each output's sum starts from its place in `start`: its first piece brings that.
-    void multiply_group(const OutputGroup& group, const Rows<E>& a, std::int64_t rows, float* sums,
-                        std::int64_t sums_stride) const {
-        std::int32_t last = -1;
-        for (std::int64_t i = group.begin; i < group.end; ++i) {
-            const LivePiece& piece = live.pieces[i];
-            const std::int64_t column =
-                piece.output < half ? piece.output : piece.output - half + gates;
-            multiply<Order::row>(rows, piece.outputs, piece.inputs, a.data + piece.input, a.stride,
-                                 packed + piece.packed, sums + column - group.first, sums_stride,
-                                 piece.output == last ? nullptr : start + piece.output);
-            last = piece.output;
-        }
-    }
-
-    // finish(token, group, its sums) for every token and group. target: where the sums of a token
-    // and group form, or null.
-    template <class T, class Finish>
-    void run(const Rows<T>& input, std::int64_t tokens, float* target, const ParallelFor& parallel,
-             const Finish& finish) const {
-        const std::int64_t tasks = divide_up(tokens, tile) * live.group_count;
-        const auto work = [&](std::int64_t begin, std::int64_t end, const Buffers& own) {
-            std::int64_t token = -1, rows = 0;
-            Rows<E> a{};
-            for (std::int64_t task = begin; task < end; ++task) {
-                if (task / live.group_count * tile != token) {
-                    token = task / live.group_count * tile;
-                    rows = smaller(tile, tokens - token);
-                    a = operand_rows(input.from(token), rows, width, own.input);
-                }
-                const OutputGroup& group = live.groups[task % live.group_count];
-                float* sums = target == nullptr ? own.sums : target + token * half + group.first;
-                const std::int64_t sums_stride = target == nullptr ? stride : half;
-                multiply_group(group, a, rows, sums, sums_stride);
-                for (std::int64_t row = 0; row < rows; ++row) {
-                    finish(token + row, group, sums + row * sums_stride);
-                }
-            }
-        };
-        parallel(workers, 1, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t worker = begin; worker < end; ++worker) {
-                Arena own(buffers + worker * buffer_size);
-                work(tasks * worker / workers, tasks * (worker + 1) / workers, Buffers(own, *this));
-            }
-        });
-    }
-};
-
 // --- Forward
+
+constexpr std::int64_t kFewTokens = 16;  // for which packing w would take longer than y itself
+static_assert(kFewTokens <= kSmallestTile);
 
 struct Glu {};
 
@@ -244,26 +81,96 @@ void activate(const float* sums, const float* gates, std::int64_t count, std::in
     }
 }
 
+// sums[i, j] += x[i] . w[j] over `depth` elements, for up to 2 tokens i and 4 outputs j.
+template <class T>
+void add_dots(const Rows<T>& x, std::int64_t tokens, const Rows<T>& w, std::int64_t outputs,
+              std::int64_t depth, float* sums, std::int64_t stride) {
+    constexpr int kTokens = 2, kOutputs = 4;
+    const T *left[kTokens], *right[kOutputs];
+    for (int i = 0; i < kTokens; ++i) left[i] = x[smaller(i, tokens - 1)];
+    for (int j = 0; j < kOutputs; ++j) right[j] = w[smaller(j, outputs - 1)];
+    decltype(Vec::v) dots[kTokens][kOutputs];
+    for (int i = 0; i < kTokens; ++i) {
+        for (int j = 0; j < kOutputs; ++j) dots[i][j] = Vec(0.0f).v;
+    }
+    const auto add = [&](std::int64_t k, std::int64_t count) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kOutputs; ++j) {
+            const Vec b = load_words<float>(right[j] + k, count);
+#pragma GCC unroll 2
+            for (int i = 0; i < kTokens; ++i) {
+                dots[i][j] = fma(load_words<float>(left[i] + k, count), b, Vec(dots[i][j])).v;
+            }
+        }
+    };
+    std::int64_t k = 0;
+    for (; k + Vec::width <= depth; k += Vec::width) add(k, Vec::width);
+    if (k < depth) add(k, depth - k);
+    for (std::int64_t i = 0; i < tokens && i < kTokens; ++i) {
+        for (std::int64_t j = 0; j < outputs && j < kOutputs; ++j) {
+            sums[i * stride + j] += sum(Vec(dots[i][j]));
+        }
+    }
+}
+
+// The sums of a group, for few tokens, from the weight as it is.
+template <class T>
+void multiply_few(const Sweep<Operand<T>>& sweep, const OutputGroup& group, const Rows<T>& x,
+                  std::int64_t tokens, const Rows<T>& w, float* sums) {
+    std::int32_t last = -1;
+    for (std::int64_t i = group.begin; i < group.end; ++i) {
+        const LivePiece& piece = sweep.live.pieces[i];
+        float* out = sums + sweep.column(piece) - group.first;
+        for (std::int64_t token = 0; token < tokens && piece.output != last; ++token) {
+            std::memcpy(out + token * sweep.stride, sweep.start + piece.output,
+                        piece.outputs * sizeof(float));
+        }
+        last = piece.output;
+        for (std::int64_t j = 0; j < piece.outputs; j += 4) {
+            const Rows<T> right{w[piece.output + j] + piece.input, w.stride};
+            for (std::int64_t token = 0; token < tokens; token += 2) {
+                const Rows<T> left{x[token] + piece.input, x.stride};
+                add_dots(left, tokens - token, right, piece.outputs - j, piece.inputs,
+                         out + token * sweep.stride + j, sweep.stride);
+            }
+        }
+    }
+}
+
 template <class T, class Activate>
 void forward(const MaskedLinearForward& problem, const Workspace& workspace,
              const ParallelFor& parallel) {
     const MaskedLinear& f = problem.linear;
     const ForwardScratch<Operand<T>, Activate> scratch(problem, workspace);
     const Sweep<Operand<T>>& sweep = scratch.sweep;
+    using Buffers = typename Sweep<Operand<T>>::Buffers;
+    const LivePieces& live = problem.by_rows;
     const T* b = static_cast<const T*>(problem.b);
     for (std::int64_t i = 0; i < f.out_width; ++i) {
         sweep.start[i] = b == nullptr ? 0.0f : to_float(b[i]);
     }
-    sweep.template pack<Outputs::rows, T>(f, parallel);
+    const Rows<T> x{static_cast<const T*>(f.x), f.x_stride};
+    const Rows<T> w{static_cast<const T*>(f.w), f.w_stride};
     T *y = static_cast<T*>(problem.y), *kept = static_cast<T*>(problem.pre_activation);
-    sweep.run(Rows<T>{static_cast<const T*>(f.x), f.x_stride}, f.tokens,
-              kGated<Activate> ? nullptr : in_place(y), parallel,
-              [&](std::int64_t token, const OutputGroup& group, const float* sums) {
-                  T* kept_row =
-                      kept == nullptr ? nullptr : kept + token * f.out_width + group.first;
-                  activate<Activate>(sums, sums + sweep.gates, group.count, sweep.half,
-                                     y + token * sweep.half + group.first, kept_row);
-              });
+    const auto finish = [&](std::int64_t token, const OutputGroup& group, const float* sums) {
+        T* kept_row = kept == nullptr ? nullptr : kept + token * f.out_width + group.first;
+        activate<Activate>(sums, sums + sweep.gates, group.count, sweep.half,
+                           y + token * sweep.half + group.first, kept_row);
+    };
+    if (f.tokens <= kFewTokens) {
+        sweep.each_task(live.group_count, parallel,
+                        [&](std::int64_t begin, std::int64_t end, const Buffers& own) {
+                            for (std::int64_t i = begin; i < end; ++i) {
+                                multiply_few(sweep, live.groups[i], x, f.tokens, w, own.sums);
+                                for (std::int64_t token = 0; token < f.tokens; ++token) {
+                                    finish(token, live.groups[i], own.sums + token * sweep.stride);
+                                }
+                            }
+                        });
+        return;
+    }
+    sweep.template pack<Outputs::rows, T>(f, parallel);
+    sweep.run(x, f.tokens, kGated<Activate> ? nullptr : in_place(y), parallel, finish);
 }
 
 // --- Backward
@@ -374,9 +281,7 @@ Vec sum_words(const E* words, std::int64_t stride, std::int64_t count) {
         return sum_words(words, stride, half) +
                sum_words(words + half * stride, stride, count - half);
     }
-    E one[Vec::width];
-    store(one, Vec(1.0f));
-    const Vec ones = broadcast_word(one);
+    const Vec ones = word_of_ones(words);
     Vec sum(0.0f);
     for (; count > 0; --count, words += stride) {
         sum = multiply_add(words, load(reinterpret_cast<const float*>(words)), ones, sum);

@@ -30,7 +30,7 @@ BACKENDS = [pytest.param("cpu", marks=native), "reference"]
 DTYPES = (torch.float32, torch.bfloat16)
 
 # (tokens, d, d_out): both sides of vectors (4, 8, 16), row blocks (6, 8), panels (8, 16, 48), blocks of masks,
-# tiles, spans (256).
+# few tokens (16), tiles (128), spans (256), inputs of a piece (384), blocks of tokens (512).
 SIZES = [
     (0, 5, 4),
     (1, 1, 2),
@@ -48,6 +48,9 @@ SIZES = [
     (300, 2, 300),
     (3, 600, 2),
     (500, 96, 96),
+    (16, 200, 70),
+    (40, 900, 96),
+    (1100, 40, 50),
     (6, 0, 4),
     (6, 5, 0),
 ]
@@ -178,6 +181,59 @@ def test_leading_dimensions_and_strides() -> None:
             torch.testing.assert_close(grads[key].view_as(expected[key]), expected[key])
 
 
+def copies(call: Callable[[], object]) -> int:
+    """How many copies of tensors a call makes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    return sum(event.count for event in profile.key_averages() if event.key in ("aten::copy_", "aten::clone"))
+
+
+@native
+@pytest.mark.parametrize("tokens", [5, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_slices_of_columns_are_read_in_place(dtype: torch.dtype, tokens: int) -> None:
+    """Of x, w and the gradient of y; what lies beside them is NaN."""
+    x, w, _ = (tensor.detach() for tensor in make(tokens, 50, 70, dtype))
+    mask = random_mask(w, 16)
+    inside = [
+        torch.full((tensor.shape[0], 90), torch.nan, dtype=dtype)[:, 7 : 7 + tensor.shape[1]] for tensor in (x, w)
+    ]
+    for wide, tensor in zip(inside, (x, w), strict=True):
+        wide.copy_(tensor)
+    grad = torch.full((tokens, 90), torch.nan, dtype=dtype)[:, 9:79].copy_(torch.randn(tokens, 70))
+    results = {}
+
+    def call(x: Tensor, w: Tensor, grad: Tensor) -> None:
+        blocks = (mask.row_offsets, mask.column_ids, mask.column_offsets, mask.row_ids, mask.block)
+        y, kept = torch.ops.dmao.masked_linear(x, w, None, *blocks, "silu", True)
+        arguments = (kept, "silu", True, True, True)
+        results[x.is_contiguous()] = [y, *torch.ops.dmao.masked_linear_backward(grad, x, w, *blocks, *arguments)]
+
+    assert copies(lambda: call(*inside, grad)) == 0
+    call(x, w, grad.contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(results[False], results[True], strict=True))
+    assert copies(lambda: call(x.t().contiguous().t(), w, grad)) > 0
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [3, 50])
+def test_alignment_does_not_matter(tokens: int, dtype: torch.dtype) -> None:
+    inputs = [tensor.detach() for tensor in make(tokens, 40, 48, dtype)]
+    mask = random_mask(inputs[1], 16)
+    grad = torch.randn(tokens, 24).to(dtype)
+
+    def shifted(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.numel() + 1, dtype=dtype)[1:].view(tensor.shape).copy_(tensor)
+
+    results = []
+    for change in (torch.clone, shifted):
+        arguments = [change(tensor).requires_grad_() for tensor in inputs]
+        y, grads = outputs_and_gradients(masked_linear, *arguments, mask, activation="glu", grad_output=change(grad))
+        results.append([y, *grads.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 1), (1, 2)])
 @pytest.mark.parametrize("activation", ["none", "silu"])
 def test_only_the_gradients_that_are_needed(activation: str, needed: tuple[int, ...]) -> None:
@@ -290,6 +346,26 @@ def test_compiled_training_gives_the_same_gradients() -> None:
         torch.testing.assert_close(other_grads[key], grads[key])
 
 
+@native
+@pytest.mark.parametrize("block", [0, 16])
+def test_opcheck(block: int) -> None:
+    x, w, b = make(20, 40, 50)
+    mask = random_mask(w, 16)
+    blocks = (mask.row_offsets, mask.column_ids, mask.column_offsets, mask.row_ids, 16) if block else (None,) * 4 + (0,)
+    torch.library.opcheck(torch.ops.dmao.masked_linear, (x, w, b, *blocks, "silu", True))
+    kept = torch.randn(20, 50)
+    arguments = (torch.randn(20, 50), x.detach(), w.detach(), *blocks, kept, "silu", True, False, True)
+    torch.library.opcheck(torch.ops.dmao.masked_linear_backward, arguments)
+
+
+@native
+def test_double_backward_is_refused() -> None:
+    x, w, b = make(5, 4, 6)
+    (grad,) = torch.autograd.grad(masked_linear(x, w, b).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_casts_like_linear(backend: str) -> None:
     inputs = make(30, 8, 8)
@@ -326,3 +402,31 @@ def test_refuses(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"x": torch.zeros(2, 32), "w": torch.zeros(64, 32), "b": torch.zeros(64), "mask": None}
     with pytest.raises(ValueError, match=message):
         masked_linear(**(arguments | change))
+
+
+@native
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"column_ids": [0, 3, 0]}, r"column_ids\[1\] must be in \[0, 3\), got 3"),
+        ({"column_ids": [0, -1, 0]}, r"column_ids\[1\] must be in \[0, 3\), got -1"),
+        ({"column_ids": [2, 1, 0]}, r"column_ids must ascend within a line, but column_ids\[1\] = 1 follows 2"),
+        ({"row_ids": [0, 4, 0]}, r"row_ids\[1\] must be in \[0, 4\), got 4"),
+        ({"row_offsets": [0, 2, 1, 3, 3]}, "row_offsets must not decrease"),
+        ({"row_offsets": [0, 2, 9, 3, 3]}, "row_offsets must not decrease"),
+        ({"row_offsets": [0, 2, 3, 3, 4]}, "row_offsets must begin with 0 and end with the 3 ids, got 0 and 4"),
+        ({"column_offsets": [1, 2, 3, 3]}, "column_offsets must begin with 0 and end with the 3 ids, got 1 and 3"),
+    ],
+)
+def test_refuses_what_would_read_out_of_bounds(change: dict[str, list[int]], message: str) -> None:
+    tensors = {
+        "row_offsets": [0, 2, 3, 3, 3],
+        "column_ids": [0, 1, 0],
+        "column_offsets": [0, 2, 3, 3],
+        "row_ids": [0, 1, 0],
+    }
+    mask = BlockMask(
+        16, 4, 3, **{name: torch.tensor(ids, dtype=torch.int32) for name, ids in (tensors | change).items()}
+    )
+    with pytest.raises(RuntimeError, match=message):
+        masked_linear(torch.zeros(2, 48), torch.zeros(64, 48), None, mask)
