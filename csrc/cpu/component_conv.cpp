@@ -11,10 +11,10 @@
 // convolution (correlate.h) puts its output in the window's own rows, which it no longer needs;
 // from there, in cache, it is normed, activated and written.
 //
-// Backward: kept are the convolution's output and two statistics per row, because convolving again
-// would cost more than the 8 bytes per element of writing and reading them. Three windows slide
-// along: gated inputs, their gates, and gradients of the convolution's output. They give, channel
-// by channel in L1, the gradient of the taps, and that of the gated input, again in place.
+// Backward: kept are the normed output of the convolution and a scale per row, because convolving
+// again would cost more than the 8 bytes per element of writing and reading them. Three windows
+// slide along: gated inputs, their gates, and gradients of the convolution's output. They give,
+// channel by channel in L1, the gradient of the taps, and that of the gated input, again in place.
 //
 // Sums over rows belong to spans of tiles, which do not depend on the number of threads, and are
 // added up in order. A row at the border of two workers' parts is differentiated by both, but only
@@ -35,17 +35,23 @@ struct Moments {
     float mean, scale;  // scale: 1 / standard deviation
 };
 
+// The sum of value(i) for i < count, in four chains: one would wait for each addition.
+template <class Value>
+Vec sum_vectors(std::int64_t count, const Value& value) {
+    Vec sums[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+    std::int64_t i = 0;
+    for (; i + 3 < count; i += 4) {
+        for (int j = 0; j < 4; ++j) sums[j] = sums[j] + value(i + j);
+    }
+    for (; i < count; ++i) sums[0] = sums[0] + value(i);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // The sum of value(i) over the vectors of `channels` channels.
 template <class Value>
 float sum_channels(std::int64_t channels, const Value& value) {
     constexpr int w = Vec::width;
-    Vec sums[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
-    std::int64_t i = 0;
-    for (; i + 3 * w < channels; i += 4 * w) {
-        for (int j = 0; j < 4; ++j) sums[j] = sums[j] + value(i + j * w);
-    }
-    for (; i < channels; i += w) sums[0] = sums[0] + value(i);
-    return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    return sum(sum_vectors(divide_up(channels, w), [&](std::int64_t i) { return value(i * w); }));
 }
 
 Moments moments(const float* row, const float* share, std::int64_t channels, double eps) {
@@ -58,24 +64,31 @@ Moments moments(const float* row, const float* share, std::int64_t channels, dou
     return {mean, 1.0f / __builtin_sqrtf(variance + static_cast<float>(eps))};
 }
 
-// The gated input, and its gates unless null.
+// The gated input, and its gates unless null. Asks for the next row meanwhile.
 template <class T>
 void gate(const ComponentConv& f, const T* x, float* row, float* gates) {
-    if (!f.gated) return gather(f, x, row);
+    const T *next = x + input_width(f), *gates_in = x + f.stored_channels;
     gather(f, row, [&](std::int64_t channel, std::int64_t place, std::int64_t count) {
-        const Vec open = sigmoid(load_first(x + f.stored_channels + channel, count));
+        prefetch(next + channel);
+        const Vec value = load_first(x + channel, count);
+        if (!f.gated) return value;
+        prefetch(next + f.stored_channels + channel);
+        const Vec open = sigmoid(load_first(gates_in + channel, count));
         if (gates != nullptr) store(gates + place, open);
-        return load_first(x + channel, count) * open;
+        return value * open;
     });
 }
 
-// norm and activation of the convolution's output; keeps what the backward pass needs.
+// norm, in place, and activation of the convolution's output; keeps what the backward pass needs.
 template <class T, class Activate>
-void finish(const ComponentConv& f, const Parameters& p, const float* row, T* kept,
-            float* statistics, T* y) {
-    Moments m{0.0f, 1.0f};
-    if (f.normed) m = moments(row, p.share, f.channels, f.eps);
-    if (statistics != nullptr) statistics[0] = m.mean, statistics[1] = m.scale;
+void finish(const ComponentConv& f, const Parameters& p, float* row, T* kept, float* scale, T* y) {
+    if (f.normed) {
+        const Moments m = moments(row, p.share, f.channels, f.eps);
+        if (scale != nullptr) *scale = m.scale;
+        for (std::int64_t i = 0; i < f.channels; i += Vec::width) {
+            store(row + i, (load(row + i) - Vec(m.mean)) * Vec(m.scale));
+        }
+    }
     if (kept != nullptr) {
         for (std::int64_t i = 0; i < f.channels; i += Vec::width) {
             store_first(kept + i, load(row + i), f.channels - i);
@@ -83,8 +96,7 @@ void finish(const ComponentConv& f, const Parameters& p, const float* row, T* ke
     }
     zero_dead(f, y, f.stored_channels);
     each_vector(f, [&](std::int64_t channel, std::int64_t place, std::int64_t count) {
-        const Vec normed = (load(row + place) - Vec(m.mean)) * Vec(m.scale);
-        const Vec h = fma(normed, load(p.gain + place), load(p.shift + place));
+        const Vec h = fma(load(row + place), load(p.gain + place), load(p.shift + place));
         store_first(y + channel, Activate::value(h), count);
     });
 }
@@ -123,14 +135,14 @@ void forward(const ComponentConvForward& problem, const Workspace& workspace,
     const Parameters& p = scratch.parameters;
     p.fill<T>(f);
     const std::int64_t tiles = count_tiles(f), workers = workspace.workers;
-    const std::int64_t width = f.gated ? 2 * f.stored_channels : f.stored_channels;
+    const std::int64_t width = input_width(f);
     const T* x = static_cast<const T*>(f.x);
-    T *y = static_cast<T*>(problem.y), *kept = static_cast<T*>(problem.convolved);
+    T *y = static_cast<T*>(problem.y), *kept = static_cast<T*>(problem.normed);
 
     const auto run = [&](std::int64_t worker) {
         zero_gaps(f, y, f.stored_channels * sizeof(T), worker, workers);
         zero_gaps(f, kept, f.channels * sizeof(T), worker, workers);
-        zero_gaps(f, problem.statistics, 2 * sizeof(float), worker, workers);
+        zero_gaps(f, problem.scales, sizeof(float), worker, workers);
         Arena own(scratch.windows + worker * scratch.window_size);
         const Window window(own, f);
         Tile before{nullptr, 0, 0};
@@ -143,8 +155,7 @@ void forward(const ComponentConvForward& problem, const Workspace& workspace,
             for (std::int64_t i = 0; i < tile.count; ++i) {
                 const std::int64_t row = tile.utterance->first + tile.first + i;
                 finish<T, Activate>(f, p, window.row(i), offset(kept, row * f.channels),
-                                    offset(problem.statistics, 2 * row),
-                                    y + row * f.stored_channels);
+                                    offset(problem.scales, row), y + row * f.stored_channels);
             }
             before = tile;
         };
@@ -189,6 +200,7 @@ struct BackwardScratch {
     Parameters parameters;
     std::int64_t tiles, span_tiles, spans;
     SpanSums sums;
+    float* tile_sums;  // [tiles][2][stride] of gain and shift
     std::int64_t buffer_size;
     float* buffers;
 
@@ -198,7 +210,8 @@ struct BackwardScratch {
           tiles(count_tiles(f)),
           span_tiles(tiles == 0 ? 1 : divide_up(tiles, kSpans)),
           spans(tiles == 0 ? 1 : divide_up(tiles, span_tiles)),
-          sums{f.taps, parameters.stride, nullptr} {
+          sums{f.taps, parameters.stride, nullptr},
+          tile_sums(arena.take(tiles * 2 * parameters.stride)) {
         sums.data = arena.take(spans * sums.size());
         Arena counter(nullptr);
         BackwardBuffers(counter, f);
@@ -207,33 +220,35 @@ struct BackwardScratch {
     }
 };
 
-// The gradient of one row of the convolution's output; adds to those of gain and shift.
+// The gradient of one row of the convolution's output; adds to those of gain and shift. Asks for
+// the next row meanwhile.
 template <class T, class Activate>
 void differentiate(const ComponentConv& f, const Parameters& p, const T* grad_y, const T* kept,
-                   const float* statistics, float* row, float* grad_gain, float* grad_shift) {
-    gather(f, grad_y, row);
+                   const float* scale, float* row, float* grad_gain, float* grad_shift) {
+    gather(f, row, [&](std::int64_t channel, std::int64_t, std::int64_t count) {
+        prefetch(grad_y + f.stored_channels + channel);
+        return load_first(grad_y + channel, count);
+    });
     if (kept == nullptr) return;
-    const Moments m = f.normed ? Moments{statistics[0], statistics[1]} : Moments{0.0f, 1.0f};
-    const auto normed = [&](std::int64_t i) {
-        return (load_first(kept + i, f.channels - i) - Vec(m.mean)) * Vec(m.scale);
-    };
     Vec total(0.0f), product(0.0f);
     for (std::int64_t i = 0; i < f.channels; i += Vec::width) {
-        const Vec x = normed(i), gain = load(p.gain + i);
-        const Vec slope = Activate::value_and_slope(fma(x, gain, load(p.shift + i))).slope;
+        prefetch(kept + f.channels + i);
+        const Vec normed = load_first(kept + i, f.channels - i), gain = load(p.gain + i);
+        const Vec slope = Activate::value_and_slope(fma(normed, gain, load(p.shift + i))).slope;
         const Vec grad = load(row + i) * slope;
         store(grad_shift + i, load(grad_shift + i) + grad);
-        store(grad_gain + i, fma(grad, x, load(grad_gain + i)));
+        store(grad_gain + i, fma(grad, normed, load(grad_gain + i)));
         const Vec grad_normed = grad * gain;
         store(row + i, grad_normed);
         total = total + grad_normed;
-        product = fma(grad_normed, x, product);
+        product = fma(grad_normed, normed, product);
     }
     if (!f.normed) return;
     const Vec sum_grads(sum(total)), sum_products(sum(product));
     for (std::int64_t i = 0; i < f.channels; i += Vec::width) {
-        const Vec through_statistics = fma(normed(i), sum_products, sum_grads) * load(p.share + i);
-        store(row + i, (load(row + i) - through_statistics) * Vec(m.scale));
+        const Vec normed = load_first(kept + i, f.channels - i);
+        const Vec through_statistics = fma(normed, sum_products, sum_grads) * load(p.share + i);
+        store(row + i, (load(row + i) - through_statistics) * Vec(*scale));
     }
 }
 
@@ -241,7 +256,7 @@ void differentiate(const ComponentConv& f, const Parameters& p, const T* grad_y,
 template <class T>
 void ungate(const ComponentConv& f, const float* grad, const float* gated, const float* gates,
             T* grad_x) {
-    zero_dead(f, grad_x, f.gated ? 2 * f.stored_channels : f.stored_channels);
+    zero_dead(f, grad_x, input_width(f));
     each_vector(f, [&](std::int64_t channel, std::int64_t place, std::int64_t count) {
         const Vec g = load(grad + place);
         if (!f.gated) return store_first(grad_x + channel, g, count);
@@ -252,6 +267,12 @@ void ungate(const ComponentConv& f, const float* grad, const float* gated, const
     });
 }
 
+void add_row(const float* row, std::int64_t count, float* sums) {
+    for (std::int64_t i = 0; i < count; i += Vec::width) {
+        store(sums + i, load(sums + i) + load(row + i));
+    }
+}
+
 // Gradients of the taps and the bias, added to the span's, and, in place, of the gated input.
 void convolve_backward(const ComponentConv& f, const Parameters& p, const BackwardBuffers& buffers,
                        const Tile& tile, const SpanSums& sums) {
@@ -260,9 +281,8 @@ void convolve_backward(const ComponentConv& f, const Parameters& p, const Backwa
         const Rows grads = buffers.grads.column(c), inside = grads.from(buffers.grads.reach);
         correlate(f.taps, tile.count, buffers.gated.column(c), inside,
                   [&](std::int64_t q, Vec sum) { add(sums.row(q) + c, sum); });
-        Vec sum(0.0f);
-        for (std::int64_t i = 0; i < tile.count; ++i) sum = sum + load(inside.at(i));
-        add(sums.bias() + c, sum);
+        add(sums.bias() + c,
+            sum_vectors(tile.count, [&](std::int64_t i) { return load(inside.at(i)); }));
         correlate(tile.count, f.taps, grads, p.mirrored_taps(c, f.taps),
                   [&](std::int64_t i, Vec sum) { store(buffers.grads.row(i) + c, sum); });
     }
@@ -274,9 +294,9 @@ void backward_spans(const ComponentConvBackward& problem, const BackwardScratch&
                     std::int64_t begin, std::int64_t end, const BackwardBuffers& buffers) {
     const ComponentConv& f = problem.conv;
     const Parameters& p = scratch.parameters;
-    const std::int64_t width = f.gated ? 2 * f.stored_channels : f.stored_channels;
+    const std::int64_t width = input_width(f);
     const std::int64_t reach = buffers.grads.reach;
-    const T *x = static_cast<const T*>(f.x), *kept = static_cast<const T*>(problem.convolved);
+    const T *x = static_cast<const T*>(f.x), *kept = static_cast<const T*>(problem.normed);
     const T* grad_y = static_cast<const T*>(problem.grad_y);
     T* grad_x = static_cast<T*>(problem.grad_x);
     const std::int64_t first_tile = begin * scratch.span_tiles;
@@ -284,6 +304,8 @@ void backward_spans(const ComponentConvBackward& problem, const BackwardScratch&
 
     std::memset(scratch.sums.of(begin).data, 0,
                 (end - begin) * scratch.sums.size() * sizeof(float));
+    std::memset(scratch.tile_sums + first_tile * 2 * p.stride, 0,
+                (end_tile - first_tile) * 2 * p.stride * sizeof(float));
     Tile before{nullptr, 0, 0};
     std::int64_t number = first_tile;
     each_tile(f, first_tile, end_tile, [&](const Tile& tile, std::int64_t base) {
@@ -291,15 +313,12 @@ void backward_spans(const ComponentConvBackward& problem, const BackwardScratch&
         const auto fill = [&](std::int64_t i, std::int64_t place) {
             const std::int64_t row = utterance.first + place;
             gate(f, x + row * width, buffers.gated.row(i), buffers.gates.row(i));
-            float *grad_gain = buffers.discarded, *grad_shift = grad_gain + buffers.grads.stride;
             const std::int64_t owner = base + tile_of(utterance, place);
-            if (owner >= first_tile && owner < end_tile) {
-                const SpanSums sums = scratch.sums.of(owner / scratch.span_tiles);
-                grad_gain = sums.gain(), grad_shift = sums.shift();
-            }
-            differentiate<T, Activate>(
-                f, p, grad_y + row * f.stored_channels, offset(kept, row * f.channels),
-                offset(problem.statistics, 2 * row), buffers.grads.row(i), grad_gain, grad_shift);
+            const bool own = owner >= first_tile && owner < end_tile;
+            float* grad_gain = own ? scratch.tile_sums + owner * 2 * p.stride : buffers.discarded;
+            differentiate<T, Activate>(f, p, grad_y + row * f.stored_channels,
+                                       offset(kept, row * f.channels), offset(problem.scales, row),
+                                       buffers.grads.row(i), grad_gain, grad_gain + p.stride);
         };
         advance(before, tile, fill, buffers.gated, buffers.gates, buffers.grads);
         convolve_backward(f, p, buffers, tile, scratch.sums.of(number++ / scratch.span_tiles));
@@ -310,6 +329,11 @@ void backward_spans(const ComponentConvBackward& problem, const BackwardScratch&
         }
         before = tile;
     });
+    for (std::int64_t tile = first_tile; tile < end_tile; ++tile) {
+        // Gain and shift are neighbours.
+        add_row(scratch.tile_sums + tile * 2 * p.stride, 2 * p.stride,
+                scratch.sums.of(tile / scratch.span_tiles).gain());
+    }
 }
 
 // The sums of all spans into the gradients, each at its channel's stored place.
@@ -320,11 +344,7 @@ void store_sums(const ComponentConvBackward& problem, const BackwardScratch& scr
     const SpanSums& sums = scratch.sums;
     parallel(sums.rows(), 4, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t span = 1; span < scratch.spans; ++span) {
-            float* target = sums.row(begin);
-            const float* source = sums.of(span).row(begin);
-            for (std::int64_t i = 0; i < (end - begin) * sums.stride; i += Vec::width) {
-                store(target + i, load(target + i) + load(source + i));
-            }
+            add_row(sums.of(span).row(begin), (end - begin) * sums.stride, sums.row(begin));
         }
     });
     const auto store_row = [&](const float* row, void* gradient) {
@@ -353,7 +373,7 @@ void backward(const ComponentConvBackward& problem, const Workspace& workspace,
     const BackwardScratch scratch(f, workspace);
     scratch.parameters.fill<T>(f);
     const std::int64_t workers = workspace.workers;
-    const std::int64_t width = f.gated ? 2 * f.stored_channels : f.stored_channels;
+    const std::int64_t width = input_width(f);
     parallel(workers, 1, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t worker = first; worker < last; ++worker) {
             zero_gaps(f, problem.grad_x, width * sizeof(T), worker, workers);

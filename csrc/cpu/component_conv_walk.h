@@ -22,6 +22,10 @@ struct Tile {
     }
 };
 
+std::int64_t input_width(const ComponentConv& f) {
+    return f.gated ? 2 * f.stored_channels : f.stored_channels;
+}
+
 // An utterance is cut evenly, whatever its neighbours and the threads are.
 std::int64_t tiles_of(const Utterance& utterance) { return divide_up(utterance.length, kTileRows); }
 
@@ -110,13 +114,6 @@ void gather(const ComponentConv& f, float* row, const Value& value) {
     });
 }
 
-template <class T>
-void gather(const ComponentConv& f, const T* source, float* row) {
-    gather(f, row, [&](std::int64_t channel, std::int64_t, std::int64_t count) {
-        return load_first(source + channel, count);
-    });
-}
-
 // Zeroes a row of `width` elements of which not all channels will be written.
 template <class T>
 void zero_dead(const ComponentConv& f, T* row, std::int64_t width) {
@@ -191,7 +188,10 @@ struct Parameters {
     void fill(const ComponentConv& f) const {
         const auto fill_row = [&](const void* source, float otherwise, float* row) {
             for (std::int64_t i = 0; i < stride; ++i) row[i] = source == nullptr ? otherwise : 0.0f;
-            if (source != nullptr) gather(f, static_cast<const T*>(source), row);
+            if (source == nullptr) return;
+            gather(f, row, [&](std::int64_t channel, std::int64_t, std::int64_t count) {
+                return load_first(static_cast<const T*>(source) + channel, count);
+            });
         };
         fill_row(f.bias, 0.0f, bias);
         fill_row(f.norm_weight, 1.0f, gain);

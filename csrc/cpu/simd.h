@@ -328,6 +328,9 @@ inline float largest(Vec x) {
 
 // --- for all
 
+// Asks for the cache line at p, which may lie anywhere.
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
 // e^x to about 1 unit in the last place; 0 and infinity where the result is out of range, NaN for
 // NaN. x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r (Cephes' coefficients), times 2^n.
 inline Vec exp(Vec x) {

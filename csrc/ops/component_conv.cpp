@@ -141,30 +141,30 @@ struct Inputs {
 };
 
 struct Outputs {
-    Tensor y, convolved, statistics;
+    Tensor y, normed, scales;
 };
 
 Outputs run_forward(const Inputs& in, bool keep) {
     const ComponentConv& f = in.conv;
-    const bool keep_rows = keep && in.keeps(), keep_statistics = keep && f.normed;
+    const bool keep_rows = keep && in.keeps(), keep_scales = keep && f.normed;
     Tensor y = torch::stable::new_empty(in.x, in.output_sizes());
-    Tensor convolved = torch::stable::new_empty(
+    Tensor normed = torch::stable::new_empty(
         in.x, std::vector<std::int64_t>{keep_rows ? f.rows : 0, f.channels});
-    Tensor statistics = torch::stable::new_empty(
-        in.x, std::vector<std::int64_t>{keep_statistics ? f.rows : 0, 2}, ScalarType::Float);
+    Tensor scales = torch::stable::new_empty(
+        in.x, std::vector<std::int64_t>{keep_scales ? f.rows : 0}, ScalarType::Float);
     if (f.channels == 0) {
         torch::stable::zero_(y);
-        torch::stable::zero_(statistics);
-        return {y, convolved, statistics};
+        torch::stable::zero_(scales);
+        return {y, normed, scales};
     }
-    const ComponentConvForward problem{
-        f, y.mutable_data_ptr(), keep_rows ? convolved.mutable_data_ptr() : nullptr,
-        keep_statistics ? statistics.mutable_data_ptr<float>() : nullptr};
+    const ComponentConvForward problem{f, y.mutable_data_ptr(),
+                                       keep_rows ? normed.mutable_data_ptr() : nullptr,
+                                       keep_scales ? scales.mutable_data_ptr<float>() : nullptr};
     const std::int64_t workers = torch::stable::get_num_threads();
     float* scratch =
         thread_scratch(DMAO_CPU_KERNEL(component_conv_forward_scratch)(problem, workers));
     DMAO_CPU_KERNEL(component_conv_forward)(problem, {scratch, workers}, torch_parallel());
-    return {y, convolved, statistics};
+    return {y, normed, scales};
 }
 
 struct Gradients {
@@ -176,8 +176,8 @@ struct Wanted {
     bool bias, norm_weight, norm_bias;
 };
 
-Gradients run_backward(const Inputs& in, const Tensor& grad_y, const void* convolved,
-                       const float* statistics, const Wanted& wanted) {
+Gradients run_backward(const Inputs& in, const Tensor& grad_y, const void* normed,
+                       const float* scales, const Wanted& wanted) {
     const ComponentConv& f = in.conv;
     const Tensor grad = torch::stable::contiguous(grad_y);
     check_tensor(in.op, "grad_y", grad, in.x.scalar_type());
@@ -195,8 +195,8 @@ Gradients run_backward(const Inputs& in, const Tensor& grad_y, const void* convo
     const ComponentConvBackward problem{
         f,
         grad.const_data_ptr(),
-        convolved,
-        statistics,
+        normed,
+        scales,
         gradients.x.mutable_data_ptr(),
         gradients.weight.mutable_data_ptr(),
         wanted.bias ? gradients.bias.mutable_data_ptr() : nullptr,
@@ -256,28 +256,27 @@ std::tuple<Tensor, Tensor, Tensor> component_conv(
         kOp, x, weight, bias, lengths, offsets,
         around(norm_weight, norm_bias, statistics_weight, live, components, norm, eps, activation));
     const Outputs found = run_forward(in, keep);
-    return {found.y, found.convolved, found.statistics};
+    return {found.y, found.normed, found.scales};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_conv_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Optional& norm_weight,
     const Optional& norm_bias, const Optional& statistics_weight, const Optional& live,
-    const Tensor& convolved, const Tensor& statistics, std::int64_t components,
-    const Optional& lengths, const Optional& offsets, const std::string& norm, double eps,
-    const std::string& activation, bool bias) {
+    const Tensor& normed, const Tensor& scales, std::int64_t components, const Optional& lengths,
+    const Optional& offsets, const std::string& norm, double eps, const std::string& activation,
+    bool bias) {
     const Inputs in(
         kOp, x, weight, std::nullopt, lengths, offsets,
         around(norm_weight, norm_bias, statistics_weight, live, components, norm, eps, activation));
     const ComponentConv& f = in.conv;
-    check_tensor(kOp, "convolved", convolved, in.x.scalar_type());
-    check_tensor(kOp, "statistics", statistics, ScalarType::Float);
-    const std::int64_t kept_rows = in.keeps() ? f.rows : 0, kept_statistics = f.normed ? f.rows : 0;
-    check(convolved.numel() == kept_rows * f.channels && statistics.numel() == 2 * kept_statistics,
-          kOp, ": the backward pass needs what the forward pass keeps with keep=True");
-    const Gradients found =
-        run_backward(in, grad_y, in.keeps() ? convolved.const_data_ptr() : nullptr,
-                     f.normed ? statistics.const_data_ptr<float>() : nullptr,
-                     {bias, norm_weight.has_value(), norm_bias.has_value()});
+    check_tensor(kOp, "normed", normed, in.x.scalar_type());
+    check_tensor(kOp, "scales", scales, ScalarType::Float);
+    const std::int64_t kept_rows = in.keeps() ? f.rows : 0, kept_scales = f.normed ? f.rows : 0;
+    check(normed.numel() == kept_rows * f.channels && scales.numel() == kept_scales, kOp,
+          ": the backward pass needs what the forward pass keeps with keep=True");
+    const Gradients found = run_backward(in, grad_y, in.keeps() ? normed.const_data_ptr() : nullptr,
+                                         f.normed ? scales.const_data_ptr<float>() : nullptr,
+                                         {bias, norm_weight.has_value(), norm_bias.has_value()});
     return {found.x, found.weight, found.bias, found.norm_weight, found.norm_bias};
 }
 

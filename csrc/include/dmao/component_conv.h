@@ -43,15 +43,15 @@ struct ComponentConvForward {
     ComponentConv conv;
     void* y;  // [rows, stored_channels]
     // For the backward pass; null: not kept.
-    void* convolved;    // [rows, channels] what is normed
-    float* statistics;  // [rows, 2] mean, 1 / standard deviation
+    void* normed;   // [rows, channels] the convolution's output, normed
+    float* scales;  // [rows] 1 / standard deviation
 };
 
 struct ComponentConvBackward {
     ComponentConv conv;
     const void* grad_y;       // [rows, stored_channels]
-    const void* convolved;    // null where there is neither norm nor activation
-    const float* statistics;  // null without norm
+    const void* normed;   // null where there is neither norm nor activation
+    const float* scales;  // null without norm
     void* grad_x;
     // Only the entries of live channels are written. Null: not wanted.
     void* grad_weight;

@@ -16,11 +16,11 @@ _OPTIONS = "int components, Tensor? lengths, Tensor? offsets, str norm, float ep
 define(
     "component_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
     f"Tensor? statistics_weight, Tensor? live, {_OPTIONS}, bool keep) "
-    "-> (Tensor y, Tensor convolved, Tensor statistics)"
+    "-> (Tensor y, Tensor normed, Tensor scales)"
 )
 define(
     "component_conv_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, "
-    f"Tensor? statistics_weight, Tensor? live, Tensor convolved, Tensor statistics, {_OPTIONS}, bool bias) "
+    f"Tensor? statistics_weight, Tensor? live, Tensor normed, Tensor scales, {_OPTIONS}, bool bias) "
     "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)"
 )
 register("component_conv", dtypes=DTYPES)
@@ -50,7 +50,7 @@ def component_conv(
     and their gradients are zero, and they take no part in the statistics of the norm. The result is that of
     the layer without them.
 
-    With gradients the convolution's output and two statistics per row are kept. Results are bit-identical for
+    With gradients the convolution's output, normed, and one scale per row are kept. Results are bit-identical for
     any number of threads, and for the packed and the padded form of a batch. Under torch.autocast all floating
     point inputs are cast, as F.conv1d does; statistics are computed in float32.
 

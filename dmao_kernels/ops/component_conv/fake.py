@@ -28,11 +28,11 @@ def _component_conv(
     stored = weight.shape[0]
     channels = stored if live is None else live.shape[0] * (stored // components if components else 0)
     rows = math.prod(x.shape[:-1])
-    normed = norm != "none"
+    layer = norm != "none"
     return (
         x.new_empty((*x.shape[:-1], stored)),
-        x.new_empty((rows if keep and (normed or activation != "none") else 0, channels)),
-        x.new_empty((rows if keep and normed else 0, 2), dtype=torch.float32),
+        x.new_empty((rows if keep and (layer or activation != "none") else 0, channels)),
+        x.new_empty((rows if keep and layer else 0,), dtype=torch.float32),
     )
 
 
@@ -45,8 +45,8 @@ def _component_conv_backward(
     norm_bias: Tensor | None,
     statistics_weight: Tensor | None,
     live: Tensor | None,
-    convolved: Tensor,
-    statistics: Tensor,
+    normed: Tensor,
+    scales: Tensor,
     components: int,
     lengths: Tensor | None,
     offsets: Tensor | None,

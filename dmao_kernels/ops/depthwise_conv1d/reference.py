@@ -32,7 +32,7 @@ def channels_last_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     No transposition of x, and on CPU the convolution runs vectorised over channels, about ten times faster
     than conv1d in [B, C, T].
     """
-    if x.shape[1] == 0 or x.shape[2] == 0:  # conv2d wants at least one output
+    if x.numel() == 0:  # conv2d wants at least one output and one channel
         return x + 0 * weight.sum(1) + (0 if bias is None else bias)
     image = x.unsqueeze(2).permute(0, 3, 1, 2)
     channels, taps = weight.shape
