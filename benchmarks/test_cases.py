@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks._harness import Timing
-from benchmarks.registry import OURS, SLOW_PEERS, Case
+from benchmarks.registry import OURS, SLOW_PEERS, Case, Problem
 from benchmarks.report import rows_of
 from benchmarks.roofline import limits
 
@@ -33,31 +33,38 @@ def test_case(
         except AssertionError as error:
             rows.extend(rows_of(case, threads, problem, gate=f"red: {error}".splitlines()[0]))
             raise
-        candidates = dict(problem.candidates)
-        if request.config.option.quick:
-            candidates = {name: call for name, call in candidates.items() if name not in SLOW_PEERS}
-        ours = candidates.pop(OURS)
-        samples: dict[str, list[float]] = {name: [] for name in candidates}
-
-        def peers() -> None:
-            for name, call in candidates.items():
-                start = time.perf_counter()
-                call()
-                samples[name].append(time.perf_counter() - start)
-
-        for _ in range(2):  # the first round warms up and compiles, the second is a sample of the time
-            start = time.perf_counter()
-            peers()
-            ours()
-            seconds = time.perf_counter() - start
-        for values in samples.values():
-            values.clear()
-        rounds = max(case.rounds, min(1000, int(request.config.option.seconds / seconds)))
-        benchmark.pedantic(ours, setup=peers, rounds=rounds)
-        samples[OURS] = benchmark.stats.stats.data
-        times = {name: Timing.of(values) for name, values in samples.items()}
+        seconds = request.config.option.seconds
+        if problem.measure is not None:
+            times = benchmark.pedantic(problem.measure, args=(seconds,))
+        else:
+            times = _in_turns(case, problem, benchmark, seconds, request.config.option.quick)
         measured = rows_of(case, threads, problem, times=times, limits=limits(threads))
     finally:
         torch.set_num_threads(before)
     rows.extend(measured)
     benchmark.extra_info["rows"] = measured
+
+
+def _in_turns(case: Case, problem: Problem, benchmark: Any, budget: float, quick: bool) -> dict[str, Timing]:
+    """Times every candidate once a round, for about `budget` seconds."""
+    candidates = {name: call for name, call in problem.candidates.items() if not (quick and name in SLOW_PEERS)}
+    ours = candidates.pop(OURS)
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+
+    def peers() -> None:
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            samples[name].append(time.perf_counter() - start)
+
+    for _ in range(2):  # the first round warms up and compiles, the second is a sample of the time
+        start = time.perf_counter()
+        peers()
+        ours()
+        seconds = time.perf_counter() - start
+    for values in samples.values():
+        values.clear()
+    rounds = max(case.rounds, min(1000, int(budget / seconds)))
+    benchmark.pedantic(ours, setup=peers, rounds=rounds)
+    samples[OURS] = benchmark.stats.stats.data
+    return {name: Timing.of(values) for name, values in samples.items()}
