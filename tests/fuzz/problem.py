@@ -105,18 +105,19 @@ def differentiable(
     reference: Callable[..., Tensor],
     *args: Any,
     magnitude: float = 1.0,
+    rows: int | None = None,
     **kwargs: Any,
 ) -> Problem:
     """The output of an operation, and the gradients of all arguments that require one.
 
-    Gradients of parameters are sums over the rows of the first argument, of terms of this magnitude. They are
-    formed in float32; those of bfloat16 are therefore right to the rounding of the result alone.
+    Gradients of parameters are sums over the rows (those of the first argument) of terms of this magnitude. They
+    are formed in float32; those of bfloat16 are therefore right to the rounding of the result alone.
     """
     with torch.no_grad():
         output = reference(*args, **kwargs)
     gradient = draw.tensor(*output.shape, dtype=output.dtype, grad=False)
 
-    rows = args[0].numel() / max(args[0].shape[-1], 1)
+    added = args[0].numel() / max(args[0].shape[-1], 1) if rows is None else rows
 
     def results(function: Callable[..., Tensor], args: Any, kwargs: Any) -> Results:
         found, gradients = outputs_and_gradients(function, *args, grad_output=gradient, **kwargs)
@@ -126,7 +127,7 @@ def differentiable(
         ours=lambda: results(function, args, kwargs),
         same=lambda: results(reference, args, kwargs),
         truth=lambda: results(reference, to_float64(args), to_float64(kwargs)),
-        magnitude=magnitude * rows**0.5 if args[0].dtype != torch.bfloat16 else magnitude / 8,
+        magnitude=magnitude * added**0.5 if output.dtype != torch.bfloat16 else magnitude / 8,
     )
 
 
