@@ -208,6 +208,8 @@ SETTINGS: list[tuple[Setting, dict[str, float], bool]] = [
 for (setting, targets, quick), dtype, backward in itertools.product(
     SETTINGS, (torch.float32, torch.bfloat16), (False, True)
 ):
+    if dtype == torch.bfloat16 and not (backward and targets):
+        continue
     register(
         Case(
             "block_attention",
