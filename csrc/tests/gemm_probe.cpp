@@ -6,14 +6,15 @@ using namespace dmao::DMAO_ISA_NAMESPACE;
 
 namespace {
 
-// C[m, n] += A B. a holds A [m, depth] or, if a_transposed, A^T; b likewise; rows and columns
-// (null: all) select from the matrix in b. packed_b and packed_a have room for the packed operands,
-// which are stored from their beginning on.
+// C[m, n] += A B, or C = start + A B. a holds A [m, depth] or, if a_transposed, A^T; b likewise;
+// rows and columns (null: all) select from the matrix in b. packed_b and packed_a have room for the
+// packed operands, which are stored from their beginning on.
 template <class T>
 void product(bool a_transposed, bool b_transposed, std::int64_t m, std::int64_t n,
              std::int64_t depth, const T* a, std::int64_t a_stride, const T* b,
              std::int64_t b_stride, const std::int32_t* b_rows, const std::int32_t* b_columns,
-             float* packed_a, float* packed_b, float* c, std::int64_t c_stride) {
+             float* packed_a, float* packed_b, float* c, std::int64_t c_stride,
+             const float* start) {
     using E = Operand<T>;
     E* panel = reinterpret_cast<E*>(packed_b);
     const Selection<T> matrix{b, b_stride, b_rows, b_columns};
@@ -28,10 +29,11 @@ void product(bool a_transposed, bool b_transposed, std::int64_t m, std::int64_t 
     if (a_transposed) {
         const std::int64_t stride = padded_columns(m);
         pack_columns(a, a_stride, depth, m, left, stride);
-        multiply<Order::column>(m, n, depth, left, stride, right, c, c_stride);
+        multiply<Order::column>(m, n, depth, left, stride, right, c, c_stride, start);
     } else {
         const std::int64_t count = m == 0 ? 0 : (m - 1) * a_stride + depth;
-        multiply<Order::row>(m, n, depth, as_operand(a, count, left), a_stride, right, c, c_stride);
+        multiply<Order::row>(m, n, depth, as_operand(a, count, left), a_stride, right, c, c_stride,
+                             start);
     }
 }
 
@@ -57,18 +59,18 @@ void product_float32(bool a_transposed, bool b_transposed, std::int64_t m, std::
                      std::int64_t depth, const float* a, std::int64_t a_stride, const float* b,
                      std::int64_t b_stride, const std::int32_t* b_rows,
                      const std::int32_t* b_columns, float* packed_a, float* packed_b, float* c,
-                     std::int64_t c_stride) {
+                     std::int64_t c_stride, const float* start) {
     product(a_transposed, b_transposed, m, n, depth, a, a_stride, b, b_stride, b_rows, b_columns,
-            packed_a, packed_b, c, c_stride);
+            packed_a, packed_b, c, c_stride, start);
 }
 
 void product_bfloat16(bool a_transposed, bool b_transposed, std::int64_t m, std::int64_t n,
                       std::int64_t depth, const bfloat16* a, std::int64_t a_stride,
                       const bfloat16* b, std::int64_t b_stride, const std::int32_t* b_rows,
                       const std::int32_t* b_columns, float* packed_a, float* packed_b, float* c,
-                      std::int64_t c_stride) {
+                      std::int64_t c_stride, const float* start) {
     product(a_transposed, b_transposed, m, n, depth, a, a_stride, b, b_stride, b_rows, b_columns,
-            packed_a, packed_b, c, c_stride);
+            packed_a, packed_b, c, c_stride, start);
 }
 
 void repeat_float32(std::int64_t repeats, bool a_transposed, std::int64_t m, std::int64_t n,

@@ -25,8 +25,12 @@ def product(
     orders: tuple[bool, bool],
     rows: Tensor | None = None,
     columns: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
-    """1 + A B from poisoned memory, where A = a^T if orders[0], B = b^T if orders[1], b taken at rows and columns."""
+    """1 + A B from poisoned memory, where A = a^T if orders[0], B = b^T if orders[1], b taken at rows and columns.
+
+    With `start`, that row + A B, into NaN.
+    """
     poison = Poison()
     selected = b if rows is None else b[rows.long()]
     selected = selected if columns is None else selected[:, columns.long()]
@@ -36,14 +40,16 @@ def product(
     # Whole vectors (of at most 16) and pairs.
     packed_a = poison.around(torch.full(((m + 16) * (depth + 1),), torch.nan))
     packed_b = poison.around(torch.full(((n + 16) * (depth + 1),), torch.nan))
-    c = poison.around(torch.ones(m, n))
+    c = poison.around(torch.full((m, n), 1.0 if start is None else torch.nan))
+    padded = None if start is None else torch.cat([start, torch.full((16,), torch.nan)])
     arguments = [*orders, *map(ctypes.c_int64, (m, n, depth)), left, ctypes.c_int64(a.shape[1])]
-    arguments += [right, ctypes.c_int64(b.shape[1]), rows, columns, packed_a, packed_b, c, ctypes.c_int64(n)]
+    arguments += [right, ctypes.c_int64(b.shape[1]), rows, columns, packed_a, packed_b, c, ctypes.c_int64(n), padded]
     name = f"product_{str(a.dtype).removeprefix('torch.')}"
     getattr(probe, name)(*(ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments))
     poison.check()
     exact = (a.double().T if orders[0] else a.double()) @ (selected.double().T if orders[1] else selected.double())
-    torch.testing.assert_close(c.double(), 1 + exact, rtol=0, atol=3e-7 * (depth + 3))
+    expected = (1 if start is None else start.double()) + exact
+    torch.testing.assert_close(c.double(), expected, rtol=0, atol=3e-7 * (depth + 3))
     return c
 
 
@@ -57,6 +63,7 @@ def test_products(
     a, b = torch.randn(m, depth).to(dtype), torch.randn(depth, n).to(dtype)
     a, b = a.T.contiguous() if orders[0] else a, b.T.contiguous() if orders[1] else b
     product(probe, a, b, orders)
+    product(probe, a, b, orders, start=torch.randn(n))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
