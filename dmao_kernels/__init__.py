@@ -11,7 +11,7 @@ Here are the operations, and which implementation of them runs. To be imported b
 from dmao_kernels._version import __version__
 from dmao_kernels.block_mask import BlockMask
 from dmao_kernels.dispatch import BACKENDS, can_run, cpu_capability, use_backend
-from dmao_kernels.ops import adamw_importance_, block_attention, component_ffn, importance_, masked_linear
+from dmao_kernels.ops import adamw_importance_, block_attention, component_ffn, conv3x3, importance_, masked_linear
 
 __all__ = [
     "BACKENDS",
@@ -21,6 +21,7 @@ __all__ = [
     "block_attention",
     "can_run",
     "component_ffn",
+    "conv3x3",
     "cpu_capability",
     "importance_",
     "masked_linear",

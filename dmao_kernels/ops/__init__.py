@@ -3,7 +3,8 @@
 from dmao_kernels.ops.adamw_importance import adamw_importance_
 from dmao_kernels.ops.block_attention import block_attention
 from dmao_kernels.ops.component_ffn import component_ffn
+from dmao_kernels.ops.conv3x3 import conv3x3
 from dmao_kernels.ops.importance import importance_
 from dmao_kernels.ops.masked_linear import masked_linear
 
-__all__ = ["adamw_importance_", "block_attention", "component_ffn", "importance_", "masked_linear"]
+__all__ = ["adamw_importance_", "block_attention", "component_ffn", "conv3x3", "importance_", "masked_linear"]
