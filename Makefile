@@ -26,13 +26,15 @@ export XDG_CACHE_HOME := $(CURDIR)/build/cache
 export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 
-.PHONY: help setup demo test test-all bench bench-quick lint format clean distclean
+.PHONY: help setup demo test test-all sanitize emulate bench bench-quick lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       set up, then train the uniform baseline and the grow-and-drop model; runs/demo/report.html"
 	@echo "make test       set up, then run the quick tests"
 	@echo "make test-all   the slow sweeps as well"
+	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
+	@echo "make emulate    the AVX-512 kernels in an emulator, on a machine without (Debian; installs nothing, says what it needs)"
 	@echo "make bench      all benchmarks, against their peers; benchmarks/results;  make bench-quick takes 5 minutes"
 	@echo "make lint       ruff, mypy, clang-format (checks only);  make format rewrites"
 	@echo "make clean      remove build outputs;  make distclean removes .venv as well"
@@ -49,7 +51,15 @@ test: $(NATIVE)
 
 test-all: $(NATIVE)
 	@mkdir -p build
-	$(PYTEST) -m "" $(ARGS)
+	$(PYTEST) -m "not emulator" $(ARGS)
+
+sanitize: $(NATIVE)
+	@mkdir -p build
+	$(PYTEST) -m "" tests/native/test_sanitized.py $(ARGS)
+
+emulate: $(NATIVE)
+	@mkdir -p build
+	$(PYTEST) -n 0 -rs -m emulator tests/native/test_instruction_sets.py $(ARGS)
 
 BENCH := $(BIN)/python -m pytest -q benchmarks -p no:cacheprovider
 

@@ -11,7 +11,18 @@ Here are the operations, and which implementation of them runs. To be imported b
 from dmao_kernels._version import __version__
 from dmao_kernels.block_mask import BlockMask
 from dmao_kernels.dispatch import BACKENDS, can_run, cpu_capability, use_backend
-from dmao_kernels.ops import adamw_importance_, block_attention, component_ffn, conv3x3, importance_, masked_linear
+from dmao_kernels.ops import (
+    adamw_importance_,
+    block_attention,
+    component_conv,
+    component_ffn,
+    conv3x3,
+    depthwise_conv1d,
+    importance_,
+    masked_linear,
+    pack,
+    unpack,
+)
 
 __all__ = [
     "BACKENDS",
@@ -20,10 +31,14 @@ __all__ = [
     "adamw_importance_",
     "block_attention",
     "can_run",
+    "component_conv",
     "component_ffn",
     "conv3x3",
     "cpu_capability",
+    "depthwise_conv1d",
     "importance_",
     "masked_linear",
+    "pack",
+    "unpack",
     "use_backend",
 ]

@@ -64,5 +64,11 @@ struct Gelu {
     }
 };
 
+struct Identity {
+    static Vec value(Vec h) { return h; }
+
+    static ValueAndSlope value_and_slope(Vec h) { return {h, Vec(1.0f)}; }
+};
+
 }  // namespace
 }  // namespace dmao::DMAO_ISA_NAMESPACE

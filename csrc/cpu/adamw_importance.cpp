@@ -105,9 +105,8 @@ void run(const AdamWChunk& chunk, Metric metric) {
 }  // namespace
 
 void adamw_importance(const AdamWProblem& problem, const ParallelFor& parallel) {
-    parallel(problem.count, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) run(problem.chunks[i], problem.metric);
-    });
+    parallel.each(problem.count, problem.workers,
+                  [&](std::int64_t i) { run(problem.chunks[i], problem.metric); });
 }
 
 }  // namespace dmao::DMAO_ISA_NAMESPACE

@@ -379,6 +379,8 @@ void choose(const ComponentFfn& f, const Run& run) {
                 return run.template operator()<T, Relu>();
             case Activation::gelu:
                 return run.template operator()<T, Gelu>();
+            case Activation::none:
+                return;  // without one the two products would be one: not in the contract
         }
     };
     if (f.dtype == DType::float32) {

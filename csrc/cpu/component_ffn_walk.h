@@ -96,9 +96,6 @@ void finish(bfloat16* target, std::int64_t count, const float* sums) {
     }
 }
 
-void set(float& target, float value) { target = value; }
-void set(bfloat16& target, float value) { target = to_bfloat16(value); }
-
 // out[i] = the bias of unit units[i] (null: i), or zero.
 template <class T>
 void gather_bias(const T* bias, const std::int32_t* units, std::int64_t count, float* out) {

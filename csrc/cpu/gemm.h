@@ -99,24 +99,34 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
     }
 }
 
+// C[m, n] += A[m, depth] B[first .. first + depth, n] with B in packed form, of `stored` rows.
+// `first` is a whole number of words.
+template <Order order, class E>
+void multiply_rows(std::int64_t m, std::int64_t n, std::int64_t depth, const E* a,
+                   std::int64_t stride, const E* b, std::int64_t first, std::int64_t stored,
+                   float* c, std::int64_t c_stride) {
+    for (std::int64_t column = 0; column < n; column += kPanel) {
+        const std::int64_t columns = smaller(kPanel, n - column);
+        const int vecs = static_cast<int>(divide_up(columns, Vec::width));
+        const int tail = static_cast<int>(columns - (vecs - 1) * Vec::width);
+        const E* panel = b + first * vecs * Vec::width;
+        float* out = c + column;
+        if (vecs == kVecs) {
+            multiply_panel<order, kVecs>(m, depth, a, stride, panel, out, c_stride, tail);
+        } else if (vecs == 1) {
+            multiply_panel<order, 1>(m, depth, a, stride, panel, out, c_stride, tail);
+        } else {
+            multiply_panel<order, 2>(m, depth, a, stride, panel, out, c_stride, tail);
+        }
+        b += padded_depth<E>(stored) * vecs * Vec::width;
+    }
+}
+
 // C[m, n] += A[m, depth] B[depth, n] with B in packed form.
 template <Order order, class E>
 void multiply(std::int64_t m, std::int64_t n, std::int64_t depth, const E* a, std::int64_t stride,
               const E* b, float* c, std::int64_t c_stride) {
-    for (std::int64_t first = 0; first < n; first += kPanel) {
-        const std::int64_t columns = smaller(kPanel, n - first);
-        const int vecs = static_cast<int>(divide_up(columns, Vec::width));
-        const int tail = static_cast<int>(columns - (vecs - 1) * Vec::width);
-        float* out = c + first;
-        if (vecs == kVecs) {
-            multiply_panel<order, kVecs>(m, depth, a, stride, b, out, c_stride, tail);
-        } else if (vecs == 1) {
-            multiply_panel<order, 1>(m, depth, a, stride, b, out, c_stride, tail);
-        } else {
-            multiply_panel<order, 2>(m, depth, a, stride, b, out, c_stride, tail);
-        }
-        b += padded_depth<E>(depth) * vecs * Vec::width;
-    }
+    multiply_rows<order>(m, n, depth, a, stride, b, 0, depth, c, c_stride);
 }
 
 }  // namespace

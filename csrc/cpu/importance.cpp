@@ -9,9 +9,8 @@
 namespace dmao::DMAO_ISA_NAMESPACE {
 
 void importance(const ImportanceProblem& problem, const ParallelFor& parallel) {
-    parallel(problem.count, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) score(problem.chunks[i], problem.metric);
-    });
+    parallel.each(problem.count, problem.workers,
+                  [&](std::int64_t i) { score(problem.chunks[i], problem.metric); });
 }
 
 }  // namespace dmao::DMAO_ISA_NAMESPACE

@@ -152,7 +152,8 @@ void adamw_importance_(const Tensors& params, const Tensors& grads, const Tensor
         const AdamWChunk whole = all.chunk(i, factors[i]);
         cut(1, numel, numel, whole.part, [&](const ImportanceChunk& part) { add(whole, part); });
     }
-    const AdamWProblem problem{chunks.data(), static_cast<std::int64_t>(chunks.size()), metric};
+    const AdamWProblem problem{chunks.data(), static_cast<std::int64_t>(chunks.size()),
+                               torch::stable::get_num_threads(), metric};
     DMAO_CPU_KERNEL(adamw_importance)(problem, torch_parallel());
     sums.average(ema, inverse_count, beta);
 }

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -11,43 +10,13 @@
 #include <vector>
 
 #include "common.h"
+#include "live.h"
 #include "scratch.h"
 
 namespace dmao {
 namespace {
 
 constexpr const char* kOp = "component_ffn";
-
-// The stored units that live, ascending.
-std::vector<std::int32_t> live_units(const std::optional<Tensor>& live, std::int64_t components,
-                                     std::int64_t stored) {
-    check(components > 0 ? stored % components == 0 : components == 0 && stored == 0, kOp,
-          ": components must divide the ", stored, " units, got ", components);
-    check(stored <= std::numeric_limits<std::int32_t>::max(), kOp, ": too many units: ", stored);
-    std::vector<std::int32_t> units;
-    if (!live.has_value()) {
-        units.resize(stored);
-        std::iota(units.begin(), units.end(), 0);
-        return units;
-    }
-    check_tensor(kOp, "live", *live, ScalarType::Int);
-    check(live->dim() == 1, kOp, ": live must have one dimension, got ", live->dim());
-    const std::int64_t width = components == 0 ? 0 : stored / components;
-    units.reserve(live->numel() * width);
-    const std::int32_t* ids = live->const_data_ptr<std::int32_t>();
-    std::int64_t last = -1;
-    for (std::int64_t i = 0; i < live->numel(); ++i) {
-        check(ids[i] >= 0 && ids[i] < components, kOp, ": live[", i,
-              "] must be a component id in [0, ", components, "), got ", ids[i]);
-        check(ids[i] > last, kOp, ": live must be strictly increasing, but live[", i,
-              "] = ", ids[i], " follows ", last);
-        last = ids[i];
-        for (std::int64_t j = 0; j < width; ++j) {
-            units.push_back(static_cast<std::int32_t>(ids[i] * width + j));
-        }
-    }
-    return units;
-}
 
 // Contiguous copies of the inputs, where needed, and the problem that points into them.
 struct Inputs {
@@ -75,7 +44,7 @@ struct Inputs {
         check_matrix("w1", w1, ffn.stored_hidden, ffn.in_width);
         check_matrix("w2", w2, ffn.out_width, ffn.stored_hidden);
         if (b1_.has_value()) b1 = vector("b1", *b1_, ffn.stored_hidden);
-        units = live_units(live, components, ffn.stored_hidden);
+        units = live_units(kOp, live, components, ffn.stored_hidden, "units");
         ffn.hidden = static_cast<std::int64_t>(units.size());
         ffn.units = units.data();
         ffn.activation = parse_activation(kOp, activation);

@@ -38,7 +38,7 @@ void importance_(const Tensor& ema, const std::vector<Tensor>& weights,
     sums.allocate();
     for (std::size_t i = 0; i < chunks.size(); ++i) chunks[i].sums = sums.of_chunk(i);
     const ImportanceProblem problem{chunks.data(), static_cast<std::int64_t>(chunks.size()),
-                                    metric};
+                                    torch::stable::get_num_threads(), metric};
     DMAO_CPU_KERNEL(importance)(problem, torch_parallel());
     sums.average(ema, inverse_count, beta);
 }

@@ -2,9 +2,23 @@
 
 from dmao_kernels.ops.adamw_importance import adamw_importance_
 from dmao_kernels.ops.block_attention import block_attention
+from dmao_kernels.ops.component_conv import component_conv
 from dmao_kernels.ops.component_ffn import component_ffn
 from dmao_kernels.ops.conv3x3 import conv3x3
+from dmao_kernels.ops.depthwise_conv1d import depthwise_conv1d
 from dmao_kernels.ops.importance import importance_
 from dmao_kernels.ops.masked_linear import masked_linear
+from dmao_kernels.ops.packing import pack, unpack
 
-__all__ = ["adamw_importance_", "block_attention", "component_ffn", "conv3x3", "importance_", "masked_linear"]
+__all__ = [
+    "adamw_importance_",
+    "block_attention",
+    "component_conv",
+    "component_ffn",
+    "conv3x3",
+    "depthwise_conv1d",
+    "importance_",
+    "masked_linear",
+    "pack",
+    "unpack",
+]

@@ -8,6 +8,7 @@
 """
 
 from dmao_kernels.layout import ComponentLayout
+from dmao_kernels.structure.adamw import ScoringAdamW
 from dmao_kernels.structure.copies import Pairs, copy_cosines, follow_copies
 from dmao_kernels.structure.edit import EditReport, apply_plan
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -40,6 +41,7 @@ __all__ = [
     "Plan",
     "Scope",
     "Scores",
+    "ScoringAdamW",
     "Selection",
     "Split",
     "apply_plan",

@@ -16,7 +16,7 @@ from dmao_kernels.structure.slots import Slot
 
 Metric = Literal["taylor", "gradient", "magnitude", "signed", "gate"]
 Scope = Literal["slice", "component"]
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,33 @@ class Scores:
         (gates excepted).
     beta: weight of the old average in s <- beta s + (1 - beta) s_new; it starts at 0. (Published: 0.1, one
         batch.)
+    every: of so many updates that are asked for, the first is made.  calls, updates: asked for, and made.
 
     What is not scored keeps its average: components whose mean is not finite (NaN gradients never poison
     scores), and those of whose scored parameters none has a gradient. Frozen parameters are left out of the
     mean, except for "magnitude" and "gate".
 
-    Raises ValueError for unknown names, beta outside [0, 1), or metric "gate" without gates.
+    Raises ValueError for unknown names, beta outside [0, 1), every below 1, or metric "gate" without gates.
     """
 
-    def __init__(self, elastic: Elastic, metric: Metric = "taylor", scope: Scope = "slice", beta: float = 0.99) -> None:
+    def __init__(
+        self,
+        elastic: Elastic,
+        metric: Metric = "taylor",
+        scope: Scope = "slice",
+        beta: float = 0.99,
+        every: int = 1,
+    ) -> None:
         if metric not in (*METRICS, "gate"):
             raise ValueError(f"Scores: metric must be one of {', '.join(METRICS)}, gate, got '{metric}'")
         if scope not in ("slice", "component"):
             raise ValueError(f"Scores: scope must be slice or component, got '{scope}'")
         if not 0 <= beta < 1:
             raise ValueError(f"Scores: beta must be in [0, 1), got {beta}")
-        self.elastic, self.metric, self.scope, self.beta = elastic, metric, scope, beta
-        self.updates = 0
+        if every < 1:
+            raise ValueError(f"Scores: every must be 1 or more, got {every}")
+        self.elastic, self.metric, self.scope, self.beta, self.every = elastic, metric, scope, beta, every
+        self.calls = self.updates = 0
         self._counts, self._edits = elastic.counts(), elastic.edits
         self._slots: list[tuple[ElasticModule, list[tuple[str, Slot]]]] = []
         self._slots_version = -1
@@ -72,23 +82,33 @@ class Scores:
         Call it after ``loss.backward()`` and before gradients are cleared. Raises RuntimeError where the
         model was edited and the scores were not told (``follow``, once per ``apply_plan``).
         """
+        if (begun := self.begin_update()) is not None:
+            tensors, arguments = begun
+            grads = [t.new_empty(0) if t.grad is None else t.grad for t in tensors]
+            importance_(weights=tensors, grads=grads, **arguments)
+
+    def begin_update(self) -> tuple[list[Tensor], dict[str, Any]] | None:
+        """For whoever makes the update himself: what is scored, and how.
+
+        The parameters, and the other arguments of ``importance_``, or of ``adamw_importance_``, by name. None
+        where ``every`` passes this one over. Raises RuntimeError as ``update`` does.
+        """
         if self._edits != self.elastic.edits:
             raise RuntimeError(
                 "Scores.update: the structure has changed: call follow(plan) after apply_plan(plan, ...)"
             )
-        table = self._current_table()
-        weights = [t.detach() for t in table.tensors]
-        grads = [t.new_empty(0) if t.grad is None else t.grad for t in table.tensors]
-        importance_(
-            self.ema,
-            weights,
-            grads,
-            table.segments,
-            table.inverse_count,
-            "magnitude" if self.metric == "gate" else self.metric,
-            self.beta,
-        )
+        self.calls += 1
+        if (self.calls - 1) % self.every:
+            return None
         self.updates += 1
+        table = self._current_table()
+        return table.tensors, {
+            "ema": self.ema,
+            "segments": table.segments,
+            "inverse_count": table.inverse_count,
+            "metric": "magnitude" if self.metric == "gate" else self.metric,
+            "beta": self.beta,
+        }
 
     def values(self) -> dict[str, Tensor]:
         """The scores, {module: [components]}, on the device; higher is worth more."""
@@ -108,7 +128,7 @@ class Scores:
     def reset(self) -> None:
         """Begin anew (as the published code does after an event)."""
         self.ema.zero_()
-        self.updates = 0
+        self.calls = self.updates = 0
 
     def follow(self, plan: Plan) -> None:
         """Let the averages follow their components through an edit.
@@ -133,6 +153,7 @@ class Scores:
             "metric": self.metric,
             "scope": self.scope,
             "beta": self.beta,
+            "calls": self.calls,
             "updates": self.updates,
             "counts": dict(self._counts),
             "ema": self.ema.cpu().clone(),
@@ -155,7 +176,8 @@ class Scores:
             )
         self.ema = ema.to(device=self.ema.device, dtype=torch.float32, copy=True)
         self._counts, self._edits = counts, self.elastic.edits
-        self.beta, self.updates = float(state["beta"]), int(state["updates"])
+        self.beta = float(state["beta"])
+        self.calls, self.updates = int(state["calls"]), int(state["updates"])
 
     def _scored(self, m: ElasticModule) -> list[tuple[str, Slot]]:
         """The parameters whose entries are averaged, frozen ones among them."""

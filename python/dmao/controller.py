@@ -35,6 +35,7 @@ from dmao_kernels.structure import (
     Plan,
     Scope,
     Scores,
+    ScoringAdamW,
     Selection,
     Split,
     apply_plan,
@@ -114,6 +115,8 @@ class GrowAndDrop:
         gives them its widths, metric "gate" gives them gates.
     observe_every: score every n-th step only.
 
+    A ScoringAdamW scores in its own step(): then nobody calls observe().
+
     A run is a function of `seed`. Saves and restores with state_dict: load this before the model's and the
     optimizer's state, into a model built as at the start.
     """
@@ -147,7 +150,9 @@ class GrowAndDrop:
         self.optimizer = optimizer
         self.elastic = Elastic(model, components)
         self.gates = _add_gates(self.elastic, optimizer, companions) if metric == "gate" else None
-        self.scores = Scores(self.elastic, metric=metric, scope=scope, beta=beta)
+        self.scores = Scores(self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
+        if isinstance(optimizer, ScoringAdamW):
+            optimizer.scores = self.scores
         self.events: list[Event] = []
         self._copies: Copies = {}
         self.budget = self.elastic.live_parameters()
@@ -156,15 +161,16 @@ class GrowAndDrop:
         self._seed = seed
         self._per_cost, self._keep_at_least, self._revive = per_cost, keep_at_least, revive
         self._companions = tuple(companions)
-        self._observe_every = observe_every
-        self._observed = 0
         self._step = 0
 
     def observe(self) -> None:
-        """Takes the gradients as backward left them into the scores. Nothing waits for the device."""
-        if self._observed % self._observe_every == 0:
-            self.scores.update()
-        self._observed += 1
+        """Takes the gradients as backward left them into the scores. Nothing waits for the device.
+
+        Raises RuntimeError where the optimizer does that itself.
+        """
+        if isinstance(self.optimizer, ScoringAdamW):
+            raise RuntimeError("GrowAndDrop: ScoringAdamW scores in its step(): call that, and not observe()")
+        self.scores.update()
 
     def due(self, step: int) -> bool:
         """Whether an event falls now, `step` optimizer steps being done."""
@@ -178,7 +184,7 @@ class GrowAndDrop:
         Raises RuntimeError where no gradient was observed, ValueError where the plan cannot be met; nothing is
         changed then.
         """
-        if self._observed == 0:
+        if self.scores.calls == 0:
             raise RuntimeError("GrowAndDrop: call observe() after backward, before an event: there are no scores yet")
         start = time.perf_counter()
         before, parameters_before = self.elastic.counts(), self.elastic.live_parameters()
@@ -241,7 +247,6 @@ class GrowAndDrop:
             "events": [event.to_dict() for event in self.events],
             "copies": self._copies,
             "budget": self.budget,
-            "observed": self._observed,
             "step": self._step,
         }
 
@@ -252,7 +257,6 @@ class GrowAndDrop:
         self.events = [Event.from_dict(event) for event in state["events"]]
         self._copies = _join({}, state["copies"])
         self.budget = state["budget"]
-        self._observed = state["observed"]
         self._step = state["step"]
 
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from dmao.config import OptimizerConfig, TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.randomness import derive_seed, generator
+from dmao_kernels.structure import ScoringAdamW
 
 if TYPE_CHECKING:
     from dmao.data.loader import Batch
@@ -36,28 +37,20 @@ class StepResult:
     problem: str = ""
 
 
-class Observer(Protocol):
-    """What a step needs of a controller; the rest of `GrowAndDrop` happens between steps."""
-
-    def observe(self) -> None: ...
-
-    def penalty(self, weight: float) -> Tensor: ...
-
-
 class TrainingStep:
-    """Forward, loss, backward, scores, optimizer. Call it with a batch and the number of the step (from 1).
+    """Forward, loss, backward, optimizer. Call it with a batch and the number of the step (from 1).
 
-    It seeds torch's global generator with (seed, step): dropout depends on nothing that came before. A step
-    whose loss or gradient norm is not finite, or whose batch holds nothing to learn, leaves model, optimizer
-    and scores untouched.
+    The optimizer clips the gradients and scores the components on its way. torch's global generator is seeded with
+    (seed, step): dropout depends on nothing that came before. A step whose loss or gradient norm is not finite, or
+    whose batch holds nothing to learn, leaves model, optimizer and scores untouched.
     """
 
     def __init__(
         self,
         model: ConformerCTC,
-        optimizer: torch.optim.Optimizer,
+        optimizer: ScoringAdamW,
         config: TrainConfig,
-        controller: Observer | None,
+        controller: GrowAndDrop | None,
     ):
         self.model = model
         self.optimizer = optimizer
@@ -91,17 +84,13 @@ class TrainingStep:
         if self.controller is not None and penalty:
             loss = loss + self.controller.penalty(penalty)
         loss.backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm(grads)
         grad_norm = norm.item()
         if not math.isfinite(grad_norm):
             return StepResult(value, grad_norm, labels, unaligned, f"the gradient norm is {grad_norm}")
-        if self.controller is not None:
-            self.controller.observe()
         clip = self.config.optimizer.clip
-        if clip is not None:
-            clip_grads_with_norm_(parameters, clip, norm)
-        self.optimizer.step()
+        self.optimizer.step(grad_factor=None if clip is None else (clip / (norm + 1e-6)).clamp(max=1.0))
         return StepResult(value, grad_norm, labels, unaligned)
 
 
@@ -110,19 +99,18 @@ def autocast(precision: str) -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW on all parameters, in one pass over each (fused)."""
-    return torch.optim.AdamW(
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> ScoringAdamW:
+    """AdamW on all parameters, which scores in the same pass once a controller has taken it."""
+    return ScoringAdamW(
         model.parameters(),
         lr=0.0,
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=True,
     )
 
 
-def make_controller(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig) -> GrowAndDrop | None:
+def make_controller(model: nn.Module, optimizer: ScoringAdamW, config: TrainConfig) -> GrowAndDrop | None:
     """The controller that the config asks for; None for the uniform baseline."""
     settings = config.grow_and_drop
     if settings.schedule is None:
@@ -153,7 +141,7 @@ def build_model(config: TrainConfig, outputs: int, inputs: int = 80) -> Conforme
 
 def restore(
     state: Mapping[str, Any],
-) -> tuple[ConformerCTC, torch.optim.Optimizer, GrowAndDrop | None, TrainConfig]:
+) -> tuple[ConformerCTC, ScoringAdamW, GrowAndDrop | None, TrainConfig]:
     """Model, optimizer, controller and config as a checkpoint's state holds them."""
     config = TrainConfig.from_dict(state["config"])
     model = build_model(config, len(state["labels"]["tokens"]), state["inputs"])
@@ -166,7 +154,7 @@ def restore(
 def load_state(
     state: Mapping[str, Any],
     model: ConformerCTC,
-    optimizer: torch.optim.Optimizer,
+    optimizer: ScoringAdamW,
     controller: GrowAndDrop | None,
 ) -> None:
     """Loads a checkpoint's state into what was freshly built: the widths first, then what has them."""

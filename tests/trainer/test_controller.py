@@ -14,7 +14,7 @@ from dmao.schedule import Schedule
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dmao_kernels.structure import feedforward_layout, register_family
+from dmao_kernels.structure import ScoringAdamW, feedforward_layout, register_family
 
 
 class Mlp(nn.Module):
@@ -57,7 +57,8 @@ def run(model, optimizer, controller, steps):
         x, y = batch(step)
         loss = (model(x) - y).square().mean()
         loss.backward()
-        controller.observe()
+        if not isinstance(optimizer, ScoringAdamW):
+            controller.observe()
         optimizer.step()
         optimizer.zero_grad()
         if controller.due(step):
@@ -66,9 +67,9 @@ def run(model, optimizer, controller, steps):
     return losses, events
 
 
-def setup(schedule=None, seed=0, **settings):
+def setup(schedule=None, seed=0, optimizer_class=torch.optim.AdamW, **settings):
     model = build()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = optimizer_class(model.parameters(), lr=1e-2)
     schedule = schedule or Schedule(start=0.3, end=0.6, events=2, fraction=0.4)
     return model, optimizer, GrowAndDrop(model, optimizer, schedule, total_steps=40, seed=seed, **settings)
 
@@ -217,6 +218,33 @@ def test_observe_every():
     for _ in range(7):
         _observe(every)
     assert every.scores.updates == 3
+
+
+def test_an_optimizer_that_scores(monkeypatch):
+    """ScoringAdamW under GrowAndDrop is observe() and then a step: losses, scores and events, to the bit."""
+    whole, apart = ({"optimizer_class": ScoringAdamW, "observe_every": 2} for _ in range(2))
+    model, optimizer, controller = setup(**whole)
+    assert optimizer.scores is controller.scores
+    fused = run(model, optimizer, controller, range(1, 41))
+    with pytest.raises(RuntimeError, match=r"ScoringAdamW scores in its step\(\): call that, and not observe"):
+        controller.observe()
+    other, optimizer, observer = setup(**apart)
+    optimizer.scores = None
+    monkeypatch.setattr(ScoringAdamW, "step", _after(observer.scores.update, ScoringAdamW.step))
+    separate = run(other, optimizer, observer, range(1, 41))
+    assert fused[0] == separate[0]
+    assert _without_time(fused[1]) == _without_time(separate[1])
+    assert len(fused[1]) == 2
+    assert torch.equal(controller.scores.ema, observer.scores.ema)
+    assert controller.scores.updates == observer.scores.updates == 20
+
+
+def _after(first, then):
+    def call(*arguments):
+        first()
+        return then(*arguments)
+
+    return call
 
 
 def test_several_events_do_not_drift():

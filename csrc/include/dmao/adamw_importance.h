@@ -31,6 +31,7 @@ struct AdamWChunk {
 struct AdamWProblem {
     const AdamWChunk* chunks;
     std::int64_t count;
+    std::int64_t workers;  // threads
     Metric metric;
 };
 

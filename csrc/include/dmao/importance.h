@@ -30,6 +30,7 @@ struct ImportanceChunk {
 struct ImportanceProblem {
     const ImportanceChunk* chunks;
     std::int64_t count;
+    std::int64_t workers;  // threads
     Metric metric;
 };
 

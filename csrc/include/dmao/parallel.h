@@ -27,6 +27,20 @@ class ParallelFor {
             const_cast<void*>(static_cast<const void*>(&body)));
     }
 
+    // body(i) for every item of [0, count), each worker taking the next one when it gets free: for
+    // items of unequal length. `workers` is the number of threads.
+    template <class Function>
+    void each(std::int64_t count, std::int64_t workers, const Function& body) const {
+        std::int64_t next = 0;
+        (*this)(workers, 1, [&](std::int64_t, std::int64_t) {
+            for (;;) {
+                const std::int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+                if (i >= count) return;
+                body(i);
+            }
+        });
+    }
+
   private:
     Run run_;
 };

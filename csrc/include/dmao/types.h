@@ -13,6 +13,11 @@ struct bfloat16 {
 
 enum class DType : std::int32_t { float32, bfloat16 };
 
-enum class Activation : std::int32_t { silu, relu, gelu };
+enum class Activation : std::int32_t { silu, relu, gelu, none };
+
+// Rows [first, first + length) of a batch.
+struct Utterance {
+    std::int64_t first, length;
+};
 
 }  // namespace dmao

@@ -96,12 +96,12 @@ def adamw_importance_(
     """
     _check(params, grads, exp_avgs, exp_avg_sqs, steps, groups, group_of, grad_factor)
     check_scores(_OP, ema, segments, inverse_count, metric, beta)
-    _check_devices(ema, (*params, *grads))
+    _check_devices(ema.device, (*params, *grads))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (ema, *params, *grads)):
         raise RuntimeError(f"{_OP}: a step is not differentiable; call it under torch.no_grad()")
     grads = [grad.contiguous() for grad in grads]
     factor = None if grad_factor is None else grad_factor.contiguous()
-    native = choose_backend(_OP, ema, *params, *grads, factor) == "cpu"
+    native = choose_backend(_OP, ema) == "cpu"  # all are of its device, and of dtypes that the kernel knows
     step = torch.ops.dmao.adamw_importance_ if native else adamw_importance_reference_
     step(
         params,
@@ -146,31 +146,33 @@ def _check(
         )
     if grad_factor is not None and (grad_factor.dtype != torch.float32 or grad_factor.dim() != 0):
         raise ValueError(f"{_OP}: grad_factor must be float32 [], got {describe(grad_factor)}")
-    for i, param in enumerate(params):
-        _check_parameter(i, param, grads[i], exp_avgs[i], exp_avg_sqs[i], steps[i])
+    for i, tensors in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True)):
+        _check_parameter(i, *tensors)
 
 
+# Runs once per parameter and step: a model of many small parameters spends its time here. Every property of a tensor
+# is looked at once.
 def _check_parameter(i: int, param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> None:
-    if param.dtype not in _DTYPES or not param.is_contiguous():
+    dtype, shape = param.dtype, param.shape
+    if dtype not in _DTYPES or not param.is_contiguous():
         raise ValueError(f"{_OP}: params[{i}] must be contiguous float32 or bfloat16, got {describe(param)}")
-    like = f"have the dtype and shape of params[{i}], {describe(param)}"
     only_scored = step.numel() == 0
-    if not (only_scored and grad.numel() == 0) and not _alike(grad, param):
-        raise ValueError(f"{_OP}: grads[{i}] must {like}, got {describe(grad)}")
+    if (grad.dtype != dtype or grad.shape != shape) and not (only_scored and grad.numel() == 0):
+        raise ValueError(f"{_OP}: grads[{i}] must {_like(i, param)}, got {describe(grad)}")
     if only_scored:
         return
     for name, tensor in (("exp_avgs", exp_avg), ("exp_avg_sqs", exp_avg_sq)):
-        if not _alike(tensor, param) or not tensor.is_contiguous():
-            raise ValueError(f"{_OP}: {name}[{i}] must be contiguous and {like}, got {describe(tensor)}")
+        if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
+            raise ValueError(f"{_OP}: {name}[{i}] must be contiguous and {_like(i, param)}, got {describe(tensor)}")
     if step.dtype != torch.float32 or step.dim() != 0:
         raise ValueError(f"{_OP}: steps[{i}] must be float32 [] or empty, got {describe(step)}")
 
 
-def _alike(tensor: Tensor, param: Tensor) -> bool:
-    return tensor.dtype == param.dtype and tensor.shape == param.shape
+def _like(i: int, param: Tensor) -> str:
+    return f"have the dtype and shape of params[{i}], {describe(param)}"
 
 
-def _check_devices(ema: Tensor, tensors: Sequence[Tensor]) -> None:
+def _check_devices(device: torch.device, tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
-        if tensor.device != ema.device:
-            raise ValueError(f"{_OP}: all tensors must be on ema's device {ema.device}, got {tensor.device}")
+        if tensor.device != device:
+            raise ValueError(f"{_OP}: all tensors must be on ema's device {device}, got {tensor.device}")

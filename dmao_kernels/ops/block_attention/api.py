@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define
 from dmao_kernels.block_mask import BlockMask
-from dmao_kernels.dispatch import choose_backend
+from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe, dtype_name
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
 
@@ -30,6 +30,7 @@ define(
     f"block_attention_backward(Tensor grad_out, {_INPUTS}, Tensor out, Tensor lse) -> (Tensor grad_q, Tensor grad_k, "
     "Tensor grad_v, Tensor grad_rel_pos, Tensor grad_content_bias, Tensor grad_position_bias)"
 )
+register("block_attention", dtypes=_DTYPES)
 
 
 def block_attention(
@@ -123,23 +124,24 @@ def block_attention(
         seed=seed,
     )
     if choose_backend("block_attention", q, k, v, rel_pos, content_bias, position_bias) == "reference":
-        return block_attention_reference(
-            q,
-            k,
-            v,
-            lengths=lengths,
-            offsets=offsets,
-            block_mask=block_mask,
-            window=window,
-            chunk=chunk,
-            head_mask=head_mask,
-            rel_pos=rel_pos,
-            content_bias=content_bias,
-            position_bias=position_bias,
-            p=p,
-            seed=seed,
-            scale=scale,
-        )
+        with torch.autocast(q.device.type, enabled=False):  # it computes bfloat16 in float32
+            return block_attention_reference(
+                q,
+                k,
+                v,
+                lengths=lengths,
+                offsets=offsets,
+                block_mask=block_mask,
+                window=window,
+                chunk=chunk,
+                head_mask=head_mask,
+                rel_pos=rel_pos,
+                content_bias=content_bias,
+                position_bias=position_bias,
+                p=p,
+                seed=seed,
+                scale=scale,
+            )
     if rel_pos is not None and rel_pos.dim() == 2:
         rel_pos = rel_pos[:, None].expand(-1, q.shape[-2], -1)
     blocks = (
@@ -223,9 +225,9 @@ def _check_visibility(
     *,
     packed: bool,
 ) -> None:
-    if window is not None and any(bound is not None and bound < 0 for bound in window):
+    if window is not None and (len(window) != 2 or any(bound is not None and bound < 0 for bound in window)):
         raise ValueError(f"block_attention: window must be (left, right), each >= 0 or None, got {window}")
-    if chunk is not None and (chunk[0] < 1 or (chunk[1] is not None and chunk[1] < 0)):
+    if chunk is not None and (len(chunk) != 2 or chunk[0] < 1 or (chunk[1] is not None and chunk[1] < 0)):
         raise ValueError(f"block_attention: chunk must be (size >= 1, left_chunks >= 0 or None), got {chunk}")
     if block_mask is not None:
         if block_mask.rows != block_mask.columns:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define
 from dmao_kernels.block_mask import BlockMask, grid_shape
-from dmao_kernels.dispatch import choose_backend
+from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import dtype_name
 from dmao_kernels.ops.masked_linear.reference import LINEAR_ACTIVATIONS, masked_linear_reference
 
@@ -24,6 +24,7 @@ define(
     f"masked_linear_backward(Tensor grad_y, Tensor x, Tensor w, {_MASK}, Tensor pre_activation, str activation, "
     "bool need_x, bool need_w, bool need_b) -> (Tensor grad_x, Tensor grad_w, Tensor grad_b)"
 )
+register("masked_linear", dtypes=_DTYPES)
 
 
 def masked_linear(

@@ -1,0 +1,69 @@
+"""pack and unpack against indexing with a mask and pad_sequence: `make bench ARGS="-k packing"`.
+
+Floor: the packed rows read and the result written, once each way with gradients.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from benchmarks.registry import Case, Problem, register
+from dmao_kernels import pack, unpack
+
+SHAPES = ((16, 300, 384), (16, 300, 128), (4, 120, 384))
+
+
+def make(operation: str, batch: int, frames: int, width: int, dtype: torch.dtype, backward: bool) -> Problem:
+    """Lengths between half of the frames and all of them."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(frames // 2, frames + 1, (batch,), generator=generator, dtype=torch.int32)
+    lengths[0] = frames
+    parts: list[int] = lengths.tolist()
+    mask = torch.arange(frames) < lengths[:, None]
+    padded = torch.randn(batch, frames, width, generator=generator).to(dtype)
+    packed, offsets = pack(padded, lengths)
+    x = (padded if operation == "pack" else packed).requires_grad_()
+    grad = torch.randn(packed.shape if operation == "pack" else padded.shape, generator=generator).to(dtype)
+
+    def run(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        return (lambda: torch.autograd.grad(function(x), x, grad)) if backward else lambda: function(x)
+
+    functions: dict[str, Callable[[Tensor], Tensor]]
+    if operation == "pack":
+        functions = {"ours": lambda x: pack(x, lengths)[0], "eager": lambda x: x[mask]}
+    else:
+        functions = {
+            "ours": lambda x: unpack(x, offsets, frames),
+            "eager": lambda x: pad_sequence(list(x.split(parts)), batch_first=True),
+        }
+
+    def gate() -> None:
+        results = [function(x) for function in functions.values()]
+        assert torch.equal(*results)
+        assert torch.equal(*(torch.autograd.grad(result, x, grad)[0] for result in results))
+
+    both = (packed.numel() + (packed if operation == "pack" else padded).numel()) * x.element_size()
+    other = (packed.numel() + (padded if operation == "pack" else packed).numel()) * x.element_size()
+    return Problem({name: run(function) for name, function in functions.items()}, gate, bytes=both + backward * other)
+
+
+for operation, shape, dtype, backward in itertools.product(
+    ("pack", "unpack"), SHAPES, (torch.float32, torch.bfloat16), (False, True)
+):
+    direction = "fwd+bwd" if backward else "fwd"
+    register(
+        Case(
+            "packing",
+            f"{operation} {'x'.join(map(str, shape))} {direction}",
+            partial(make, operation, *shape, dtype, backward),
+            dtype=dtype,
+            targets={"eager": 1.0},
+            quick=shape == SHAPES[0] and dtype == torch.float32,
+        )
+    )

@@ -1,0 +1,47 @@
+// Live components as stored units.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "common.h"
+
+namespace dmao {
+
+// The stored units (channels, ...: `noun`) of the live components, ascending; live: None for all.
+inline std::vector<std::int32_t> live_units(const char* op, const std::optional<Tensor>& live,
+                                            std::int64_t components, std::int64_t stored,
+                                            const char* noun) {
+    check(components > 0 ? stored % components == 0 : components == 0 && stored == 0, op,
+          ": components must divide the ", stored, " ", noun, ", got ", components);
+    check(stored <= std::numeric_limits<std::int32_t>::max(), op, ": too many ", noun, ": ",
+          stored);
+    std::vector<std::int32_t> units;
+    if (!live.has_value()) {
+        units.resize(stored);
+        std::iota(units.begin(), units.end(), 0);
+        return units;
+    }
+    check_tensor(op, "live", *live, ScalarType::Int);
+    check(live->dim() == 1, op, ": live must have one dimension, got ", live->dim());
+    const std::int64_t width = components == 0 ? 0 : stored / components;
+    units.reserve(live->numel() * width);
+    const std::int32_t* ids = live->const_data_ptr<std::int32_t>();
+    std::int64_t last = -1;
+    for (std::int64_t i = 0; i < live->numel(); ++i) {
+        check(ids[i] >= 0 && ids[i] < components, op, ": live[", i,
+              "] must be a component id in [0, ", components, "), got ", ids[i]);
+        check(ids[i] > last, op, ": live must be strictly increasing, but live[", i, "] = ", ids[i],
+              " follows ", last);
+        last = ids[i];
+        for (std::int64_t j = 0; j < width; ++j) {
+            units.push_back(static_cast<std::int32_t>(ids[i] * width + j));
+        }
+    }
+    return units;
+}
+
+}  // namespace dmao

@@ -1,0 +1,314 @@
+// dmao::masked_linear and its backward on the CPU key: checks, live pieces, allocation, scratch.
+#include "dmao/masked_linear.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common.h"
+#include "scratch.h"
+
+namespace dmao {
+namespace {
+
+constexpr const char* kOp = "masked_linear";
+// What a weight without a mask is cut into: whole panels of all instruction sets.
+constexpr std::int64_t kDenseBlock = 96;
+// Inputs of a piece: as many rows of a tile, and as much of a packed panel, stay in L1 and L2.
+constexpr std::int64_t kMostInputs = 384;
+
+LinearActivation parse_linear_activation(const std::string& name) {
+    if (name == "none") return LinearActivation::none;
+    if (name == "silu") return LinearActivation::silu;
+    if (name == "relu") return LinearActivation::relu;
+    if (name == "gelu") return LinearActivation::gelu;
+    check(name == "glu", kOp, ": activation must be none, silu, relu, gelu or glu, got '", name,
+          "'");
+    return LinearActivation::glu;
+}
+
+// The live blocks along one axis of the weight's grid of blocks: offsets[i] to offsets[i + 1] are
+// the places of line i in ids, the blocks' places along the other axis.
+struct Lines {
+    const std::int32_t *offsets, *ids;
+};
+
+Lines read_lines(const char* offsets_name, const Tensor& offsets, const char* ids_name,
+                 const Tensor& ids, std::int64_t lines, std::int64_t others) {
+    check_tensor(kOp, offsets_name, offsets, ScalarType::Int);
+    check_tensor(kOp, ids_name, ids, ScalarType::Int);
+    check(offsets.dim() == 1 && offsets.size(0) == lines + 1, kOp, ": ", offsets_name,
+          " must have ", lines + 1, " elements, got ", offsets.numel());
+    const std::int32_t *offset = offsets.const_data_ptr<std::int32_t>(),
+                       *id = ids.const_data_ptr<std::int32_t>();
+    check(offset[0] == 0 && offset[lines] == ids.numel(), kOp, ": ", offsets_name,
+          " must begin with 0 and end with the ", ids.numel(), " ids, got ", offset[0], " and ",
+          offset[lines]);
+    for (std::int64_t line = 0; line < lines; ++line) {
+        check(offset[line] <= offset[line + 1] && offset[line + 1] <= ids.numel(), kOp, ": ",
+              offsets_name, " must not decrease");
+        for (std::int32_t i = offset[line]; i < offset[line + 1]; ++i) {
+            check(id[i] >= 0 && id[i] < others, kOp, ": ", ids_name, "[", i, "] must be in [0, ",
+                  others, "), got ", id[i]);
+            check(i == offset[line] || id[i] > id[i - 1], kOp, ": ", ids_name,
+                  " must ascend within a line, but ", ids_name, "[", i, "] = ", id[i], " follows ",
+                  id[i - 1]);
+        }
+    }
+    return {offset, id};
+}
+
+// Cuts what lives into pieces, and the outputs into groups.
+class Cut {
+  public:
+    // Lines of blocks along the outputs, their ids along the inputs; null: all lives. With `half`
+    // outputs, as many others make the gates that go with them.
+    Cut(std::int64_t outputs, std::int64_t inputs, std::int64_t half, std::int64_t block,
+        const std::optional<Lines>& lines)
+        : inputs_(inputs), block_(block), lines_(lines) {
+        for (std::int64_t first = 0; first < half;) {
+            std::int64_t end = std::min(half, next_boundary(first));
+            const bool gated = half < outputs;
+            if (gated) end = std::min(end, next_boundary(half + first) - half);
+            const std::int32_t begin = static_cast<std::int32_t>(pieces_.size());
+            add(first, end - first);
+            if (gated) add(half + first, end - first);
+            groups_.push_back({static_cast<std::int32_t>(first),
+                               static_cast<std::int32_t>(end - first), begin,
+                               static_cast<std::int32_t>(pieces_.size())});
+            widest_ = std::max(widest_, end - first);
+            first = end;
+        }
+    }
+
+    LivePieces view() const {
+        return {pieces_.data(), static_cast<std::int64_t>(pieces_.size()),
+                groups_.data(), static_cast<std::int64_t>(groups_.size()),
+                widest_,        packed_};
+    }
+
+  private:
+    std::int64_t next_boundary(std::int64_t i) const { return (i / block_ + 1) * block_; }
+
+    // The pieces of the outputs [first, first + count), which are of one line.
+    void add(std::int64_t first, std::int64_t count) {
+        if (!lines_.has_value()) return add_run(first, count, 0, inputs_);
+        const std::int32_t *id = lines_->ids + lines_->offsets[first / block_],
+                           *end = lines_->ids + lines_->offsets[first / block_ + 1];
+        while (id != end) {
+            const std::int64_t begin = *id * block_;
+            std::int64_t stop = begin;
+            for (; id != end && *id * block_ == stop; ++id) stop += block_;
+            add_run(first, count, begin, std::min(stop, inputs_));
+        }
+    }
+
+    void add_run(std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end) {
+        const std::int64_t most = kMostInputs / block_ * block_;
+        for (; begin < end; begin += most) {
+            const std::int64_t inputs = std::min(most, end - begin);
+            pieces_.push_back({static_cast<std::int32_t>(first), static_cast<std::int32_t>(count),
+                               static_cast<std::int32_t>(begin), static_cast<std::int32_t>(inputs),
+                               packed_});
+            packed_ += round_up(count, kPackedOutputs) * round_up(inputs, kPackedInputs);
+        }
+    }
+
+    static std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
+
+    std::int64_t inputs_, block_, widest_ = 0, packed_ = 0;
+    std::optional<Lines> lines_;
+    std::vector<LivePiece> pieces_;
+    std::vector<OutputGroup> groups_;
+};
+
+// A tensor [..., width] as a matrix with contiguous rows: in place where its strides allow that.
+struct Matrix {
+    Tensor tensor;
+    std::int64_t rows, width, stride;
+
+    Matrix(const char* name, const Tensor& given) : tensor(given) {
+        check(tensor.is_cpu(), kOp, ": ", name, " must be a CPU tensor");
+        check(tensor.dim() >= 1, kOp, ": ", name, " must have at least one dimension");
+        width = tensor.size(tensor.dim() - 1);
+        if (!walk_rows()) {
+            tensor = torch::stable::contiguous(tensor);
+            walk_rows();
+        }
+    }
+
+  private:
+    // Counts the rows. Whether they are contiguous and at equal distances.
+    bool walk_rows() {
+        const std::int64_t last = tensor.dim() - 1;
+        rows = 1;
+        stride = width;
+        bool even = width <= 1 || tensor.stride(last) == 1;
+        for (std::int64_t i = last - 1; i >= 0; --i) {
+            if (tensor.size(i) == 1) continue;
+            if (rows == 1) stride = tensor.stride(i);
+            even = even && tensor.stride(i) == rows * stride;
+            rows *= tensor.size(i);
+        }
+        return even;
+    }
+};
+
+using OptionalTensor = std::optional<Tensor>;
+
+// The inputs that both directions have, and the problem that points into them.
+struct Inputs {
+    Matrix x, w;
+    std::optional<Lines> rows, columns;
+    MaskedLinear linear{};
+
+    Inputs(const Tensor& x_, const Tensor& w_, const OptionalTensor& row_offsets,
+           const OptionalTensor& column_ids, const OptionalTensor& column_offsets,
+           const OptionalTensor& row_ids, std::int64_t block, const std::string& activation)
+        : x("x", x_), w("w", w_) {
+        const Tensor &x = this->x.tensor, &w = this->w.tensor;
+        check(w.dim() == 2, kOp, ": w must have two dimensions, got ", w.dim());
+        linear.dtype = x.scalar_type() == ScalarType::Float ? DType::float32 : DType::bfloat16;
+        check(linear.dtype == DType::float32 || x.scalar_type() == ScalarType::BFloat16, kOp,
+              ": x must be float32 or bfloat16, got ",
+              torch::headeronly::toString(x.scalar_type()));
+        check_dtype("w", w);
+        linear.tokens = this->x.rows;
+        linear.in_width = this->x.width;
+        linear.out_width = w.size(0);
+        check(w.size(1) == linear.in_width, kOp, ": w must be [", linear.out_width, ", ",
+              linear.in_width, "], got [", w.size(0), ", ", w.size(1), "]");
+        const std::int64_t most = std::numeric_limits<std::int32_t>::max() / 2;
+        check(linear.in_width <= most && linear.out_width <= most, kOp, ": w is too large");
+        linear.activation = parse_linear_activation(activation);
+        check(linear.activation != LinearActivation::glu || linear.out_width % 2 == 0, kOp,
+              ": glu needs an even number of rows of w, got ", linear.out_width);
+        linear.x = x.const_data_ptr();
+        linear.x_stride = this->x.stride;
+        linear.w = w.const_data_ptr();
+        linear.w_stride = this->w.stride;
+        read_mask(row_offsets, column_ids, column_offsets, row_ids, block);
+    }
+
+    void check_dtype(const char* name, const Tensor& tensor) const {
+        check(tensor.scalar_type() == x.tensor.scalar_type(), kOp, ": ", name,
+              " must have x's dtype");
+    }
+
+    // Columns of y.
+    std::int64_t result_width() const {
+        return linear.activation == LinearActivation::glu ? linear.out_width / 2 : linear.out_width;
+    }
+
+    std::vector<std::int64_t> leading_and(std::int64_t last) const {
+        std::vector<std::int64_t> sizes;
+        for (std::int64_t i = 0; i + 1 < x.tensor.dim(); ++i) sizes.push_back(x.tensor.size(i));
+        sizes.push_back(last);
+        return sizes;
+    }
+
+  private:
+    void read_mask(const OptionalTensor& row_offsets, const OptionalTensor& column_ids,
+                   const OptionalTensor& column_offsets, const OptionalTensor& row_ids,
+                   std::int64_t block) {
+        const bool masked = row_offsets.has_value();
+        check(column_ids.has_value() == masked && column_offsets.has_value() == masked &&
+                  row_ids.has_value() == masked,
+              kOp, ": a mask needs all of its tensors");
+        linear.block = masked ? block : kDenseBlock;
+        if (!masked) return;
+        check(block >= 16 && block <= 128 && block % 16 == 0, kOp,
+              ": block must be a multiple of 16 in [16, 128], got ", block);
+        const std::int64_t grid_rows = (linear.out_width + block - 1) / block;
+        const std::int64_t grid_columns = (linear.in_width + block - 1) / block;
+        rows = read_lines("row_offsets", *row_offsets, "column_ids", *column_ids, grid_rows,
+                          grid_columns);
+        columns = read_lines("column_offsets", *column_offsets, "row_ids", *row_ids, grid_columns,
+                             grid_rows);
+    }
+};
+
+std::tuple<Tensor, Tensor> masked_linear(const Tensor& x, const Tensor& w, const OptionalTensor& b,
+                                         const OptionalTensor& row_offsets,
+                                         const OptionalTensor& column_ids,
+                                         const OptionalTensor& column_offsets,
+                                         const OptionalTensor& row_ids, std::int64_t block,
+                                         const std::string& activation, bool keep) {
+    const Inputs in(x, w, row_offsets, column_ids, column_offsets, row_ids, block, activation);
+    const MaskedLinear& f = in.linear;
+    OptionalTensor bias;
+    if (b.has_value()) {
+        bias = torch::stable::contiguous(*b);
+        check_tensor(kOp, "b", *bias, x.scalar_type());
+        check(bias->dim() == 1 && bias->size(0) == f.out_width, kOp, ": b must be [", f.out_width,
+              "]");
+    }
+    Tensor y = torch::stable::new_empty(x, in.leading_and(in.result_width()));
+    Tensor pre_activation =
+        torch::stable::new_empty(x, std::vector<std::int64_t>{keep ? f.tokens : 0, f.out_width});
+    const Cut cut(f.out_width, f.in_width, in.result_width(), f.block, in.rows);
+    const MaskedLinearForward problem{
+        f, cut.view(), bias.has_value() ? bias->const_data_ptr() : nullptr, y.mutable_data_ptr(),
+        keep ? pre_activation.mutable_data_ptr() : nullptr};
+    const std::int64_t workers = torch::stable::get_num_threads();
+    float* scratch =
+        thread_scratch(DMAO_CPU_KERNEL(masked_linear_forward_scratch)(problem, workers));
+    DMAO_CPU_KERNEL(masked_linear_forward)(problem, {scratch, workers}, torch_parallel());
+    return {y, pre_activation};
+}
+
+std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
+    const Tensor& grad_y, const Tensor& x, const Tensor& w, const OptionalTensor& row_offsets,
+    const OptionalTensor& column_ids, const OptionalTensor& column_offsets,
+    const OptionalTensor& row_ids, std::int64_t block, const Tensor& pre_activation,
+    const std::string& activation, bool need_x, bool need_w, bool need_b) {
+    const Inputs in(x, w, row_offsets, column_ids, column_offsets, row_ids, block, activation);
+    const MaskedLinear& f = in.linear;
+    const Matrix grad("grad_y", grad_y);
+    in.check_dtype("grad_y", grad.tensor);
+    check(grad.rows == f.tokens && grad.width == in.result_width(), kOp, ": grad_y must be [",
+          f.tokens, ", ", in.result_width(), "]");
+    if (f.activation != LinearActivation::none) {
+        check_tensor(kOp, "pre_activation", pre_activation, x.scalar_type());
+        check(pre_activation.dim() == 2 && pre_activation.size(0) == f.tokens &&
+                  pre_activation.size(1) == f.out_width,
+              kOp,
+              ": the backward pass needs the forward pass to keep its pre-activations (keep=True)");
+    }
+    Tensor grad_x = torch::stable::new_empty(
+        x, need_x ? in.leading_and(f.in_width) : std::vector<std::int64_t>{0});
+    Tensor grad_w =
+        torch::stable::new_empty(w, need_w ? std::vector<std::int64_t>{f.out_width, f.in_width}
+                                           : std::vector<std::int64_t>{0});
+    Tensor grad_b =
+        torch::stable::new_empty(w, std::vector<std::int64_t>{need_b ? f.out_width : 0});
+    const Cut by_columns(f.in_width, f.out_width, f.in_width, f.block, in.columns);
+    const Cut by_rows(f.out_width, f.in_width, f.out_width, f.block, in.rows);
+    const MaskedLinearBackward problem{f,
+                                       by_columns.view(),
+                                       by_rows.view(),
+                                       grad.tensor.const_data_ptr(),
+                                       grad.stride,
+                                       pre_activation.const_data_ptr(),
+                                       need_x ? grad_x.mutable_data_ptr() : nullptr,
+                                       need_w ? grad_w.mutable_data_ptr() : nullptr,
+                                       need_b ? grad_b.mutable_data_ptr() : nullptr};
+    const std::int64_t workers = torch::stable::get_num_threads();
+    float* scratch =
+        thread_scratch(DMAO_CPU_KERNEL(masked_linear_backward_scratch)(problem, workers));
+    DMAO_CPU_KERNEL(masked_linear_backward)(problem, {scratch, workers}, torch_parallel());
+    return {grad_x, grad_w, grad_b};
+}
+
+}  // namespace
+}  // namespace dmao
+
+STABLE_TORCH_LIBRARY_IMPL(dmao, CPU, m) {
+    m.impl("masked_linear", TORCH_BOX(&dmao::masked_linear));
+    m.impl("masked_linear_backward", TORCH_BOX(&dmao::masked_linear_backward));
+}

@@ -1,0 +1,71 @@
+"""component_conv in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmao_kernels.ops._utterances import padding
+from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS
+from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_reference
+
+NORMS = ("layer", "none")
+CONV_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "none": lambda x: x}
+
+
+def component_conv_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    statistics_weight: Tensor | None = None,
+    live: Tensor | None = None,
+    *,
+    components: int = 1,
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+    norm: str = "layer",
+    eps: float = 1e-5,
+    activation: str = "silu",
+) -> Tensor:
+    """The contract of `component_conv`, for any dtype and device; differentiable and traceable."""
+    stored = weight.shape[0]
+    width = stored // components if components else 0
+    units = None
+    if live is not None:
+        units = (live.long()[:, None] * width + torch.arange(width, device=x.device)).flatten()
+        x = torch.cat([x[..., units], x[..., units + stored]], -1)
+        weight = weight[units]
+        bias, norm_weight, norm_bias = (None if v is None else v[units] for v in (bias, norm_weight, norm_bias))
+        statistics_weight = None if statistics_weight is None else statistics_weight[live.long()]
+    beyond = None if offsets is not None else padding(x, lengths)
+    if beyond is not None:
+        x = x.masked_fill(beyond, 0)
+    y = depthwise_conv1d_reference(F.glu(x, -1), weight, bias, lengths=lengths, offsets=offsets)
+    if norm == "layer":
+        if statistics_weight is None:
+            y = F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps)
+        else:
+            y = _weighted_norm(y, statistics_weight, width, norm_weight, norm_bias, eps)
+    y = CONV_ACTIVATIONS[activation](y)
+    if beyond is not None:
+        y = y.masked_fill(beyond, 0)
+    return y if units is None else y.new_zeros(*y.shape[:-1], stored).index_copy(-1, units, y)
+
+
+def _weighted_norm(
+    x: Tensor, weights: Tensor, width: int, gain: Tensor | None, shift: Tensor | None, eps: float
+) -> Tensor:
+    """Statistics in float32 at least, in which every component of `width` channels has its weight."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    weights = weights.to(wide.dtype)
+    share = (weights / (weights.sum() * width)).repeat_interleave(width)
+    # Products and sums, not a matrix product: autocast must not lower the precision of statistics.
+    centred = wide - (wide * share).sum(-1, keepdim=True)
+    y = centred * torch.rsqrt((centred.square() * share).sum(-1, keepdim=True) + eps)
+    y = y if gain is None else y * gain
+    return (y if shift is None else y + shift).to(x.dtype)

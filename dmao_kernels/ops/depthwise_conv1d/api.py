@@ -1,0 +1,96 @@
+"""depthwise_conv1d: every channel convolved over its utterance with its own filter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmao_kernels._library import define
+from dmao_kernels.dispatch import choose_backend, register
+from dmao_kernels.ops._describe import dtype_name
+from dmao_kernels.ops._utterances import check_utterances
+from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_reference
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+define("depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths, Tensor? offsets) -> Tensor")
+define(
+    "depthwise_conv1d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? lengths, Tensor? offsets, bool bias) "
+    "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+)
+register("depthwise_conv1d", dtypes=DTYPES)
+
+
+def depthwise_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """y[t, c] = bias[c] + sum over j of x[t + j - k // 2, c] weight[c, j], as long as x ("same").
+
+    The taps never cross the ends of an utterance: beyond them there are zeros. Results are bit-identical for
+    any number of threads, and for the packed and the padded form of a batch. Under torch.autocast all floating
+    point inputs are cast, as F.conv1d does.
+
+    Floor on time: 2 N C k flops for each of y, dx and dweight, for N rows in all, at the peak of the cores;
+    bfloat16 is stored as such and computed in float32.
+
+    Args:
+        x: float32 or bfloat16, padded [B, T, C] or packed [N, C]; any strides.
+        weight: [C, k], k odd, of x's dtype, like bias.
+        bias: [C], or None.
+        lengths: int32 [B], frames of each utterance of a padded x; None: all T. What lies beyond is not read,
+            its output and its gradient are zero.
+        offsets: int32 [B + 1], first row of each utterance of a packed x, and N.
+
+    Returns:
+        Of x's shape and dtype.
+
+    Raises:
+        ValueError: an argument's dtype, shape or device is not as above.
+        RuntimeError: lengths are not in [0, T], or offsets decrease or do not go from 0 to N (CPU kernels
+            only), or this is differentiated twice.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    check_convolution("depthwise_conv1d", x, weight, bias, lengths, offsets, width=weight.shape[0])
+    if choose_backend("depthwise_conv1d", x, weight, bias, lengths, offsets) == "reference":
+        return depthwise_conv1d_reference(x, weight, bias, lengths=lengths, offsets=offsets)
+    return torch.ops.dmao.depthwise_conv1d(x, weight, bias, lengths, offsets)
+
+
+def check_convolution(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    *,
+    width: int,
+    **vectors: Tensor | None,
+) -> None:
+    """Raises ValueError unless x has `width` columns and the rest fits; `vectors` are [C] like bias."""
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{op}: x must be float32 or bfloat16, got {dtype_name(x)}")
+    check_utterances(op, x, lengths, offsets)
+    if weight.dim() != 2 or weight.shape[1] % 2 == 0:
+        raise ValueError(f"{op}: weight must be [C, k] with an odd k, got {list(weight.shape)}")
+    if x.shape[-1] != width:
+        raise ValueError(f"{op}: x must have {width} columns for weight {list(weight.shape)}, got {list(x.shape)}")
+    parameters = {"weight": weight, "bias": bias, **vectors}
+    for name, tensor in parameters.items():
+        if tensor is None:
+            continue
+        if tensor is not weight and list(tensor.shape) != [weight.shape[0]]:
+            raise ValueError(f"{op}: {name} must be [{weight.shape[0]}], got {list(tensor.shape)}")
+        if tensor.dtype != x.dtype:
+            raise ValueError(f"{op}: {name} must have x's dtype {dtype_name(x)}, got {dtype_name(tensor)}")
+    for name, tensor in {**parameters, "lengths": lengths, "offsets": offsets}.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {tensor.device}")

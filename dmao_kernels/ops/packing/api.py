@@ -1,0 +1,96 @@
+"""pack, unpack: utterances one behind the other instead of padded to a common length, and back."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmao_kernels._library import define
+from dmao_kernels.dispatch import choose_backend, register
+from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops.packing.reference import pack_reference, unpack_reference
+
+# Each is the other's gradient.
+define("pack(Tensor x, Tensor offsets, SymInt rows) -> Tensor")
+define("unpack(Tensor packed, Tensor offsets, SymInt frames) -> Tensor")
+for _op in ("pack", "unpack"):  # they copy bytes
+    register(_op, dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+
+def pack(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The utterances of a padded batch one behind the other, without the padding.
+
+    Padding is not read, and its gradient is zero. The number of rows is read from `lengths`, for which an
+    accelerator is waited for; torch.compile(fullgraph=True) takes that with
+    torch._dynamo.config.capture_scalar_outputs. torch.autocast changes nothing.
+
+    Floor on time: one copy, 2 N ... elements at memory bandwidth.
+
+    Args:
+        x: [B, T, ...], any dtype and strides.
+        lengths: int32 [B] on x's device, each in [0, T].
+
+    Returns:
+        packed: [N, ...], N the sum of the lengths.
+        offsets: int32 [B + 1]; utterance b is packed[offsets[b] : offsets[b + 1]].
+
+    Raises:
+        ValueError: an argument's dtype, shape or device is not as above.
+        RuntimeError: a length is out of range (the reference: IndexError or RuntimeError).
+    """
+    if x.dim() < 2:
+        raise ValueError(f"pack: x must be [B, T, ...], got {list(x.shape)}")
+    if lengths.dtype != torch.int32 or list(lengths.shape) != [x.shape[0]]:
+        raise ValueError(f"pack: lengths must be int32 [{x.shape[0]}], got {describe(lengths)}")
+    if lengths.device != x.device:
+        raise ValueError(f"pack: lengths must be on x's device {x.device}, got {lengths.device}")
+    offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    rows = int(offsets[-1])
+    torch._check(rows >= 0)  # for tracing, where nothing is known of the number
+    if choose_backend("pack", x, lengths) == "reference":
+        return pack_reference(x, offsets, rows), offsets
+    return torch.ops.dmao.pack(x, offsets, rows), offsets
+
+
+def unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
+    """The inverse of `pack`: utterances padded with zeros to a common length.
+
+    The gradient of the padding is not read. torch.autocast changes nothing.
+
+    Floor on time: N ... elements read and B T ... written at memory bandwidth.
+
+    Args:
+        packed: [N, ...], any dtype and strides.
+        offsets: int32 [B + 1] on packed's device; utterance b is packed[offsets[b] : offsets[b + 1]].
+        frames: T, at least the longest utterance.
+
+    Returns:
+        [B, T, ...].
+
+    Raises:
+        ValueError: an argument's dtype, shape or device is not as above.
+        RuntimeError: offsets do not ascend from 0 to N, or an utterance is longer than `frames` (the reference:
+            IndexError or RuntimeError).
+    """
+    if packed.dim() < 1:
+        raise ValueError("unpack: packed must be [N, ...], got a scalar")
+    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 1:
+        raise ValueError(f"unpack: offsets must be int32 [B + 1], got {describe(offsets)}")
+    if offsets.device != packed.device:
+        raise ValueError(f"unpack: offsets must be on packed's device {packed.device}, got {offsets.device}")
+    if frames < 0:
+        raise ValueError(f"unpack: frames must not be negative, got {frames}")
+    if choose_backend("unpack", packed, offsets) == "reference":
+        return unpack_reference(packed, offsets, frames)
+    return torch.ops.dmao.unpack(packed, offsets, frames)
+
+
+@torch.library.register_fake("dmao::pack")
+def _pack(x: Tensor, offsets: Tensor, rows: int) -> Tensor:
+    return x.new_empty((rows, *x.shape[2:]))
+
+
+@torch.library.register_fake("dmao::unpack")
+def _unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
+    return packed.new_empty((offsets.shape[0] - 1, frames, *packed.shape[1:]))
