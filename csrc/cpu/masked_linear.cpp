@@ -186,10 +186,6 @@ struct Sweep {
 
 // --- Forward
 
-struct Identity {
-    static Vec value(Vec h) { return h; }
-};
-
 struct Glu {};
 
 template <class Activate>
