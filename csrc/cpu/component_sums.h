@@ -7,7 +7,7 @@
 #pragma once
 
 #include "dmao/importance.h"
-#include "simd.h"
+#include "sum_span.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
@@ -17,22 +17,6 @@ constexpr std::int64_t kFloatSpan = 4096;
 constexpr std::int64_t kFloatRows = 64;
 // Runs shorter than this are summed by columns first (a vector then spans several components).
 constexpr std::int64_t kShortRun = 64;
-
-template <class Term>
-double sum_span(const Term& term, std::int64_t begin, std::int64_t end) {
-    constexpr int w = Vec::width;
-    Vec a(0.0f), b(0.0f), c(0.0f), d(0.0f);
-    std::int64_t i = begin;
-    for (; i + 4 * w <= end; i += 4 * w) {
-        a = a + term(i);
-        b = b + term(i + w);
-        c = c + term(i + 2 * w);
-        d = d + term(i + 3 * w);
-    }
-    for (; i + w <= end; i += w) a = a + term(i);
-    if (i < end) b = b + term(i, static_cast<int>(end - i));
-    return sum((a + b) + (c + d));
-}
 
 template <class Term>
 double sum_run(const Term& term, std::int64_t begin, std::int64_t end) {

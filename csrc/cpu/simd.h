@@ -55,6 +55,9 @@ struct Vec {
 
 inline __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1); }
 
+// x in the first count lanes, zero in the others.
+inline Vec first(Vec x, int count) { return _mm512_maskz_mov_ps(first_lanes(count), x.v); }
+
 inline __m512 widen(__m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
@@ -153,6 +156,11 @@ inline __m256i first_lanes(int count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+// x in the first count lanes, zero in the others.
+inline Vec first(Vec x, int count) {
+    return _mm256_and_ps(x.v, _mm256_castsi256_ps(first_lanes(count)));
+}
+
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline Vec load(const float* p, int count) { return _mm256_maskload_ps(p, first_lanes(count)); }
 inline Vec load(const bfloat16* p) {
@@ -234,6 +242,12 @@ struct Vec {
     Vec(Register value) : v(value) {}
     explicit Vec(float x) : v(Register{x, x, x, x}) {}
 };
+
+// x in the first count lanes, zero in the others.
+inline Vec first(Vec x, int count) {
+    for (int i = count; i < Vec::width; ++i) x.v[i] = 0.0f;
+    return x;
+}
 
 inline Vec load(const float* p) {
     Vec::Register v;

@@ -6,6 +6,7 @@ from dmao_kernels.ops.component_conv import component_conv
 from dmao_kernels.ops.component_ffn import component_ffn
 from dmao_kernels.ops.conv3x3 import conv3x3
 from dmao_kernels.ops.depthwise_conv1d import depthwise_conv1d
+from dmao_kernels.ops.dropout_add import dropout_add, dropout_add_layer_norm
 from dmao_kernels.ops.importance import importance_
 from dmao_kernels.ops.masked_linear import masked_linear
 from dmao_kernels.ops.packing import pack, unpack
@@ -17,6 +18,8 @@ __all__ = [
     "component_ffn",
     "conv3x3",
     "depthwise_conv1d",
+    "dropout_add",
+    "dropout_add_layer_norm",
     "importance_",
     "masked_linear",
     "pack",
