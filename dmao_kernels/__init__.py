@@ -2,8 +2,9 @@
 
 Here are the operations, and which implementation of them runs. To be imported by name:
 
-    dmao_kernels.nn         elastic layers: feed-forward, convolution, attention, Conformer block
+    dmao_kernels.nn         elastic layers: feed-forward, convolution, attention, Conformer and E-Branchformer blocks
     dmao_kernels.structure  what a component of a module is, scores, plans, edits, saved structure
+    dmao_kernels.swaps      what `accelerate` knows of other people's modules, and how to add to it
     dmao_kernels.layout     patterns such as "(two C u) d", and ComponentLayout, which collects them
     dmao_kernels.testing    float64 oracle, comparison rule, NaN poison
 """
@@ -25,11 +26,14 @@ from dmao_kernels.ops import (
     pack,
     unpack,
 )
+from dmao_kernels.swaps import Acceleration, accelerate
 
 __all__ = [
     "BACKENDS",
+    "Acceleration",
     "BlockMask",
     "__version__",
+    "accelerate",
     "adamw_importance_",
     "block_attention",
     "can_run",

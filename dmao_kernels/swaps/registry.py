@@ -82,13 +82,19 @@ def accelerate(model: nn.Module) -> Acceleration:
         kind = type(module)
         decision = _decide(module)
         if isinstance(decision, str):
-            if id(module) not in inside and any(True for _ in module.parameters(recurse=False)):
+            known = _is_ours(kind) or isinstance(module, tuple(_SWAPS))
+            if id(module) not in inside and (known or any(True for _ in module.parameters(recurse=False))):
                 left.append(Entry(name, kind.__name__, decision))
-            continue
-        module.__class__ = decision
-        changed.append(Entry(name, kind.__name__, (decision.__doc__ or "").split(".")[0].split("\n")[0]))
-        inside |= {id(part) for part in module.modules()}
+        else:
+            module.__class__ = decision
+            changed.append(Entry(name, kind.__name__, (decision.__doc__ or "").split(".")[0].split("\n")[0]))
+        if _is_ours(type(module)):
+            inside |= {id(part) for part in module.modules()}
     return Acceleration(tuple(changed), tuple(left))
+
+
+def _is_ours(kind: type[nn.Module]) -> bool:
+    return kind in _FAST or kind.__module__.startswith("dmao_kernels.")
 
 
 def _decide(module: nn.Module) -> type[nn.Module] | str:
@@ -97,7 +103,7 @@ def _decide(module: nn.Module) -> type[nn.Module] | str:
         return "accelerated already"
     if kind in _SWAPS:
         return _SWAPS[kind](module)
-    if kind.__module__.startswith("dmao_kernels."):
+    if _is_ours(kind):
         return "made of this library's operations already"
     for known in _SWAPS:
         if isinstance(module, known):

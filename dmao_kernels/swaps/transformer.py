@@ -106,9 +106,7 @@ class FastTransformerEncoderLayer(nn.TransformerEncoderLayer):
     @staticmethod
     def _add_and_norm(x: Tensor, y: Tensor, dropout: nn.Dropout, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         p = active(dropout, dropout.p)
-        return dropout_add_layer_norm(
-            x, y, norm.weight, norm.bias, p=p, seed=draw_seed(p, x.device), eps=norm.eps
-        )
+        return dropout_add_layer_norm(x, y, norm.weight, norm.bias, p=p, seed=draw_seed(p, x.device), eps=norm.eps)
 
 
 class FastTransformerEncoder(nn.TransformerEncoder):
@@ -180,6 +178,8 @@ def _why_not_layer(layer: nn.TransformerEncoderLayer) -> str | None:
         (layer.dropout1, nn.Dropout),
         (layer.dropout2, nn.Dropout),
     )
+    if any(norm.bias is None for norm in (layer.norm1, layer.norm2)):
+        return "norms without weight or bias"
     reasons = [why_not_plain(module, *kinds) for module, *kinds in parts]
     return next((reason for reason in reasons if reason), None) or _why_not_attention(layer.self_attn)
 

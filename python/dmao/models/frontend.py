@@ -64,13 +64,12 @@ class VggFrontEnd(nn.Module):
     def _group(
         x: Tensor, valid: Tensor, inner: nn.Conv2d, outer: nn.Conv2d, pooling: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        x = _clear(conv3x3(x, inner.weight, inner.bias), valid)
-        x = conv3x3(x, outer.weight, outer.bias)
-        # ReLU behind the pooling gives the same values from fewer of them.
-        x = F.max_pool2d(x.permute(0, 3, 1, 2), pooling).permute(0, 2, 3, 1)
         time = pooling[0]
-        valid = valid[time - 1 :: time]  # a pooled frame is valid when the last frame under it is
-        return F.relu(_clear(x, valid)), valid
+        pooled = valid[time - 1 :: time]  # a pooled frame is valid when the last frame under it is
+        x = _clear(conv3x3(x, inner.weight, inner.bias), valid)
+        x = _clear(conv3x3(x, outer.weight, outer.bias), pooled.repeat_interleave(time))
+        # ReLU behind the pooling gives the same values from fewer of them.
+        return F.relu(F.max_pool2d(x.permute(0, 3, 1, 2), pooling)).permute(0, 2, 3, 1), pooled
 
 
 def _lay_out(features: Tensor, lengths: Tensor, multiple: int, gap: int) -> tuple[Tensor, Tensor]:
