@@ -1,7 +1,7 @@
 """One whole training step of the Conformer-CTC against eager PyTorch: `make bench ARGS="-k training_step"`.
 
-12 blocks of width 384, dropout 0.1, batches of 16 utterances of 5 to 10 s (a quarter of the frames is padding), forward,
-CTC loss, backward, AdamW. The peers (benchmarks/_eager_conformer.py) start from the same weights: one with relative
+12 blocks of width 384, dropout 0.1, batches of 16 utterances of 5 to 10 s (a quarter of the frames is padding),
+forward, CTC loss, backward, AdamW. The peers (benchmarks/_eager_conformer.py) start from the same weights: one with relative
 positions as ours, and, for the published form without positions, one with F.scaled_dot_product_attention. The cases of
 two blocks are those of quick runs.
 
@@ -103,7 +103,8 @@ def half_of_the_ffn(model: ConformerCTC) -> ConformerCTC:
 def flops(model: ConformerCTC, batch: Batch) -> float:
     """Multiply-adds count twice; the backward pass is twice the forward one."""
     config, lengths = model.config, batch.lengths // 4
-    blocks = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
+    linear = (m for m in model.blocks.modules() if isinstance(m, nn.Linear) and m.bias is not None)  # not of positions
+    blocks = sum(m.weight.numel() for m in linear)
     weights = blocks + model.front.linear.weight.numel() + model.output.weight.numel()
     pairs = float((lengths.double() ** 2).sum())
     products = 3 if config.positions == "relative" else 2
@@ -122,8 +123,6 @@ def make(blocks: int, positions: str, dtype: torch.dtype, padded: bool, dropped:
     ours, peer = Step(model, batch, dtype), Step(eager, batch, dtype)
     if dropped:
         whole, ours = ours, Step(half_of_the_ffn(_copy(model)), batch, dtype)
-        share = flops(ours.model, batch) / flops(model, batch)
-        print(f"training_step: {1 - share:.1%} of the flops are dropped")
         return Problem(
             {"ours": ours, "ours, all live": whole}, partial(check, whole, peer), flops=flops(ours.model, batch)
         )
@@ -146,9 +145,9 @@ def _name(blocks: int, positions: str, padded: bool, dropped: bool) -> str:
 
 
 def _targets(positions: str, dtype: torch.dtype, padded: bool, dropped: bool) -> dict[str, float]:
-    """Of the twelve blocks; the floors of halved modules are in the case's own text."""
+    """Of twelve blocks. Half of the FFN is a quarter of the flops; 85 % of them are to be saved in time."""
     if dropped:
-        return {}
+        return {"ours, all live": 1 - 0.85 * 0.25}
     if not padded:
         return {EAGER[positions]: 0.60}
     bound = 0.45 if dtype == torch.bfloat16 else {"relative": 0.40, "none": 0.50}[positions]
@@ -162,7 +161,7 @@ for blocks, dtype, positions, (padded, dropped) in itertools.product(
     ((True, False), (False, False), (True, True)),
 ):
     whole = padded and not dropped
-    if blocks == 2 and not whole or dtype == torch.bfloat16 and not whole:
+    if not whole and (blocks == 2 or dtype == torch.bfloat16):
         continue
     register(
         Case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ class SelfAttention(Branch):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_dim))
 
-    def _positions(self, normed: Tensor, rows: Rows) -> dict[str, Tensor]:
+    def _positions(self, normed: Tensor, rows: Rows) -> dict[str, Any]:
         """What block_attention is told about relative positions."""
         return {}
 
@@ -151,7 +152,7 @@ class RelPosSelfAttention(SelfAttention):
         biases = ("content_bias", "position_bias")
         return attention_layout(pos="pos", biases=biases, dropout=RATES), self.heads
 
-    def _positions(self, normed: Tensor, rows: Rows) -> dict[str, Tensor]:
+    def _positions(self, normed: Tensor, rows: Rows) -> dict[str, Any]:
         if self.radius is not None:
             return {"rel_pos": self.table}
         positions = rows.positions

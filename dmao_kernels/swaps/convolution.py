@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dmao_kernels.ops import depthwise_conv1d
+from dmao_kernels.ops.depthwise_conv1d import depthwise_conv1d
 from dmao_kernels.swaps.registry import register_swap, takes, why_not_dtype
 
 

@@ -38,7 +38,7 @@ def _lengths(padding: Tensor | None, attn_mask: Tensor | None, is_causal: bool) 
     return ordered and exact, (~masked).sum(1, dtype=torch.int32)
 
 
-def _attend(attention: nn.MultiheadAttention, x: Tensor, causal: bool, **rows: Tensor | None) -> Tensor:
+def _attend(attention: nn.MultiheadAttention, x: Tensor, causal: bool, **rows: Any) -> Tensor:
     """Self-attention of ``x`` [B, T, d], or packed [N, d]."""
     p = active(attention, attention.dropout)
     qkv = masked_linear(x, attention.in_proj_weight, attention.in_proj_bias)
@@ -89,7 +89,7 @@ class FastTransformerEncoderLayer(nn.TransformerEncoderLayer):
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         return _on_packed_frames(src, lengths, self.self_attn.batch_first, [self], src_mask is not None)
 
-    def on_rows(self, x: Tensor, causal: bool, **rows: Tensor | None) -> Tensor:
+    def on_rows(self, x: Tensor, causal: bool, **rows: Any) -> Tensor:
         """Of ``x`` [B, T, d], or packed [N, d] with ``offsets``."""
         if self.norm_first:
             y = _attend(self.self_attn, self.norm1(x), causal, **rows)

@@ -23,8 +23,9 @@ POSITIONS = ("none", "relative")
 class ConformerConfig:
     """Shape of a ConformerCTC before any edit; ``outputs`` counts the blank.
 
-    ``block`` is "conformer" or "e_branchformer", ``positions`` "none" or "relative" (Transformer-XL's), ``heads`` None stands for ``width // head_dim``, ``attention_dropout`` None for ``dropout``. Defaults are
-    the published settings (arXiv 2506.13180) at width 256.
+    ``block`` is "conformer" or "e_branchformer", ``positions`` "none" or "relative" (Transformer-XL's), ``heads``
+    None stands for ``width // head_dim``, ``attention_dropout`` None for ``dropout``. Defaults are the published
+    settings (arXiv 2506.13180) at width 256.
     """
 
     outputs: int
