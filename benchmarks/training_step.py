@@ -1,9 +1,9 @@
 """One whole training step of the Conformer-CTC against eager PyTorch: `make bench ARGS="-k training_step"`.
 
 12 blocks of width 384, dropout 0.1, batches of 16 utterances of 5 to 10 s (a quarter of the frames is padding),
-forward, CTC loss, backward, AdamW. The peers (benchmarks/_eager_conformer.py) start from the same weights: one with relative
-positions as ours, and, for the published form without positions, one with F.scaled_dot_product_attention. The cases of
-two blocks are those of quick runs.
+forward, CTC loss, backward, AdamW. The peers (benchmarks/_eager_conformer.py) start from the same weights: one with
+relative positions as ours, and, for the published form without positions, one with F.scaled_dot_product_attention.
+The cases of two blocks are those of quick runs.
 
 Floor: the products of the front end, of all linear layers and of attention, for the frames that are no padding.
 """
