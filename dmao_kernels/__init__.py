@@ -2,8 +2,9 @@
 
 Here are the operations, and which implementation of them runs. To be imported by name:
 
-    dmao_kernels.nn         elastic layers: feed-forward, convolution, attention, Conformer block
+    dmao_kernels.nn         elastic layers: feed-forward, convolution, attention, Conformer and E-Branchformer blocks
     dmao_kernels.structure  what a component of a module is, scores, plans, edits, saved structure
+    dmao_kernels.swaps      what `accelerate` knows of other people's modules, and how to add to it
     dmao_kernels.layout     patterns such as "(two C u) d", and ComponentLayout, which collects them
     dmao_kernels.testing    float64 oracle, comparison rule, NaN poison
 """
@@ -16,6 +17,7 @@ from dmao_kernels.ops import (
     block_attention,
     component_conv,
     component_ffn,
+    conv3x3,
     depthwise_conv1d,
     dropout_add,
     dropout_add_layer_norm,
@@ -25,16 +27,20 @@ from dmao_kernels.ops import (
     pack,
     unpack,
 )
+from dmao_kernels.swaps import Acceleration, accelerate
 
 __all__ = [
     "BACKENDS",
+    "Acceleration",
     "BlockMask",
     "__version__",
+    "accelerate",
     "adamw_importance_",
     "block_attention",
     "can_run",
     "component_conv",
     "component_ffn",
+    "conv3x3",
     "cpu_capability",
     "depthwise_conv1d",
     "dropout_add",

@@ -1,8 +1,10 @@
 """Elastic layers: ordinary PyTorch modules that say where their components are."""
 
-from dmao_kernels.nn.attention import SelfAttention
+from dmao_kernels.nn.attention import RelPosSelfAttention, SelfAttention, sinusoidal_positions
+from dmao_kernels.nn.cgmlp import ConvolutionalGatingMLP
 from dmao_kernels.nn.conformer import ConformerBlock
 from dmao_kernels.nn.convolution import ConvolutionModule
+from dmao_kernels.nn.e_branchformer import EBranchformerBlock
 from dmao_kernels.nn.feedforward import ACTIVATIONS, FeedForward
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import ComponentLayerNorm
@@ -12,7 +14,11 @@ __all__ = [
     "ComponentLayerNorm",
     "ConformerBlock",
     "ConvolutionModule",
+    "ConvolutionalGatingMLP",
+    "EBranchformerBlock",
     "FeedForward",
     "MaskedLinear",
+    "RelPosSelfAttention",
     "SelfAttention",
+    "sinusoidal_positions",
 ]

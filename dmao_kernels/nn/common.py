@@ -27,6 +27,13 @@ def require_divisible(layer: str, name: str, size: int, divisor_name: str, divis
         )
 
 
+def require_odd(layer: str, **sizes: int) -> None:
+    """Raise ValueError unless all sizes are odd."""
+    for name, size in sizes.items():
+        if size % 2 == 0:
+            raise ValueError(f"{layer}: {name} must be odd, got {size}")
+
+
 def require_probability(layer: str, **probabilities: float) -> None:
     """Raise ValueError unless all probabilities are in [0, 1)."""
     for name, p in probabilities.items():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
-from dmao_kernels.nn.attention import SelfAttention
+from dmao_kernels.nn.attention import RelPosSelfAttention, SelfAttention
 from dmao_kernels.nn.convolution import ConvolutionModule
 from dmao_kernels.nn.feedforward import FeedForward
+from dmao_kernels.nn.residual import Rows, residual_chain
+
+Positions = Literal["none", "relative"]
 
 
 class ConformerBlock(nn.Module):
@@ -25,6 +30,8 @@ class ConformerBlock(nn.Module):
         attention_dropout: probability on attention weights; None: as ``dropout``.
         components: components per feed-forward and convolution module.
         activation: of the feed-forward modules.
+        positions: "none" (the published form), or "relative" for `RelPosSelfAttention` in Transformer-XL's form.
+        window, chunk: what attention may see, see `SelfAttention`.
     """
 
     def __init__(
@@ -39,22 +46,39 @@ class ConformerBlock(nn.Module):
         attention_dropout: float | None = None,
         components: int = 4,
         activation: str = "silu",
+        positions: Positions = "none",
+        window: tuple[int | None, int | None] | None = None,
+        chunk: tuple[int, int | None] | None = None,
     ) -> None:
         super().__init__()
         self.ffn1 = FeedForward(d, expansion * d, dropout, components, activation)
         self.conv = ConvolutionModule(d, kernel, dropout, components)
-        self.attention = SelfAttention(d, heads, head_dim, dropout, attention_dropout)
+        attention = attention_class(positions)
+        self.attention = attention(d, heads, head_dim, dropout, attention_dropout, window=window, chunk=chunk)
         self.ffn2 = FeedForward(d, expansion * d, dropout, components, activation)
         self.norm = nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map ``x`` [B, T, d] to [B, T, d]; ``mask`` bool [B, T] is False at padding."""
-        if not self.ffn1.empty:
-            x = x + 0.5 * self.ffn1(x)
-        if not self.conv.empty:
-            x = x + self.conv(x, mask)
-        if not self.attention.empty:
-            x = x + self.attention(x, mask)
-        if not self.ffn2.empty:
-            x = x + 0.5 * self.ffn2(x)
-        return self.norm(x)
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        offsets: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape.
+
+        ``mask`` bool [B, T] is False at padding; packed rows have none. ``offsets`` int32 [B + 1]: utterance b has
+        the rows offsets[b] ... offsets[b + 1] - 1. ``positions``: `sinusoidal_positions` of the longest utterance,
+        for relative positions; None: the block makes them.
+        """
+        steps = ((self.ffn1, 0.5), (self.conv, 1.0), (self.attention, 1.0), (self.ffn2, 0.5))
+        return residual_chain(x, steps, self.norm, Rows.of(x, mask, offsets, positions))
+
+
+def attention_class(positions: str) -> type[SelfAttention]:
+    """The attention module for the argument ``positions`` of a block. Raises ValueError for an unknown one."""
+    classes = {"none": SelfAttention, "relative": RelPosSelfAttention}
+    if positions not in classes:
+        raise ValueError(f"positions must be one of {', '.join(classes)}, got {positions!r}")
+    return classes[positions]

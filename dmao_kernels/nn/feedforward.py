@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import counted, require_divisible, require_positive, require_probability
+from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
 from dmao_kernels.ops.component_ffn import ACTIVATIONS, component_ffn
 from dmao_kernels.structure.families import feedforward_layout
 
 
-class FeedForward(nn.Module):
+class FeedForward(Branch):
     """LayerNorm, Linear, activation, dropout, Linear, dropout: the Conformer's feed-forward module.
 
-    A component is ``hidden / components`` hidden units: rows of ``w1`` and the matching columns of ``w2``.
+    A component is ``hidden / components`` hidden units: rows of ``w1`` and the matching columns of ``w2``. Takes
+    rows of any shape [..., d].
 
     Args:
         d: width of input and output.
@@ -55,25 +55,17 @@ class FeedForward(nn.Module):
         layout = feedforward_layout(up="w1", down="w2", norm="norm", dropout=("dropout",))
         return counted(layout), self.components
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``x`` [..., d] to [..., d]; an empty module maps to zeros."""
-        if self.empty:
-            return torch.zeros_like(x)
-        p = self.dropout if self.training else 0.0
-        y = component_ffn(
-            self.norm(x),
+    def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
+        """Linear, activation, dropout, Linear."""
+        p = active(self, self.dropout)
+        return component_ffn(
+            normed,
             self.w1.weight,
             self.w1.bias,
             self.w2.weight,
             self.w2.bias,
             components=self.components,
             p=p,
-            seed=_draw_seed(x.device) if p > 0.0 else None,
+            seed=draw_seed(p, normed.device),
             activation=self.activation,
         )
-        return F.dropout(y, p)
-
-
-def _draw_seed(device: torch.device) -> Tensor:
-    """A fresh dropout seed [1] from torch's generator of ``device``: reproducible, and no host sync."""
-    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)

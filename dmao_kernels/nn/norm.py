@@ -62,12 +62,17 @@ class ComponentLayerNorm(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self.refresh_statistics()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` [..., channels]."""
+    def unequal_weights(self) -> Tensor | None:
+        """The weights, or None where they are equal, so that this is LayerNorm."""
         # A compiler cannot read the weights; the weighted way is right for equal weights as well.
         if self.statistics_weight is not self._read_weights and not torch.compiler.is_compiling():
             self.refresh_statistics()
-        if self.statistics_weight is self._read_weights and self._equal_weights:
+        equal = self.statistics_weight is self._read_weights and self._equal_weights
+        return None if equal else self.statistics_weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` [..., channels]."""
+        if self.unequal_weights() is None:
             return F.layer_norm(x, (self.weight.numel(),), self.weight, self.bias, self.eps)
         share = self._channel_share()
         wide = x.to(share.dtype)

@@ -4,6 +4,7 @@ from dmao_kernels.ops.adamw_importance import adamw_importance_
 from dmao_kernels.ops.block_attention import block_attention
 from dmao_kernels.ops.component_conv import component_conv
 from dmao_kernels.ops.component_ffn import component_ffn
+from dmao_kernels.ops.conv3x3 import conv3x3
 from dmao_kernels.ops.depthwise_conv1d import depthwise_conv1d
 from dmao_kernels.ops.dropout_add import dropout_add, dropout_add_layer_norm
 from dmao_kernels.ops.gather_components import gather_components
@@ -16,6 +17,7 @@ __all__ = [
     "block_attention",
     "component_conv",
     "component_ffn",
+    "conv3x3",
     "depthwise_conv1d",
     "dropout_add",
     "dropout_add_layer_norm",

@@ -92,13 +92,25 @@ def attention_layout(
     norm: str | None = "norm",
     heads: str = "heads",
     dropout: tuple[str, ...] = (),
+    pos: str | None = None,
+    biases: tuple[str, ...] = (),
+    table: str | None = None,
 ) -> ComponentLayout:
-    """Attention with separate projections: a component is one head, counted by the attribute ``heads``."""
+    """Attention with separate projections: a component is one head, counted by the attribute ``heads``.
+
+    Relative positions: ``pos`` is a Linear that projects their encodings to the heads, ``biases`` are parameters
+    [heads, head_dim] that are added to the queries, ``table`` is a parameter [distances, heads, head_dim].
+    """
     tensors = {
         f"{name}.{part}": pattern for name in (q, k, v) for part, pattern in (("weight", "(C k) d"), ("bias", "(C k)"))
     }
     if v != q:  # values may be wider than keys
         tensors |= {f"{v}.weight": "(C v) d", f"{v}.bias": "(C v)"}
+    tensors |= dict.fromkeys(biases, "C k")
+    if pos:
+        tensors |= {f"{pos}.weight": "(C k) p", f"{pos}.bias": "(C k)"}
+    if table:
+        tensors[table] = "r C k"
     return ComponentLayout(
         family="attention",
         tensors={**tensors, f"{out}.weight": "e (C v)"},
@@ -110,6 +122,7 @@ def attention_layout(
             f"{q}.out_features": "(C k)",
             f"{k}.out_features": "(C k)",
             f"{v}.out_features": "(C v)",
+            **({f"{pos}.out_features": "(C k)"} if pos else {}),
             f"{out}.in_features": "(C v)",
         },
         dropout=dropout,

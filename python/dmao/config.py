@@ -67,6 +67,8 @@ class ModelConfig:
     front_channels: tuple[int, ...] = (32, 64, 64, 32)
     time_pooling: tuple[int, ...] = (2, 2)
     frequency_pooling: tuple[int, ...] = (1, 1)
+    block: str = "conformer"
+    positions: str = "none"
 
     def __post_init__(self) -> None:
         self.conformer(outputs=2)  # ConformerConfig checks the rest

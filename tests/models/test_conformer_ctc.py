@@ -33,9 +33,19 @@ def test_published_parameter_counts(width: int, parameters: int) -> None:
     assert Elastic(model).live_parameters() == parameters
 
 
+@pytest.mark.parametrize(("width", "parameters"), [(256, 25.74), (384, 56.85), (512, 100.16)])
+def test_published_parameter_counts_of_the_e_branchformer(width: int, parameters: float) -> None:
+    with torch.device("meta"):
+        model = ConformerCTC(ConformerConfig(outputs=79, width=width, block="e_branchformer"))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == parameters
+
+
 @pytest.mark.parametrize("lengths", [(50, 33, 4, 31), (4, 4, 4, 4), (51, 51, 51, 51), (7, 50, 49, 48)], ids=str)
-def test_padding_never_matters(lengths: tuple[int, ...]) -> None:
-    model, frames = make().eval(), max(lengths)
+@pytest.mark.parametrize(
+    "changes", [{}, {"positions": "relative"}, {"block": "e_branchformer", "positions": "relative"}], ids=str
+)
+def test_padding_never_matters(lengths: tuple[int, ...], changes: dict) -> None:
+    model, frames = make(ConformerConfig.from_dict({**SMALL.to_dict(), **changes})).eval(), max(lengths)
     x = torch.randn(4, frames, 80)
     for row, length in enumerate(lengths):
         x[row, length:] = float("nan")
@@ -70,7 +80,9 @@ def test_padding_gets_no_gradient() -> None:
 def test_log_probabilities() -> None:
     model, x = make(), torch.randn(2, 40, 80)
     y, _ = model(x, torch.tensor([40, 21]))
-    torch.testing.assert_close(y.exp().sum(-1), torch.ones(2, 10))
+    torch.testing.assert_close(y[0].exp().sum(-1), torch.ones(10))
+    torch.testing.assert_close(y[1, :5].exp().sum(-1), torch.ones(5))
+    assert not y[1, 5:].any()
     with torch.autocast("cpu", torch.bfloat16):
         low, _ = model.eval()(x, torch.tensor([40, 21]))
     assert y.dtype == low.dtype == torch.float32
@@ -162,6 +174,8 @@ def test_integer_features_are_refused() -> None:
         ({"outputs": 9, "time_pooling": (2, 0)}, "time_pooling must be 2 numbers of at least 1"),
         ({"outputs": 9, "inputs": 3, "frequency_pooling": (2, 2)}, "frequency_pooling must be"),
         ({"outputs": 9, "blocks": -1}, "blocks must be at least 0, got -1"),
+        ({"outputs": 9, "block": "transformer"}, "block must be one of conformer, e_branchformer, got transformer"),
+        ({"outputs": 9, "positions": "absolute"}, "positions must be one of none, relative, got absolute"),
         ({"outputs": 9, "depth": 3}, r"unknown fields \['depth'\]"),
         ({"width": 64}, "outputs is missing"),
     ],

@@ -1,4 +1,4 @@
-"""ConvolutionModule and its depthwise convolution against plain PyTorch; padding never leaks."""
+"""ConvolutionModule against plain PyTorch; padding never leaks."""
 
 import pytest
 import torch
@@ -6,30 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from dmao_kernels.nn import ConvolutionModule
-from dmao_kernels.nn.convolution import depthwise_conv1d
-
-
-@pytest.mark.parametrize(
-    ("batch", "frames", "channels", "taps"), [(2, 9, 6, 5), (1, 1, 3, 7), (3, 2, 1, 1), (1, 40, 17, 31)]
-)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_depthwise_matches_conv1d(batch: int, frames: int, channels: int, taps: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    inputs = [
-        torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        for shape in ((batch, frames, channels), (channels, 1, taps), (channels,))
-    ]
-    oracle_y = F.conv1d(inputs[0].transpose(1, 2), inputs[1], inputs[2], padding=taps // 2, groups=channels).transpose(
-        1, 2
-    )
-    upstream = torch.randn_like(oracle_y)
-    expected = (oracle_y, *torch.autograd.grad(oracle_y, inputs, upstream))
-    ours = [t.detach().to(dtype).requires_grad_() for t in inputs]
-    y = depthwise_conv1d(*ours)
-    actual = (y, *torch.autograd.grad(y, ours, upstream.to(dtype)))
-    slack = 1e-12 if dtype == torch.float64 else 1e-5
-    for got, wanted in zip(actual, expected, strict=True):
-        torch.testing.assert_close(got.double(), wanted, rtol=slack, atol=slack * 10)
 
 
 def mirror(module: ConvolutionModule, x: torch.Tensor) -> torch.Tensor:
@@ -46,22 +22,22 @@ def mirror(module: ConvolutionModule, x: torch.Tensor) -> torch.Tensor:
 
 def test_matches_the_published_module_with_gradients() -> None:
     torch.manual_seed(0)
-    module = ConvolutionModule(12, kernel=5, dropout=0.0, components=3).double()
-    x = torch.randn(2, 9, 12, dtype=torch.float64, requires_grad=True)
+    module = ConvolutionModule(12, kernel=5, dropout=0.0, components=3)
+    x = torch.randn(2, 9, 12, requires_grad=True)
     inputs = (x, *module.parameters())
     y, expected = module(x), mirror(module, x)
-    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     upstream = torch.randn_like(y)
     for got, wanted in zip(
         torch.autograd.grad(y, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
-        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_never_leaks() -> None:
     torch.manual_seed(0)
-    module = ConvolutionModule(8, kernel=7).double().eval()
-    x = torch.randn(2, 10, 8, dtype=torch.float64)
+    module = ConvolutionModule(8, kernel=7).eval()
+    x = torch.randn(2, 10, 8)
     x[1, 6:] = float("nan")
     mask = torch.arange(10) < torch.tensor([[10], [6]])
     y = module(x, mask)

@@ -11,16 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmao.models.frontend import VggFrontEnd, valid_frames
-from dmao_kernels.nn import ACTIVATIONS, ConformerBlock
+from dmao.models.frontend import VggFrontEnd
+from dmao_kernels import unpack
+from dmao_kernels.nn import ACTIVATIONS, ConformerBlock, EBranchformerBlock, sinusoidal_positions
+
+BLOCKS = {"conformer": ConformerBlock, "e_branchformer": EBranchformerBlock}
+POSITIONS = ("none", "relative")
 
 
 @dataclass(frozen=True)
 class ConformerConfig:
     """Shape of a ConformerCTC before any edit; ``outputs`` counts the blank.
 
-    ``heads`` None stands for ``width // head_dim``, ``attention_dropout`` None for ``dropout``. Defaults are
-    the published settings (arXiv 2506.13180) at width 256.
+    ``block`` is "conformer" or "e_branchformer", ``positions`` "none" or "relative" (Transformer-XL's), ``heads``
+    None stands for ``width // head_dim``, ``attention_dropout`` None for ``dropout``. Defaults are the published
+    settings (arXiv 2506.13180) at width 256.
     """
 
     outputs: int
@@ -39,6 +44,8 @@ class ConformerConfig:
     front_channels: tuple[int, ...] = (32, 64, 64, 32)
     time_pooling: tuple[int, ...] = (2, 2)
     frequency_pooling: tuple[int, ...] = (1, 1)
+    block: str = "conformer"
+    positions: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("front_channels", "time_pooling", "frequency_pooling"):
@@ -54,6 +61,9 @@ class ConformerConfig:
         self._require(self.kernel % 2 == 1, "kernel", "odd")
         self._require(self.width % self.components == 0, "width", f"a multiple of components={self.components}")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
+        self._require(self.block in BLOCKS, "block", f"one of {', '.join(BLOCKS)}")
+        self._require(self.positions in POSITIONS, "positions", f"one of {', '.join(POSITIONS)}")
+        self._require(self.positions == "none" or self.width % 2 == 0, "width", "even with positions")
         if self.attention_dropout is None:
             object.__setattr__(self, "attention_dropout", self.dropout)
         for name in ("dropout", "attention_dropout", "output_dropout"):
@@ -92,9 +102,10 @@ class ConformerConfig:
 
 
 class ConformerCTC(nn.Module):
-    """VGG front end, Conformer blocks, dropout, Linear to label posteriors.
+    """VGG front end, Conformer (or E-Branchformer) blocks, dropout, Linear to label posteriors.
 
-    An utterance's output is the same, to rounding, alone and padded in a batch.
+    An utterance's output is the same, to rounding, alone and padded in a batch. From the front end to the
+    output the utterances lie one behind the other, so that padding costs nothing.
     """
 
     def __init__(self, config: ConformerConfig) -> None:
@@ -104,8 +115,9 @@ class ConformerCTC(nn.Module):
         self.front = VggFrontEnd(
             config.inputs, config.width, config.front_channels, config.time_pooling, config.frequency_pooling
         )
+        block = BLOCKS[config.block]
         self.blocks = nn.ModuleList(
-            ConformerBlock(
+            block(
                 config.width,
                 config.heads,
                 head_dim=config.head_dim,
@@ -115,6 +127,7 @@ class ConformerCTC(nn.Module):
                 attention_dropout=config.attention_dropout,
                 components=config.components,
                 activation=config.activation,
+                positions=config.positions,
             )
             for _ in range(config.blocks)
         )
@@ -128,25 +141,25 @@ class ConformerCTC(nn.Module):
             lengths: integer [B], frames per utterance. On the CPU they cost no device sync.
 
         Returns:
-            ``log_probs`` float32 [B, T', outputs] (float64 of a float64 model) and ``out_lengths`` int64 [B],
-            on the device of ``lengths``, with T' = T // subsampling.
+            ``log_probs`` float32 [B, T', outputs] (float64 of a float64 model), zero beyond an utterance's end,
+            and ``out_lengths`` int64 [B], on the device of ``lengths``, with T' = T // subsampling.
 
         Raises:
             ValueError: wrong shape or dtype, an empty batch, or an utterance longer than T or shorter than
                 one output frame.
         """
         self._check(features, lengths)
-        frames = features.shape[1]
-        padded = bool((lengths < frames).any())
-        mask = valid_frames(lengths, frames).to(features.device) if padded else None
-        x = self.front(features, mask)
+        x, offsets = self.front(features, lengths)
         out_lengths = lengths.long() // self.config.subsampling
-        mask = valid_frames(out_lengths, x.shape[1]).to(x.device) if padded else None
+        positions = None
+        if self.config.positions == "relative":
+            positions = sinusoidal_positions(int(out_lengths.max()), self.config.width, x)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, offsets=offsets, positions=positions)
         logits = self.output(F.dropout(x, self.config.output_dropout, self.training))
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        return F.log_softmax(logits, dim=-1, dtype=dtype), out_lengths
+        log_probs = F.log_softmax(logits, dim=-1, dtype=dtype)
+        return unpack(log_probs, offsets, features.shape[1] // self.config.subsampling), out_lengths
 
     def _check(self, features: Tensor, lengths: Tensor) -> None:
         inputs, shortest = self.config.inputs, self.config.subsampling

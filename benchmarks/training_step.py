@@ -1,0 +1,176 @@
+"""One whole training step of the Conformer-CTC against eager PyTorch: `make bench ARGS="-k training_step"`.
+
+12 blocks of width 384, dropout 0.1, batches of 16 utterances of 5 to 10 s (a quarter of the frames is padding),
+forward, CTC loss, backward, AdamW. The peers (benchmarks/_eager_conformer.py) start from the same weights: one with
+relative positions as ours, and, for the published form without positions, one with F.scaled_dot_product_attention.
+The cases of two blocks are those of quick runs.
+
+Floor: the products of the front end, of all linear layers and of attention, for the frames that are no padding.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from dmao.models import ConformerConfig, ConformerCTC, ctc_loss
+from torch import Tensor, nn
+
+from benchmarks._eager_conformer import EagerConformerCTC
+from benchmarks.registry import Case, Problem, register
+from dmao_kernels.structure import Elastic, apply_plan, given_plan
+
+UTTERANCES, LONGEST = 16, 1000
+EAGER = {"relative": "eager, relative positions", "none": "eager, SDPA"}
+COMPILED = "torch.compile"
+
+
+class Batch:
+    """Random features and labels, about four frames of output to a label."""
+
+    def __init__(self, padded: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.lengths = torch.full((UTTERANCES,), LONGEST)
+        if padded:
+            self.lengths[1:] = torch.randint(LONGEST // 2, LONGEST + 1, (UTTERANCES - 1,), generator=generator)
+        self.features = torch.randn(UTTERANCES, LONGEST, 80, generator=generator)
+        self.target_lengths = self.lengths // 16
+        self.targets = torch.randint(1, 79, (int(self.target_lengths.sum()),), generator=generator)
+
+    @property
+    def frames(self) -> int:
+        """Of output, without padding."""
+        return int((self.lengths // 4).sum())
+
+
+@contextmanager
+def without_dropout(*models: nn.Module) -> Iterator[None]:
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    yield
+    for model, mode in zip(models, training, strict=True):
+        model.train(mode)
+
+
+class Step:
+    """Forward, loss, backward, AdamW on one batch, over and over."""
+
+    def __init__(self, model: nn.Module, batch: Batch, dtype: torch.dtype, compiled: bool = False) -> None:
+        self.model, self.batch = model.train(), batch
+        self.forward = torch.compile(model) if compiled else model
+        self.low = dtype == torch.bfloat16
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def loss(self) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.low):
+            log_probs, lengths = self.forward(self.batch.features, self.batch.lengths)
+        return ctc_loss(log_probs, lengths, self.batch.targets, self.batch.target_lengths).loss
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.optimizer.step()
+
+
+def check(ours: Step, peer: Step) -> None:
+    """Raises AssertionError unless loss and gradients agree where there is no dropout."""
+    results = []
+    with without_dropout(ours.model, peer.model):
+        for step in (ours, peer):
+            loss = step.loss()
+            named = dict(step.model.named_parameters())
+            results.append((loss, dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))))
+    (our_loss, our_grads), (loss, grads) = results
+    tolerance = 0.05 if ours.low else 1e-3
+    torch.testing.assert_close(our_loss, loss, rtol=tolerance, atol=0.0)
+    least = 1e-3 * max(float(grad.norm()) for grad in grads.values())  # some are zero but for rounding
+    for name, grad in grads.items():
+        error = (our_grads[name] - grad).norm() / max(float(grad.norm()), least)
+        assert error <= 4 * tolerance, f"gradient of {name} differs by {error:.1%}"
+
+
+def half_of_the_ffn(model: ConformerCTC) -> ConformerCTC:
+    elastic = Elastic(model)
+    sources = {name: (0, 1) for name in elastic.counts() if "ffn" in name}
+    apply_plan(given_plan(sources, elastic.counts()), elastic)
+    return model
+
+
+def flops(model: ConformerCTC, batch: Batch) -> float:
+    """Multiply-adds count twice; the backward pass is twice the forward one."""
+    config, lengths = model.config, batch.lengths // 4
+    linear = (m for m in model.blocks.modules() if isinstance(m, nn.Linear) and m.bias is not None)  # not of positions
+    blocks = sum(m.weight.numel() for m in linear)
+    weights = blocks + model.front.linear.weight.numel() + model.output.weight.numel()
+    pairs = float((lengths.double() ** 2).sum())
+    products = 3 if config.positions == "relative" else 2
+    attention = sum(block.attention.heads for block in model.blocks) * config.head_dim * products * pairs
+    images = [model.front.conv1, model.front.conv2, model.front.conv3, model.front.conv4]
+    rows = 4 * batch.frames, 4 * batch.frames, 2 * batch.frames, 2 * batch.frames
+    front = sum(conv.weight.numel() * config.inputs * n for conv, n in zip(images, rows, strict=True))
+    return 6.0 * (batch.frames * weights + attention + front)
+
+
+def make(blocks: int, positions: str, dtype: torch.dtype, padded: bool, dropped: bool, compiled: bool) -> Problem:
+    config = ConformerConfig(outputs=79, width=384, blocks=blocks, positions=positions)
+    batch = Batch(padded)
+    model, eager = ConformerCTC(config), EagerConformerCTC(config)
+    eager.load_state_dict(model.state_dict(), strict=False)
+    ours, peer = Step(model, batch, dtype), Step(eager, batch, dtype)
+    if dropped:
+        whole, ours = ours, Step(half_of_the_ffn(_copy(model)), batch, dtype)
+        return Problem(
+            {"ours": ours, "ours, all live": whole}, partial(check, whole, peer), flops=flops(ours.model, batch)
+        )
+    candidates: dict[str, Callable[[], object]] = {"ours": ours, EAGER[positions]: peer}
+    if compiled:
+        candidates[COMPILED] = Step(_copy(eager), batch, dtype, compiled=True)
+    return Problem(candidates, partial(check, ours, peer), flops=flops(model, batch))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    made = type(model)(model.config)
+    made.load_state_dict(model.state_dict())
+    return made
+
+
+def _name(blocks: int, positions: str, padded: bool, dropped: bool) -> str:
+    parts = [f"{blocks} blocks", "relative positions" if positions == "relative" else "published form"]
+    parts += ["" if padded else "no padding", "half of the FFN" if dropped else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def _targets(positions: str, dtype: torch.dtype, padded: bool, dropped: bool) -> dict[str, float]:
+    """Of twelve blocks. Half of the FFN is a quarter of the flops; 85 % of them are to be saved in time."""
+    if dropped:
+        return {"ours, all live": 1 - 0.85 * 0.25}
+    if not padded:
+        return {EAGER[positions]: 0.60}
+    bound = 0.45 if dtype == torch.bfloat16 else {"relative": 0.40, "none": 0.50}[positions]
+    return {EAGER[positions]: bound, COMPILED: bound}
+
+
+for blocks, dtype, positions, (padded, dropped) in itertools.product(
+    (2, 12),
+    (torch.float32, torch.bfloat16),
+    ("relative", "none"),
+    ((True, False), (False, False), (True, True)),
+):
+    whole = padded and not dropped
+    if not whole and (blocks == 2 or dtype == torch.bfloat16):
+        continue
+    register(
+        Case(
+            "training_step",
+            _name(blocks, positions, padded, dropped),
+            partial(make, blocks, positions, dtype, padded, dropped, compiled=whole and blocks == 12),
+            dtype=dtype,
+            targets=_targets(positions, dtype, padded, dropped) if blocks == 12 else {},
+            quick=blocks == 2 and positions == "relative",
+            rounds=3,
+        )
+    )

@@ -1,0 +1,74 @@
+"""Convolutional gating MLP of the Branchformer, its channels cut into components."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dmao_kernels.layout import ComponentLayout
+from dmao_kernels.nn.common import counted, require_divisible, require_odd, require_positive, require_probability
+from dmao_kernels.nn.linear import MaskedLinear
+from dmao_kernels.nn.norm import ComponentLayerNorm
+from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
+from dmao_kernels.ops import depthwise_conv1d, dropout_add
+from dmao_kernels.structure.families import cgmlp_layout
+
+
+class ConvolutionalGatingMLP(Branch):
+    """LayerNorm, Linear, GELU, gating, dropout, Linear, dropout (Peng et al., 2022, section 3.2.2).
+
+    The hidden units are two halves of ``hidden / 2`` channels; the second, normed and convolved over time, gates
+    the first. A component is ``hidden / 2 / components`` channels of both halves: rows of ``linear1``, gains and
+    biases of ``gate_norm``, depthwise filters, columns of ``linear2``.
+
+    Args:
+        d: width of input and output.
+        hidden: hidden units; a multiple of ``2 * components``.
+        kernel: taps of the depthwise filters, odd.
+        dropout: probability on the gated channels and on the output; follows the module's width in an edit.
+        components: number of components the channels are cut into.
+
+    Raises:
+        ValueError: a size is not positive, ``kernel`` is even, ``hidden`` is not a multiple of
+            ``2 * components``, or ``dropout`` is outside [0, 1).
+    """
+
+    def __init__(self, d: int, hidden: int, kernel: int = 31, dropout: float = 0.1, components: int = 4) -> None:
+        super().__init__()
+        layer = "ConvolutionalGatingMLP"
+        require_positive(layer, d=d, hidden=hidden, kernel=kernel, components=components)
+        require_divisible(layer, "hidden", hidden, "2 * components", 2 * components)
+        require_probability(layer, dropout=dropout)
+        require_odd(layer, kernel=kernel)
+        channels = hidden // 2
+        self.components = components
+        self.dropout = float(dropout)
+        self.norm = nn.LayerNorm(d)
+        self.linear1 = MaskedLinear(d, hidden, activation="gelu")
+        self.gate_norm = ComponentLayerNorm(channels, components)
+        self.depthwise = nn.Conv1d(channels, channels, kernel, padding="same", groups=channels)
+        self.linear2 = MaskedLinear(channels, d)
+
+    @property
+    def empty(self) -> bool:
+        """True when no component is left: the module contributes nothing, not even its output bias."""
+        return self.components == 0
+
+    def component_layout(self) -> tuple[ComponentLayout, int]:
+        """The layout of the components in this module's tensors, and their present number."""
+        return counted(cgmlp_layout(dropout=("dropout",))), self.components
+
+    def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
+        """Linear, GELU, gating, dropout, Linear."""
+        values, gates = self.linear1(normed).chunk(2, dim=-1)
+        gates = depthwise_conv1d(
+            self.gate_norm(gates),
+            self.depthwise.weight.squeeze(1),
+            self.depthwise.bias,
+            lengths=rows.lengths,
+            offsets=rows.offsets,
+        )
+        gated = values * gates
+        p = active(self, self.dropout)
+        if p > 0.0:
+            gated = dropout_add(None, gated, p=p, seed=draw_seed(p, gated.device))
+        return self.linear2(gated)

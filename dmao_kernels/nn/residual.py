@@ -1,0 +1,120 @@
+"""Pre-norm residual blocks: how rows form utterances, what a branch is, and the chain of residual steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dmao_kernels.ops import dropout_add, dropout_add_layer_norm
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the rows of a batch form utterances.
+
+    lengths: int32 [B] of padded rows [B, T, d]; None: all are T long.
+    offsets: int32 [B + 1] of packed rows [N, d]: utterance b has the rows offsets[b] ... offsets[b + 1] - 1.
+    positions: `sinusoidal_positions`, where they were made beforehand.
+    """
+
+    lengths: Tensor | None = None
+    offsets: Tensor | None = None
+    positions: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, mask: Tensor | None, offsets: Tensor | None, positions: Tensor | None = None) -> Rows:
+        """Of a layer's arguments: ``mask`` bool [B, T] is True for the first frames of each utterance.
+
+        Raises:
+            ValueError: both mask and offsets are given, or the mask does not fit x, or has holes (looked for
+                on the CPU only, where it costs no wait).
+        """
+        if mask is None:
+            return cls(None, offsets, positions)
+        if offsets is not None:
+            raise ValueError("mask is for padded rows and offsets for packed ones: give one of them")
+        if mask.dtype != torch.bool or mask.shape != x.shape[:-1] or mask.dim() != 2:
+            raise ValueError(
+                f"mask must be bool [B, T] for x [B, T, d], got {mask.dtype} {list(mask.shape)} for {list(x.shape)}"
+            )
+        if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool((mask[:, 1:] > mask[:, :-1]).any()):
+            raise ValueError("mask must be True for the first frames of an utterance and False for the rest")
+        return cls(mask.sum(1, dtype=torch.int32), None, positions)
+
+
+class Branch(nn.Module, ABC):
+    """LayerNorm, a transformation, dropout: what a residual block adds to its input.
+
+    Subclasses set ``norm`` and ``dropout`` and define ``transform``. An empty branch contributes nothing, not
+    even its output bias. Inside a block, ``residual_chain`` calls ``transform`` (hooks on a branch are not
+    run there; those on the block are).
+    """
+
+    norm: nn.LayerNorm
+    dropout: float
+
+    @property
+    @abstractmethod
+    def empty(self) -> bool:
+        """True when no component is left."""
+
+    @abstractmethod
+    def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
+        """What stands between the norm of x, ``normed``, and the dropout of the output."""
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        offsets: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape.
+
+        ``mask`` bool [B, T] is False at padding, which never matters to the other frames; ``offsets`` int32
+        [B + 1] see `Rows`; ``positions`` see `RelPosSelfAttention`. An empty module maps to zeros.
+        """
+        if self.empty:
+            return torch.zeros_like(x)
+        y = self.transform(x, self.norm(x), Rows.of(x, mask, offsets, positions))
+        p = active(self, self.dropout)
+        return dropout_add(None, y, p=p, seed=draw_seed(p, x.device)) if p > 0.0 else y
+
+
+def residual_chain(x: Tensor, steps: Iterable[tuple[Branch, float]], norm: nn.LayerNorm, rows: Rows) -> Tensor:
+    """``x += scale * branch(x)`` for every (branch, scale), then ``norm``; empty branches are skipped.
+
+    The residual sum of a step and the norm of the next one are one pass over the rows.
+    """
+    live = [(branch, scale) for branch, scale in steps if not branch.empty]
+    norms = [*(branch.norm for branch, _ in live), norm]
+    normed = norms[0](x)
+    for (branch, scale), following in zip(live, norms[1:], strict=True):
+        p = active(branch, branch.dropout)
+        y = branch.transform(x, normed, rows)
+        x, normed = dropout_add_layer_norm(
+            x,
+            y,
+            following.weight,
+            following.bias,
+            p=p,
+            seed=draw_seed(p, x.device),
+            scale=scale,
+            eps=following.eps,
+        )
+    return normed
+
+
+def active(module: nn.Module, p: float) -> float:
+    """The rate of a dropout: p in training, else 0."""
+    return p if module.training else 0.0
+
+
+def draw_seed(p: float, device: torch.device) -> Tensor | None:
+    """A fresh dropout seed [1] from torch's generator of ``device`` where p > 0: reproducible, no host sync."""
+    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device) if p > 0.0 else None

@@ -1,0 +1,221 @@
+"""accelerate: what it changes computes the same; what it cannot do is left, or goes PyTorch's way, and is reported."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import dmao_kernels
+from dmao_kernels.nn import FeedForward
+from dmao_kernels.swaps import register_swap
+
+LENGTHS = torch.tensor([7, 4, 1])
+PADDING = torch.arange(7) >= LENGTHS[:, None]
+CAUSAL = nn.Transformer.generate_square_subsequent_mask(7)
+
+
+def twins(model: nn.Module) -> tuple[nn.Module, nn.Module, dmao_kernels.Acceleration]:
+    """The model and its accelerated copy, away from initial values that hide errors."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    fast = copy.deepcopy(model)
+    return model, fast, dmao_kernels.accelerate(fast)
+
+
+def compare(plain: nn.Module, fast: nn.Module, x: torch.Tensor, valid: torch.Tensor, **masks: object) -> None:
+    """Output, gradient of x and of all parameters, of the valid frames."""
+    results = []
+    for model in (plain, fast):
+        leaf = x.clone().requires_grad_()
+        y = model(leaf, **masks)
+        y = y[0] if isinstance(y, tuple) else y
+        y = y[valid] if valid.shape == y.shape[:2] else y.transpose(0, 1)[valid]
+        upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        results.append((y, *torch.autograd.grad(y, (leaf, *model.parameters()), upstream)))
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ["relu", F.gelu, nn.SiLU()])
+@pytest.mark.parametrize(
+    "options", [{}, {"norm_first": True}, {"batch_first": False}, {"norm_first": True, "bias": False}], ids=str
+)
+def test_encoder_layer(options: dict, activation: object, training: bool) -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 24, 0.0, activation, **{"batch_first": True, **options})
+    plain, fast, report = twins(layer.train(training))
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    if "bias" in options:  # a LayerNorm without bias
+        assert [entry.name for entry in report.left if "bias" in entry.note][:1] == [""]
+        return
+    assert [entry.name for entry in report.changed] == ["", "self_attn"]
+    assert type(fast).__name__ == "FastTransformerEncoderLayer"
+    x = torch.randn(3, 7, 16)
+    x = x if options.get("batch_first", True) else x.transpose(0, 1)
+    everywhere = torch.ones(3, 7, dtype=torch.bool)
+    compare(plain, fast, x, everywhere)
+    compare(plain, fast, x, ~PADDING, src_key_padding_mask=PADDING)
+    compare(plain, fast, x, everywhere, src_mask=CAUSAL, is_causal=True)
+    window = torch.ones(7, 7, dtype=torch.bool).triu(3)
+    compare(plain, fast, x, everywhere, src_mask=window)  # by PyTorch's forward
+    compare(plain, fast, x, ~PADDING.flip(1), src_key_padding_mask=PADDING.flip(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_encoder_packs_once(training: bool) -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 24, 0.0, batch_first=True, norm_first=True)
+    plain, fast, report = twins(nn.TransformerEncoder(layer, 3, nn.LayerNorm(16), enable_nested_tensor=False))
+    plain.train(training), fast.train(training)
+    assert sum(entry.kind == "TransformerEncoderLayer" for entry in report.changed) == 3
+    x = torch.randn(3, 7, 16)
+    compare(plain, fast, x, torch.ones(3, 7, dtype=torch.bool))
+    compare(plain, fast, x, ~PADDING, src_key_padding_mask=PADDING)
+    with torch.no_grad():
+        x[PADDING] = torch.nan
+        assert fast(x, src_key_padding_mask=PADDING).isfinite().all()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention(batch_first: bool) -> None:
+    plain, fast, _ = twins(nn.MultiheadAttention(16, 4, batch_first=batch_first))
+    x = torch.randn(3, 7, 16) if batch_first else torch.randn(7, 3, 16)
+
+    def attend(module: nn.MultiheadAttention, **options: object) -> object:
+        return module(x, x, x, **{"need_weights": False, **options})
+
+    for padding in (None, PADDING, torch.zeros(3, 7).masked_fill(PADDING, -torch.inf)):
+        (ours, _), (theirs, _) = (attend(module, key_padding_mask=padding) for module in (fast, plain))
+        valid = torch.ones(3, 7, dtype=torch.bool) if padding is None else ~PADDING
+        ours, theirs = (y if batch_first else y.transpose(0, 1) for y in (ours, theirs))
+        torch.testing.assert_close(ours[valid], theirs[valid], rtol=1e-4, atol=1e-4)
+    for options in (
+        {"need_weights": True},
+        {"attn_mask": torch.randn(7, 7)},
+        {"key_padding_mask": torch.randn(3, 7)},
+        {"attn_mask": CAUSAL, "is_causal": True},
+    ):
+        ours, theirs = attend(fast, **options), attend(plain, **options)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    other = torch.randn_like(x)
+    torch.testing.assert_close(fast(x, other, other), plain(x, other, other))
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        (nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)),
+        (nn.LayerNorm(8), nn.Linear(8, 12), nn.GELU(), nn.Dropout(0.0), nn.Linear(12, 5), nn.Dropout(0.0)),
+        (nn.Linear(8, 12, bias=False), nn.SiLU(), nn.Linear(12, 12), nn.SiLU(), nn.Linear(12, 3, bias=False)),
+    ],
+    ids=("plain", "with more around", "chain"),
+)
+def test_feed_forward_in_a_sequence(modules: tuple[nn.Module, ...]) -> None:
+    plain, fast, report = twins(nn.Sequential(*modules))
+    assert [entry.kind for entry in report.changed] == ["Sequential"]
+    compare(plain, fast, torch.randn(3, 7, 8), torch.ones(3, 7, dtype=torch.bool))
+    plain.double(), fast.double()
+    x = torch.randn(2, 8, dtype=torch.float64)
+    assert torch.equal(fast(x), plain(x))  # float64 goes PyTorch's way
+
+
+def test_dropout_of_a_sequence_is_only_in_training() -> None:
+    _, fast, _ = twins(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 8)))
+    x = torch.randn(5, 8)
+    assert not torch.equal(fast(x), fast(x))
+    fast.eval()
+    assert torch.equal(fast(x), fast(x))
+
+
+@pytest.mark.parametrize("padding", ["same", 2])
+def test_depthwise_convolution(padding: object) -> None:
+    plain, fast, report = twins(nn.Conv1d(6, 6, 5, padding=padding, groups=6))
+    assert len(report.changed) == 1
+    compare(plain, fast, torch.randn(3, 6, 9), torch.ones(3, 6, dtype=torch.bool))
+    torch.testing.assert_close(fast(torch.randn(6, 9, generator=torch.Generator().manual_seed(0))).shape, (6, 9))
+
+
+class Derived(nn.TransformerEncoderLayer):
+    def forward(self, src: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return -src
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Derived(8, 2), "derived from TransformerEncoderLayer"),
+        (nn.TransformerEncoderLayer(8, 2, activation=F.tanh), "an activation other than"),
+        (nn.TransformerEncoderLayer(8, 2).double(), "float64"),
+        (nn.MultiheadAttention(8, 2, kdim=4), "another width"),
+        (nn.MultiheadAttention(8, 2, add_bias_kv=True), "additional keys"),
+        (nn.Conv1d(4, 8, 3, padding=1), "not depthwise"),
+        (nn.Conv1d(4, 4, 3, groups=4), "not as long as its input"),
+        (nn.Conv1d(4, 4, 3, padding="same", dilation=2, groups=4), "dilated"),
+        (hooked(), "hooks"),
+        (nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"), nn.Linear(4, 4)), "no faster version"),
+        (nn.LSTM(4, 4), "no faster version"),
+        (FeedForward(8, 16), "already"),
+    ],
+)
+def test_what_is_left_and_why(model: nn.Module, reason: str) -> None:
+    classes = [type(module) for module in model.modules() if not isinstance(module, nn.MultiheadAttention)]
+    report = dmao_kernels.accelerate(model)
+    left = [entry.note for entry in report.left]
+    assert any(reason in note for note in left), left
+    assert reason in str(report)
+    assert [type(m) for m in model.modules() if not isinstance(m, nn.MultiheadAttention)] == classes
+
+
+def test_modules_stay_what_they_are() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    parameters, modules, keys = list(model.parameters()), list(model.modules()), list(model.state_dict())
+    first = dmao_kernels.accelerate(model)
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert list(model.state_dict()) == keys
+    assert dmao_kernels.accelerate(model).changed == ()
+    assert "changed: 5 modules" in str(first)
+    assert "TransformerEncoderLayer: all of the layer on packed frames" in str(first)
+    x = torch.randn(2, 5, 8)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other.eval()(x), model.eval()(x))
+
+
+def test_bfloat16_autocast_and_compile() -> None:
+    plain, fast, _ = twins(nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True, norm_first=True))
+    x = torch.randn(3, 7, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = fast(x)
+    torch.testing.assert_close(low.float(), plain(x), rtol=0.1, atol=0.1)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), fast(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_swap_of_ones_own() -> None:
+    class Slow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x
+
+    class Fast(Slow):
+        """doubling at once."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    register_swap(Slow, Fast, lambda module: None)
+    model = nn.Sequential(Slow())
+    assert "Slow: doubling at once: 0" in str(dmao_kernels.accelerate(model))
+    assert type(model[0]) is Fast
+    with pytest.raises(TypeError, match="Fast must be a subclass of Linear"):
+        register_swap(nn.Linear, Fast, lambda module: None)
