@@ -11,19 +11,13 @@
 #include <vector>
 
 #include "common.h"
+#include "live_pieces.h"
 #include "scratch.h"
 
 namespace dmao {
 namespace {
 
 constexpr const char* kOp = "masked_linear";
-// What a weight without a mask is cut into: whole panels of all instruction sets.
-constexpr std::int64_t kDenseBlock = 96;
-// Inputs of a piece: as many rows of a tile, and as much of a packed panel, stay in L1 and L2.
-constexpr std::int64_t kMostInputs = 384;
-// Outputs of a group, whose sums stay in L2 beside the tile, and leave it in long rows.
-constexpr std::int64_t kMostOutputs = 192;
-
 LinearActivation parse_linear_activation(const std::string& name) {
     if (name == "none") return LinearActivation::none;
     if (name == "silu") return LinearActivation::silu;
@@ -33,12 +27,6 @@ LinearActivation parse_linear_activation(const std::string& name) {
           "'");
     return LinearActivation::glu;
 }
-
-// The live blocks along one axis of the weight's grid of blocks: offsets[i] to offsets[i + 1] are
-// the places of line i in ids, the blocks' places along the other axis.
-struct Lines {
-    const std::int32_t *offsets, *ids;
-};
 
 Lines read_lines(const char* offsets_name, const Tensor& offsets, const char* ids_name,
                  const Tensor& ids, std::int64_t lines, std::int64_t others) {
@@ -64,84 +52,6 @@ Lines read_lines(const char* offsets_name, const Tensor& offsets, const char* id
     }
     return {offset, id};
 }
-
-// Cuts what lives into pieces, and the outputs into groups.
-class Cut {
-  public:
-    // Lines of blocks along the outputs, their ids along the inputs; null: all lives. With `half`
-    // outputs, as many others make the gates that go with them.
-    // A group takes at most `most` outputs, or a single block. `all`: outputs of which nothing
-    // lives have a piece as well, without inputs.
-    Cut(std::int64_t outputs, std::int64_t inputs, std::int64_t half, std::int64_t block,
-        const std::optional<Lines>& lines, std::int64_t most, bool all)
-        : inputs_(inputs), block_(block), lines_(lines), all_(all) {
-        const bool gated = half < outputs;
-        for (std::int64_t first = 0, end = 0; first < half; first = end) {
-            const std::int32_t begin = static_cast<std::int32_t>(pieces_.size());
-            do {
-                std::int64_t next = std::min(half, next_boundary(end));
-                if (gated) next = std::min(next, next_boundary(half + end) - half);
-                add(end, next - end);
-                if (gated) add(half + end, next - end);
-                end = next;
-            } while (end < half && end + block - first <= most);
-            groups_.push_back({static_cast<std::int32_t>(first),
-                               static_cast<std::int32_t>(end - first), begin,
-                               static_cast<std::int32_t>(pieces_.size())});
-            widest_ = std::max(widest_, end - first);
-        }
-    }
-
-    LivePieces view() const {
-        return {pieces_.data(), static_cast<std::int64_t>(pieces_.size()),
-                groups_.data(), static_cast<std::int64_t>(groups_.size()),
-                widest_,        packed_};
-    }
-
-  private:
-    std::int64_t next_boundary(std::int64_t i) const { return (i / block_ + 1) * block_; }
-
-    // The pieces of the outputs [first, first + count), which are of one line.
-    void add(std::int64_t first, std::int64_t count) {
-        const std::size_t before = pieces_.size();
-        if (lines_.has_value()) {
-            const std::int32_t *id = lines_->ids + lines_->offsets[first / block_],
-                               *end = lines_->ids + lines_->offsets[first / block_ + 1];
-            while (id != end) {
-                const std::int64_t begin = *id * block_;
-                std::int64_t stop = begin;
-                for (; id != end && *id * block_ == stop; ++id) stop += block_;
-                add_run(first, count, begin, std::min(stop, inputs_));
-            }
-        } else {
-            add_run(first, count, 0, inputs_);
-        }
-        if (all_ && pieces_.size() == before) add_piece(first, count, 0, 0);
-    }
-
-    void add_run(std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end) {
-        const std::int64_t most = kMostInputs / block_ * block_;
-        for (; begin < end; begin += most) {
-            add_piece(first, count, begin, std::min(most, end - begin));
-        }
-    }
-
-    void add_piece(std::int64_t first, std::int64_t count, std::int64_t begin,
-                   std::int64_t inputs) {
-        pieces_.push_back({static_cast<std::int32_t>(first), static_cast<std::int32_t>(count),
-                           static_cast<std::int32_t>(begin), static_cast<std::int32_t>(inputs),
-                           packed_});
-        packed_ += round_up(count, kPackedOutputs) * round_up(inputs, kPackedInputs);
-    }
-
-    static std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
-
-    std::int64_t inputs_, block_, widest_ = 0, packed_ = 0;
-    std::optional<Lines> lines_;
-    bool all_;
-    std::vector<LivePiece> pieces_;
-    std::vector<OutputGroup> groups_;
-};
 
 // A tensor [..., width] as a matrix with contiguous rows: in place where its strides allow that.
 struct Matrix {
@@ -267,7 +177,7 @@ std::tuple<Tensor, Tensor> masked_linear(const Tensor& x, const Tensor& w, const
     Tensor y = torch::stable::new_empty(x, in.leading_and(in.result_width()));
     Tensor pre_activation =
         torch::stable::new_empty(x, std::vector<std::int64_t>{keep ? f.tokens : 0, f.out_width});
-    const Cut cut(f.out_width, f.in_width, in.result_width(), f.block, in.rows, kMostOutputs, true);
+    const Cut cut = cut_for_y(f, in.result_width(), in.rows);
     const MaskedLinearForward problem{
         f, cut.view(), bias.has_value() ? bias->const_data_ptr() : nullptr, y.mutable_data_ptr(),
         keep ? pre_activation.mutable_data_ptr() : nullptr};
@@ -303,10 +213,8 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
                                            : std::vector<std::int64_t>{0});
     Tensor grad_b =
         torch::stable::new_empty(w, std::vector<std::int64_t>{need_b ? f.out_width : 0});
-    const Cut for_grad_x(f.in_width, f.out_width, f.in_width, f.block, in.columns, kMostOutputs,
-                         true);
-    const Cut by_rows(f.out_width, f.in_width, f.out_width, f.block, in.rows, f.block, false);
-    const Cut by_columns(f.in_width, f.out_width, f.in_width, f.block, in.columns, f.block, false);
+    const Cut for_grad_x = cut_for_grad_x(f, in.columns);
+    const Cut by_rows = cut_by_rows(f, in.rows), by_columns = cut_by_columns(f, in.columns);
     const MaskedLinearBackward problem{f,
                                        for_grad_x.view(),
                                        by_rows.view(),

@@ -17,7 +17,7 @@ from tests.native.fuzzers import OPS, build, runs_here, sources
 from tests.native.probe import CAPABILITIES
 
 PROBLEMS = 60
-EMULATED = 6
+EMULATED = 4
 STATIC = ["-O2", "-static"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
