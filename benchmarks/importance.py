@@ -1,7 +1,8 @@
 """importance_ against the same scores in eager PyTorch: `make bench ARGS="-k importance"`.
 
-Scored are the tensors of a Conformer encoder that the published method scores. The peers are a Python loop over them,
-and torch._foreach_* where PyTorch has it. Floor: one read of the weights and one of the gradients.
+Scored are the tensors of a Conformer encoder that the published method scores. The peers are a Python loop over their
+components, one over the tensors ("by tensor"), and torch._foreach_* where PyTorch has it. Floor: one read of the
+weights and one of the gradients.
 """
 
 from __future__ import annotations
@@ -52,13 +53,21 @@ class Encoder:
         importance_reference_(torchs, *rest, "taylor", BETA)
         importance_reference_(truth, *to_float64(rest), "taylor", BETA)
         assert_close_to_oracle(ours, torchs, truth)
-        for peer in (self.loop, self.foreach):
+        for peer in (self.loop, self.by_tensor, self.foreach):
             torch.testing.assert_close(peer(self.ema.clone()).double(), truth, rtol=1e-2, atol=1e-3)
 
     def ours(self) -> None:
         importance_(self.ema, self.weights, self.grads, self.segments, self.inverse_count, "taylor", BETA)
 
     def loop(self, ema: Tensor) -> Tensor:
+        sums = [
+            (a * b).abs().sum(dtype=torch.float32)
+            for w, g in zip(self.weights, self.grads, strict=True)
+            for a, b in zip(w.unbind(1), g.unbind(1), strict=True)
+        ]
+        return ema.lerp_(torch.stack(sums) * self.inverse_count, 1 - BETA)
+
+    def by_tensor(self, ema: Tensor) -> Tensor:
         sums = [(w * g).abs().sum((0, 2), dtype=torch.float32) for w, g in zip(self.weights, self.grads, strict=True)]
         return ema.lerp_(torch.cat(sums) * self.inverse_count, 1 - BETA)
 
@@ -72,7 +81,8 @@ class Encoder:
 def make(width: int, blocks: int, dtype: torch.dtype) -> Problem:
     encoder = Encoder(width, blocks, dtype)
     candidates = {"ours": encoder.ours}
-    candidates |= {peer.__name__: partial(peer, encoder.ema) for peer in (encoder.loop, encoder.foreach)}
+    peers = {"loop": encoder.loop, "by tensor": encoder.by_tensor, "foreach": encoder.foreach}
+    candidates |= {name: partial(peer, encoder.ema) for name, peer in peers.items()}
     return Problem(candidates, encoder.check, bytes=encoder.bytes)
 
 
