@@ -168,7 +168,8 @@ void forward(const ComponentConvForward& problem, const Workspace& workspace,
 
 // --- Backward
 
-constexpr std::int64_t kSpans = 32;  // at most
+constexpr std::int64_t kSpans = 32;    // at most
+constexpr std::int64_t kTileSums = 4;  // sums over every fourth row: shorter ones round less
 
 // The sums over the rows of a span: taps, then bias, gain and shift.
 struct SpanSums {
@@ -200,7 +201,7 @@ struct BackwardScratch {
     Parameters parameters;
     std::int64_t tiles, span_tiles, spans;
     SpanSums sums;
-    float* tile_sums;  // [tiles][2][stride] of gain and shift
+    float* tile_sums;  // [tiles][kTileSums][2][stride] of gain and shift
     std::int64_t buffer_size;
     float* buffers;
 
@@ -211,7 +212,7 @@ struct BackwardScratch {
           span_tiles(tiles == 0 ? 1 : divide_up(tiles, kSpans)),
           spans(tiles == 0 ? 1 : divide_up(tiles, span_tiles)),
           sums{f.taps, parameters.stride, nullptr},
-          tile_sums(arena.take(tiles * 2 * parameters.stride)) {
+          tile_sums(arena.take(tiles * kTileSums * 2 * parameters.stride)) {
         sums.data = arena.take(spans * sums.size());
         Arena counter(nullptr);
         BackwardBuffers(counter, f);
@@ -304,8 +305,9 @@ void backward_spans(const ComponentConvBackward& problem, const BackwardScratch&
 
     std::memset(scratch.sums.of(begin).data, 0,
                 (end - begin) * scratch.sums.size() * sizeof(float));
-    std::memset(scratch.tile_sums + first_tile * 2 * p.stride, 0,
-                (end_tile - first_tile) * 2 * p.stride * sizeof(float));
+    const std::int64_t first_sum = first_tile * kTileSums, end_sum = end_tile * kTileSums;
+    std::memset(scratch.tile_sums + first_sum * 2 * p.stride, 0,
+                (end_sum - first_sum) * 2 * p.stride * sizeof(float));
     Tile before{nullptr, 0, 0};
     std::int64_t number = first_tile;
     each_tile(f, first_tile, end_tile, [&](const Tile& tile, std::int64_t base) {
@@ -315,7 +317,9 @@ void backward_spans(const ComponentConvBackward& problem, const BackwardScratch&
             gate(f, x + row * width, buffers.gated.row(i), buffers.gates.row(i));
             const std::int64_t owner = base + tile_of(utterance, place);
             const bool own = owner >= first_tile && owner < end_tile;
-            float* grad_gain = own ? scratch.tile_sums + owner * 2 * p.stride : buffers.discarded;
+            float* grad_gain =
+                own ? scratch.tile_sums + (owner * kTileSums + place % kTileSums) * 2 * p.stride
+                    : buffers.discarded;
             differentiate<T, Activate>(f, p, grad_y + row * f.stored_channels,
                                        offset(kept, row * f.channels), offset(problem.scales, row),
                                        buffers.grads.row(i), grad_gain, grad_gain + p.stride);
@@ -329,10 +333,10 @@ void backward_spans(const ComponentConvBackward& problem, const BackwardScratch&
         }
         before = tile;
     });
-    for (std::int64_t tile = first_tile; tile < end_tile; ++tile) {
+    for (std::int64_t i = first_sum; i < end_sum; ++i) {
         // Gain and shift are neighbours.
-        add_row(scratch.tile_sums + tile * 2 * p.stride, 2 * p.stride,
-                scratch.sums.of(tile / scratch.span_tiles).gain());
+        add_row(scratch.tile_sums + i * 2 * p.stride, 2 * p.stride,
+                scratch.sums.of(i / kTileSums / scratch.span_tiles).gain());
     }
 }
 
