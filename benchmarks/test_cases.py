@@ -17,6 +17,8 @@ from benchmarks.registry import OURS, SLOW_PEERS, Case, Problem
 from benchmarks.report import rows_of
 from benchmarks.roofline import limits
 
+LONG = 30.0  # seconds of a round that needs no second one to warm up
+
 
 @pytest.mark.timeout(0)
 def test_case(
