@@ -4,8 +4,9 @@
 //     dropout_add        x and y in, the sum out
 //     with norm          the norm out as well
 //     its gradients      grad_sum, grad_norm and the sum in, grad_x and grad_y out
-// The dropout mask costs 0.15 ns an element and core (dmao/philox.h) and hides behind that; a row
-// is read again, for its statistics and for the norm, while it is in the first level cache.
+// The dropout mask costs 0.15 ns an element and core (dmao/philox.h), a quarter of a copy's time
+// from memory, and mostly hides behind it; where the rows are in a cache, it adds to the copy. A
+// row is read again, for its statistics and for the norm, while it is in the first level cache.
 #include "dmao/dropout_add.h"
 
 #include <cstring>
@@ -18,8 +19,6 @@ namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
 constexpr std::int64_t kGrain = 1 << 14;  // elements below which a thread does not pay
-constexpr std::int64_t kFactors = 2048;   // dropout factors drawn at a time
-static_assert(kFactors % kPhiloxUnits == 0);
 
 std::int64_t grain_rows(const DropoutAdd& step) { return divide_up(kGrain, step.width); }
 
@@ -59,27 +58,26 @@ struct Mask {
     static constexpr std::int64_t kGroup = sizeof(PhiloxGroup) / sizeof(float);
 };
 
-// The factors of one worker's elements, a span at a time.
+// The factors of one worker's elements, a group at a time: so little that drawing them overlaps
+// with the traffic of the rows.
 struct Factors {
     const Mask& mask;
-    alignas(64) float span[kFactors];
+    alignas(64) float group[kPhiloxUnits];
 
     explicit Factors(const Mask& mask) : mask(mask) {
         if (mask.dropout.active()) return;
-        for (float& factor : span) factor = mask.scale;
+        for (float& factor : group) factor = mask.scale;
     }
 
-    // body(first column, count, factors) for every span of a row.
+    // body(first column, count, factors) for every group of a row.
     template <class Body>
-    void each_span(std::int64_t row, std::int64_t width, const Body& body) {
-        for (std::int64_t first = 0; first < width; first += kFactors) {
-            const std::int64_t count = smaller(kFactors, width - first);
+    void each_group(std::int64_t row, std::int64_t width, const Body& body) {
+        for (std::int64_t first = 0; first < width; first += kPhiloxUnits) {
             if (mask.dropout.active()) {
-                mask.dropout.factors(mask.groups + first / kPhiloxUnits,
-                                     divide_up(count, kPhiloxUnits),
-                                     static_cast<std::uint32_t>(row), span);
+                mask.dropout.factors(mask.groups + first / kPhiloxUnits, 1,
+                                     static_cast<std::uint32_t>(row), group);
             }
-            body(first, count, span);
+            body(first, smaller(kPhiloxUnits, width - first), group);
         }
     }
 };
@@ -89,13 +87,15 @@ struct Factors {
 template <class X, class Y>
 void add_row(const X* x, const Y* y, std::int64_t row, std::int64_t width, Factors& factors,
              X* sum) {
-    factors.each_span(row, width, [&](std::int64_t begin, std::int64_t count, const float* factor) {
-        each_vector(count, [&](std::int64_t i, auto... n) {
-            const std::int64_t j = begin + i;
-            const Vec kept = load(factor + i), value = load(y + j, n...);
-            store(sum + j, x == nullptr ? value * kept : fma(value, kept, load(x + j, n...)), n...);
+    factors.each_group(
+        row, width, [&](std::int64_t begin, std::int64_t count, const float* factor) {
+            each_vector(count, [&](std::int64_t i, auto... n) {
+                const std::int64_t j = begin + i;
+                const Vec kept = load(factor + i), value = load(y + j, n...);
+                store(sum + j, x == nullptr ? value * kept : fma(value, kept, load(x + j, n...)),
+                      n...);
+            });
         });
-    });
 }
 
 // LayerNorm of a row, and its statistics. The variance is that of the centered values: the mean may
@@ -129,12 +129,8 @@ void forward(const DropoutAddNormForward& problem, const Mask& mask, std::int64_
     Factors factors(mask);
     for (std::int64_t row = begin; row < end; ++row) {
         const std::int64_t place = row * width;
-        const X* sum = x + place;
-        if (y != nullptr) {
-            X* target = static_cast<X*>(problem.sum) + place;
-            add_row(sum, y + place, row, width, factors, target);
-            sum = target;
-        }
+        X* sum = static_cast<X*>(problem.sum) + place;
+        add_row(x + place, y + place, row, width, factors, sum);
         normalize_row(problem, sum, static_cast<X*>(problem.norm) + place,
                       problem.statistics + 2 * row);
     }
@@ -220,11 +216,12 @@ void backward_row(const DropoutAddNormBackward& problem, std::int64_t row, Facto
         return;
     }
     Y* grad_y = static_cast<Y*>(problem.grad_y) + place;
-    factors.each_span(row, width, [&](std::int64_t begin, std::int64_t count, const float* factor) {
-        each_vector(count, [&](std::int64_t i, auto... n) {
-            store(grad_y + begin + i, differentiate(begin + i, n...) * load(factor + i), n...);
+    factors.each_group(
+        row, width, [&](std::int64_t begin, std::int64_t count, const float* factor) {
+            each_vector(count, [&](std::int64_t i, auto... n) {
+                store(grad_y + begin + i, differentiate(begin + i, n...) * load(factor + i), n...);
+            });
         });
-    });
 }
 
 // grad_weight and grad_bias: the sums of the spans, one after the other.

@@ -65,21 +65,21 @@ DropoutAdd read_step(const char* op, const Tensor& tensor, DType y_dtype, double
     return step;
 }
 
-// Contiguous x and y, where there are any, of a step over `rows`, one of the two.
+// Contiguous y, and x where there is one, of a step; the sum has the shape and dtype of rows().
 struct Inputs {
-    OptionalTensor x, y;
+    OptionalTensor x;
+    Tensor y;
     DropoutAdd step;
 
-    Inputs(const char* op, const OptionalTensor& x_, const OptionalTensor& y_, double p,
+    Inputs(const char* op, const OptionalTensor& x_, const Tensor& y_, double p,
            const OptionalTensor& seed, double scale)
-        : x(contiguous(x_)), y(contiguous(y_)) {
-        check(x.has_value() || y.has_value(), op, ": x or y is needed");
-        const DType y_dtype = float_dtype(op, "y", y.has_value() ? *y : *x);
-        step = read_step(op, rows(), y_dtype, p, seed, scale);
-        check(!y.has_value() || same_shape(*y, rows()), op, ": y must have x's shape");
+        : x(contiguous(x_)),
+          y(torch::stable::contiguous(y_)),
+          step(read_step(op, rows(), float_dtype(op, "y", y), p, seed, scale)) {
+        check(same_shape(y, rows()), op, ": y must have x's shape");
     }
 
-    const Tensor& rows() const { return x.has_value() ? *x : *y; }
+    const Tensor& rows() const { return x.has_value() ? *x : y; }
 };
 
 Tensor dropout_add(const OptionalTensor& x, const Tensor& y, double p, const OptionalTensor& seed,
@@ -87,7 +87,8 @@ Tensor dropout_add(const OptionalTensor& x, const Tensor& y, double p, const Opt
     const Inputs in("dropout_add", x, y, p, seed, scale);
     Tensor sum = torch::stable::new_empty(in.rows(), sizes(y));
     if (sum.numel() == 0) return sum;
-    const DropoutAddForward problem{in.step, pointer(in.x), pointer(in.y), sum.mutable_data_ptr()};
+    const DropoutAddForward problem{in.step, pointer(in.x), in.y.const_data_ptr(),
+                                    sum.mutable_data_ptr()};
     float* scratch = thread_scratch(DMAO_CPU_KERNEL(dropout_add_scratch)(in.step));
     DMAO_CPU_KERNEL(dropout_add)(problem, scratch, torch_parallel());
     return sum;
@@ -102,7 +103,7 @@ const float* read_vector(const char* name, const Tensor& tensor, std::int64_t wi
     return tensor.const_data_ptr<float>();
 }
 
-std::tuple<Tensor, Tensor, Tensor> dropout_add_layer_norm(const Tensor& x, const OptionalTensor& y,
+std::tuple<Tensor, Tensor, Tensor> dropout_add_layer_norm(const Tensor& x, const Tensor& y,
                                                           const Tensor& weight, const Tensor& bias,
                                                           double p, const OptionalTensor& seed,
                                                           double scale, double eps) {
@@ -112,25 +113,29 @@ std::tuple<Tensor, Tensor, Tensor> dropout_add_layer_norm(const Tensor& x, const
                  biases = torch::stable::contiguous(bias);
     DropoutAddNormForward problem{step,
                                   pointer(in.x),
-                                  pointer(in.y),
+                                  in.y.const_data_ptr(),
                                   read_vector("weight", weights, step.width),
                                   read_vector("bias", biases, step.width),
                                   eps,
                                   nullptr,
                                   nullptr,
                                   nullptr};
-    Tensor sum = torch::stable::new_empty(in.rows(),
-                                          y.has_value() ? sizes(x) : std::vector<std::int64_t>{0});
+    Tensor sum = torch::stable::new_empty(in.rows(), sizes(x));
     Tensor norm = torch::stable::new_empty(in.rows(), sizes(x));
     Tensor statistics = torch::stable::new_empty(in.rows(), std::vector<std::int64_t>{step.rows, 2},
                                                  ScalarType::Float);
     if (norm.numel() == 0) return {sum, norm, statistics};
-    if (y.has_value()) problem.sum = sum.mutable_data_ptr();
+    problem.sum = sum.mutable_data_ptr();
     problem.norm = norm.mutable_data_ptr();
     problem.statistics = statistics.mutable_data_ptr<float>();
     float* scratch = thread_scratch(DMAO_CPU_KERNEL(dropout_add_scratch)(step));
     DMAO_CPU_KERNEL(dropout_add_norm_forward)(problem, scratch, torch_parallel());
     return {sum, norm, statistics};
+}
+
+void check_gradient(const char* name, const Tensor& gradient, const Tensor& sum) {
+    check_tensor(kNorm, name, gradient, sum.scalar_type());
+    check(same_shape(gradient, sum), kNorm, ": ", name, " must have the shape of the sum");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward(
@@ -146,12 +151,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward(
     const DropoutAdd step =
         read_step(kNorm, values, y_dtype == ScalarType::Float ? DType::float32 : DType::bfloat16, p,
                   seed, scale);
-    for (const auto& [name, gradient] :
-         {std::pair{"grad_norm", &grad},
-          std::pair{"grad_sum", direct.has_value() ? &*direct : &grad}}) {
-        check_tensor(kNorm, name, *gradient, values.scalar_type());
-        check(same_shape(*gradient, values), kNorm, ": ", name, " must have the shape of the sum");
-    }
+    check_gradient("grad_norm", grad, values);
+    if (direct.has_value()) check_gradient("grad_sum", *direct, values);
     check_tensor(kNorm, "statistics", statistics, ScalarType::Float);
     check(statistics.numel() == 2 * step.rows, kNorm, ": statistics must be [", step.rows, ", 2]");
     Tensor grad_x = torch::stable::new_empty(values, sizes(values));

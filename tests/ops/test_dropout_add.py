@@ -31,7 +31,7 @@ SEED = torch.tensor([0x1234_5678_9ABC_DEF])
 # dtypes of x and y
 DTYPES = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
 
-# Both sides of vectors (4, 8, 16), the dropout group (128), a span of factors (2048), of rows (64) and of threads.
+# Both sides of vectors (4, 8, 16), the dropout group (128), several groups, a span of rows (64) and of threads.
 SIZES = [
     (0, 5),
     (1, 1),

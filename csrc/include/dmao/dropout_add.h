@@ -29,11 +29,11 @@ struct DropoutAddForward {
 struct DropoutAddNormForward {
     DropoutAdd step;
     const void* x;
-    const void* y;        // null: the sum is x
+    const void* y;
     const float* weight;  // [width]
     const float* bias;    // [width]
     double eps;
-    void* sum;  // null where y is
+    void* sum;
     void* norm;
     float* statistics;  // [rows, 2]: mean and reciprocal standard deviation of the sum
 };

@@ -14,7 +14,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 define("dropout_add(Tensor? x, Tensor y, float p, Tensor? seed, float scale) -> Tensor")
 define(
-    "dropout_add_layer_norm(Tensor x, Tensor? y, Tensor weight, Tensor bias, float p, Tensor? seed, float scale, "
+    "dropout_add_layer_norm(Tensor x, Tensor y, Tensor weight, Tensor bias, float p, Tensor? seed, float scale, "
     "float eps) -> (Tensor sum, Tensor norm, Tensor statistics)"
 )
 define(
