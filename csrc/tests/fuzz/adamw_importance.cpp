@@ -4,7 +4,7 @@
 
 namespace dmao::fuzzing {
 
-void fuzz(const ParallelFor& parallel, std::int64_t) {
+void fuzz(const ParallelFor& parallel, std::int64_t workers) {
     const std::int64_t repeats = one_of({1, 2, 3, 7}), components = one_of({1, 2, 5});
     const std::int64_t run = one_of({1, 2, 3, 7, 15, 16, 17, 33, 64, 100});
     const std::int64_t row_length = components * run, count = repeats * row_length;
@@ -32,7 +32,7 @@ void fuzz(const ParallelFor& parallel, std::int64_t) {
     const AdamWChunk* first = cut == 0 ? chunks + 1 : chunks;
     const std::int64_t some = cut == 0 || cut == repeats ? 1 : 2;
     for (int metric = 0; metric < 4; ++metric) {
-        kernels::adamw_importance({first, some, static_cast<Metric>(metric)}, parallel);
+        kernels::adamw_importance({first, some, workers, static_cast<Metric>(metric)}, parallel);
     }
     if (scored) record(first->part.sums, components);
     for (const auto* values : {&weight, &exp_avg, &exp_avg_sq}) record(values->get(), count, dtype);

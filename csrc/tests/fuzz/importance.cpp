@@ -4,7 +4,7 @@
 
 namespace dmao::fuzzing {
 
-void fuzz(const ParallelFor& parallel, std::int64_t) {
+void fuzz(const ParallelFor& parallel, std::int64_t workers) {
     const std::int64_t repeats = one_of({1, 2, 3, 7}), components = one_of({1, 2, 5});
     const std::int64_t run = one_of({1, 2, 3, 7, 15, 16, 17, 33, 64, 100});
     ImportanceChunk chunk{};
@@ -26,7 +26,7 @@ void fuzz(const ParallelFor& parallel, std::int64_t) {
     chunk.grad = grad.get();
     chunk.sums = sums.get();
     for (int metric = 0; metric < 4; ++metric) {
-        kernels::importance({&chunk, 1, static_cast<Metric>(metric)}, parallel);
+        kernels::importance({&chunk, 1, workers, static_cast<Metric>(metric)}, parallel);
         record(sums.get(), scored);
     }
 }
