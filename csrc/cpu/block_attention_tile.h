@@ -124,8 +124,9 @@ static_assert(kStrip % kRows == 0);
 
 constexpr float kNothing[kPanel] = {};  // what a product starts from that does not add to a tile
 
-// A += (or, from kNothing, =) X Y with X [rows, depth] and Y [depth, columns], of which the columns from `first`
-// on, a multiple of kPanel, are meant. What is outside of the band may or may not be computed.
+// A += (or, from kNothing, =) X Y with X [rows, depth] and Y [depth, columns], of which the columns
+// from `first` on, a multiple of kPanel, are meant. What is outside of the band may or may not be
+// computed.
 inline void multiply_into_band(const Band& band, std::int64_t columns, std::int64_t depth,
                                const float* x, const float* y, std::int64_t first, float* a,
                                std::int64_t stride, const float* start) {

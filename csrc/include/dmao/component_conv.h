@@ -49,7 +49,7 @@ struct ComponentConvForward {
 
 struct ComponentConvBackward {
     ComponentConv conv;
-    const void* grad_y;       // [rows, stored_channels]
+    const void* grad_y;   // [rows, stored_channels]
     const void* normed;   // null where there is neither norm nor activation
     const float* scales;  // null without norm
     void* grad_x;
