@@ -24,5 +24,11 @@ class Arena {
     std::int64_t used_ = 0;
 };
 
+// Room for operands.
+template <class E>
+E* take(Arena& arena, std::int64_t count) {
+    return reinterpret_cast<E*>(arena.take(divide_up(count, kPerWord<E>)));
+}
+
 }  // namespace
 }  // namespace dmao::DMAO_ISA_NAMESPACE

@@ -5,34 +5,19 @@
 #include "dmao/component_ffn.h"
 #include "dmao/philox.h"
 #include "gemm.h"
+#include "tiles.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
-constexpr std::int64_t kTile = 64;  // tokens: a tile and its chunk of hidden values fit in 512 KB
-constexpr std::int64_t kSmallestTile = 32;
 constexpr std::int64_t kGroup = kPhiloxUnits;  // hidden units that are activated together
 // Hidden units of a chunk: whole groups, so that each is drawn once, and whole panels.
 constexpr std::int64_t kChunkStep = kGroup % kPanel == 0 ? kGroup : 3 * kGroup;
 constexpr std::int64_t kChunk = 512 / kChunkStep * kChunkStep;
 static_assert(kChunkStep % kPanel == 0);
 
-// Every worker gets equally many tiles.
-std::int64_t tile_tokens(std::int64_t tokens, std::int64_t workers) {
-    if (tokens <= kSmallestTile) return kSmallestTile;
-    const std::int64_t tiles = round_up(divide_up(tokens, kTile), workers);
-    const std::int64_t tile = round_up(divide_up(tokens, tiles), kRows);
-    return tile < kSmallestTile ? kSmallestTile : tile;
-}
-
 std::int64_t chunk_units(std::int64_t hidden) {
     return round_up(divide_up(hidden, divide_up(hidden, kChunk)), kChunkStep);
-}
-
-// Room for operands.
-template <class E>
-E* take(Arena& arena, std::int64_t count) {
-    return reinterpret_cast<E*>(arena.take(divide_up(count, kPerWord<E>)));
 }
 
 // Both directions multiply twice: a tile of width `in` to hidden units, those to a tile of width

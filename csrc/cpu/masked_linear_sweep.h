@@ -4,25 +4,10 @@
 #include "arena.h"
 #include "dmao/masked_linear.h"
 #include "gemm.h"
+#include "tiles.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
-
-constexpr std::int64_t kTile = 64;  // tokens; with a group of sums they stay in L2
-constexpr std::int64_t kSmallestTile = 32;
-
-// Every worker gets equally many tiles.
-std::int64_t tile_tokens(std::int64_t tokens, std::int64_t workers) {
-    if (tokens <= kSmallestTile) return kSmallestTile;
-    const std::int64_t tiles = round_up(divide_up(tokens, kTile), workers);
-    const std::int64_t tile = round_up(divide_up(tokens, tiles), kRows);
-    return tile < kSmallestTile ? kSmallestTile : tile;
-}
-
-template <class E>
-E* take(Arena& arena, std::int64_t elements) {
-    return reinterpret_cast<E*>(arena.take(divide_up(elements, kPerWord<E>)));
-}
 
 // A matrix with contiguous rows.
 template <class E>
