@@ -217,7 +217,7 @@ for (setting, targets, quick), dtype, backward in itertools.product(
             partial(make, setting, dtype, backward),
             dtype=dtype,
             targets=targets if backward else {},
-            quick=quick and backward and (dtype == torch.float32 or targets is FULL),
+            quick=quick and backward and dtype == torch.float32,
             rounds=3 if setting.relative and setting.frames > 250 else 5,
         )
     )

@@ -145,7 +145,10 @@ def _name(blocks: int, positions: str, padded: bool, dropped: bool) -> str:
 
 
 def _targets(positions: str, dtype: torch.dtype, padded: bool, dropped: bool) -> dict[str, float]:
-    """Of twelve blocks. Half of the FFN is a quarter of the flops; 85 % of them are to be saved in time."""
+    """Of twelve blocks; in bfloat16 of two.
+
+    Half of the FFN is a quarter of the flops; 85 % of them are to be saved in time.
+    """
     if dropped:
         return {"ours, all live": 1 - 0.85 * 0.25}
     if not padded:
@@ -161,16 +164,17 @@ for blocks, dtype, positions, (padded, dropped) in itertools.product(
     ((True, False), (False, False), (True, True)),
 ):
     whole = padded and not dropped
-    if not whole and (blocks == 2 or dtype == torch.bfloat16):
+    # Where the CPU has no bfloat16, PyTorch's step takes minutes with it.
+    if (blocks == 2 and not whole) or (blocks == 12 and dtype == torch.bfloat16):
         continue
     register(
         Case(
             "training_step",
             _name(blocks, positions, padded, dropped),
-            partial(make, blocks, positions, dtype, padded, dropped, compiled=whole and blocks == 12),
+            partial(make, blocks, positions, dtype, padded, dropped, compiled=dtype == torch.float32 and blocks == 2),
             dtype=dtype,
-            targets=_targets(positions, dtype, padded, dropped) if blocks == 12 else {},
-            quick=blocks == 2 and positions == "relative",
-            rounds=3,
+            targets=_targets(positions, dtype, padded, dropped) if blocks == 12 or dtype == torch.bfloat16 else {},
+            quick=blocks == 2 and positions == "relative" and dtype == torch.float32,
+            rounds=3 if blocks == 2 else 2,
         )
     )
