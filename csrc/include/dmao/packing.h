@@ -15,7 +15,7 @@ struct Packing {
     // [utterances + 1], ascending from 0 by at most `frames`
     const std::int32_t* offsets;
     std::int64_t utterances, frames;
-    std::int64_t row_bytes;
+    std::int64_t row_bytes;  // at least 1
 };
 
 using PackingKernel = void(const Packing&, const ParallelFor&);
