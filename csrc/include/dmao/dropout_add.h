@@ -11,7 +11,7 @@ namespace dmao {
 
 // Tensors are contiguous, [rows, width].
 struct DropoutAdd {
-    std::int64_t rows, width;  // width at least 1
+    std::int64_t rows, width;  // each at least 1
     DType x_dtype;             // of x, the sum and the norm
     DType y_dtype;             // that, or bfloat16
     double p;                  // dropout probability, in [0, 1)
