@@ -26,11 +26,9 @@ void fuzz(const ParallelFor& parallel, std::int64_t) {
         kernels::dropout_add({step, coin() ? x.get() : nullptr, y.get(), sum.get()}, scratch.get(),
                              parallel);
         record(sum.get(), count, step.x_dtype);
-        const bool alone = coin();
-        kernels::dropout_add_norm_forward(
-            {step, x.get(), alone ? nullptr : y.get(), weight.get(), bias.get(), 1e-5,
-             alone ? nullptr : sum.get(), norm.get(), statistics.get()},
-            scratch.get(), parallel);
+        kernels::dropout_add_norm_forward({step, x.get(), y.get(), weight.get(), bias.get(), 1e-5,
+                                           sum.get(), norm.get(), statistics.get()},
+                                          scratch.get(), parallel);
         record(norm.get(), count, step.x_dtype);
     }
     const Scratch scratch(kernels::dropout_add_norm_backward_scratch(step));
