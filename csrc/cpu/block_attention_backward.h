@@ -111,7 +111,8 @@ struct BackwardScratch {
     BackwardScratch(const BlockAttention& a, const Workspace& workspace)
         : arena(workspace.scratch), visible(a), positions(arena, visible, true), chains(visible) {
         costs = reinterpret_cast<std::int64_t*>(arena.take(2 * chains.count));
-        sums_size = round_up((positions.count + 2) * a.width, 16);
+        // The last strip of distances with a visible one may reach beyond those that are seen.
+        sums_size = round_up((positions.count + kStrip + 2) * a.width, 16);
         sums = arena.take(a.heads * chains.count * sums_size);
         grad_queries =
             arena.take(chains.parts == 1 ? 0 : a.heads * chains.items * a.longest * a.width);
