@@ -111,8 +111,7 @@ struct BackwardScratch {
     BackwardScratch(const BlockAttention& a, const Workspace& workspace)
         : arena(workspace.scratch), visible(a), positions(arena, visible, true), chains(visible) {
         costs = reinterpret_cast<std::int64_t*>(arena.take(2 * chains.count));
-        // The last strip of distances with a visible one may reach beyond those that are seen.
-        sums_size = round_up((positions.count + kStrip + 2) * a.width, 16);
+        sums_size = round_up((positions.count + 2) * a.width, 16);
         sums = arena.take(a.heads * chains.count * sums_size);
         grad_queries =
             arena.take(chains.parts == 1 ? 0 : a.heads * chains.items * a.longest * a.width);
@@ -252,9 +251,11 @@ inline void backward_piece(const BlockAttention& a, const BackwardScratch& scrat
                         positions.by_row + head * positions.row_size, piece.first, positions.count,
                         width, buffers.part,
                         a.position_bias == nullptr ? nullptr : sums.position_bias, grad_queries);
-    multiply_band_transposed(piece.window_band, {0, piece.window_columns}, piece.window,
-                             piece.window_stride, buffers.position_packed, width, piece.first,
-                             sums.positions);
+    // A window may reach beyond the distances that anybody sees, on both sides; those have no sums.
+    const Range seen{larger(0, -piece.first),
+                     smaller(piece.window_columns, positions.count - piece.first)};
+    multiply_band_transposed(piece.window_band, seen, piece.window, piece.window_stride,
+                             buffers.position_packed, width, piece.first, sums.positions);
 }
 
 template <class T>
