@@ -14,7 +14,7 @@ namespace {
 // the hardware foresees in time.
 template <class T>
 void ahead(const T* p) {
-    __builtin_prefetch(p + 256 / sizeof(T));
+    prefetch(p + 256 / sizeof(T));
 }
 
 // One step of the entries at place i; returns weight and gradient as they were before.
