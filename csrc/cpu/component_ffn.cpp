@@ -48,10 +48,14 @@ struct ForwardScratch {
 // Some hidden units of one token: keeps the pre-activations (or not), activation, dropout (factors
 // may be null).
 template <class Activate, class T, class E>
-void activate(const float* sums, const float* factors, std::int64_t units, T* kept, E* hidden) {
+void activate(const float* sums, const float* factors, std::int64_t units, T* kept,
+              std::int64_t ahead, E* hidden) {
     for (std::int64_t i = 0; i < units; i += Vec::width) {
         const Vec h = load(sums + i);
-        if (kept != nullptr) store_some(kept + i, h, units - i);
+        if (kept != nullptr) {
+            store_some(kept + i, h, units - i);
+            prefetch_to_write(kept + kRows * ahead + i);
+        }
         Vec value = Activate::value(h);
         if (factors != nullptr) value = value * load(factors + i);
         store(hidden + i, value);
@@ -91,7 +95,7 @@ void forward(const ComponentFfnForward& problem, const Workspace& workspace,
                         T* kept = static_cast<T*>(problem.pre_activation);
                         if (kept != nullptr) kept += token * f.hidden + unit + i;
                         activate<Activate>(buffers.sums + (row + q) * stride + i, factors, group,
-                                           kept, buffers.rows + q * stride + i);
+                                           kept, f.hidden, buffers.rows + q * stride + i);
                     }
                 }
                 pack_strip(buffers.rows, stride, units, count,
@@ -108,7 +112,8 @@ void forward(const ComponentFfnForward& problem, const Workspace& workspace,
 
 // --- Backward
 
-constexpr std::int64_t kSumTokens = kSpan;  // that a weight gradient sums up between two additions
+// Tokens that a weight gradient sums up between two additions: whole strips.
+constexpr std::int64_t kSumTokens = kSpan / kRows * kRows;
 constexpr std::int64_t kBlockPerWorker = 128;  // tokens whose panels and strips are kept for pass 2
 constexpr std::int64_t kGradRows = 192;  // of a weight gradient, per task: their strips fit in L2
 constexpr std::int64_t kSumDepth = 16;   // words that a bias gradient sums one by one
@@ -238,6 +243,10 @@ struct BackwardTokens {
                 store(hidden + q * stride + i, grad);
             }
             const std::int64_t place = places(unit + i, token - block.first, per);
+            const std::int64_t ahead = place + kRows * panel_columns(f.hidden, unit + i);
+            prefetch_to_write(scratch.grad_hidden + ahead);
+            prefetch_to_write(scratch.activations + ahead);
+            prefetch(kept + kRows * f.hidden + i);
             store_words(scratch.grad_hidden + place, Vec(grads[0]), Vec(grads[1]));
             store_words(scratch.activations + place, Vec(values[0]), Vec(values[1]));
         }

@@ -133,30 +133,47 @@ void pack_panel(const Selection<T>& m, std::int64_t k0, std::int64_t depth, std:
     }
 }
 
-// a[0] b[0] a[1] b[1] ...: from the lower halves (half = 0) or the upper halves (half = 1).
-template <int half>
-Vec interleave(Vec a, Vec b) {
+// Groups of `unit` lanes from a and from b in turns, of the lower (half = 0) or the upper halves
+// (half = 1) of every `span` lanes.
+template <int half, int unit, int span>
+decltype(Vec::v) interleave(decltype(Vec::v) a, decltype(Vec::v) b) {
     constexpr int w = Vec::width;
     using Lanes = std::int32_t __attribute__((vector_size(sizeof(Vec))));
     Lanes pick;
-    for (int i = 0; i < w; ++i) pick[i] = half * w / 2 + i / 2 + i % 2 * w;
+    for (int i = 0; i < w; ++i) {
+        const int place = i % span;
+        pick[i] = i - place + half * span / 2 + place / (2 * unit) * unit + place % unit +
+                  place / unit % 2 * w;
+    }
 #ifdef __clang__
     decltype(Vec::v) result;
-    for (int i = 0; i < w; ++i) result[i] = pick[i] < w ? a.v[pick[i]] : b.v[pick[i] - w];
+    for (int i = 0; i < w; ++i) result[i] = pick[i] < w ? a[pick[i]] : b[pick[i] - w];
     return result;
 #else
-    return __builtin_shuffle(a.v, b.v, pick);
+    return __builtin_shuffle(a, b, pick);
 #endif
 }
 
-// Transposes a square block of words in place: log2(width) perfect shuffles of its rows.
+// Transposes a square block of words in place: blocks of 4 x 4 within the 128-bit parts of
+// registers, where shuffles are cheap, then these parts by perfect shuffles.
 inline void transpose(decltype(Vec::v) (&rows)[Vec::width]) {
     constexpr int w = Vec::width;
-    for (int step = 1; step < w; step *= 2) {
+    for (int i = 0; i < w; i += 4) {
+        const auto low0 = interleave<0, 1, 4>(rows[i], rows[i + 1]);
+        const auto high0 = interleave<1, 1, 4>(rows[i], rows[i + 1]);
+        const auto low1 = interleave<0, 1, 4>(rows[i + 2], rows[i + 3]);
+        const auto high1 = interleave<1, 1, 4>(rows[i + 2], rows[i + 3]);
+        rows[i] = interleave<0, 2, 4>(low0, low1);
+        rows[i + 1] = interleave<1, 2, 4>(low0, low1);
+        rows[i + 2] = interleave<0, 2, 4>(high0, high1);
+        rows[i + 3] = interleave<1, 2, 4>(high0, high1);
+    }
+    for (int parts = 4; parts < w; parts *= 2) {
         decltype(Vec::v) shuffled[w];
         for (int i = 0; i < w / 2; ++i) {
-            shuffled[2 * i] = interleave<0>(rows[i], rows[i + w / 2]).v;
-            shuffled[2 * i + 1] = interleave<1>(rows[i], rows[i + w / 2]).v;
+            const int target = i / 4 * 8 + i % 4;
+            shuffled[target] = interleave<0, 4, w>(rows[i], rows[i + w / 2]);
+            shuffled[target + 4] = interleave<1, 4, w>(rows[i], rows[i + w / 2]);
         }
         for (int i = 0; i < w; ++i) rows[i] = shuffled[i];
     }
@@ -208,11 +225,16 @@ void pack_strip(const T* rows, std::int64_t stride, std::int64_t depth, std::int
             transpose(block[part]);
         }
         // In ascending order: what a vector holds beyond its kRows words is overwritten.
-        for (int j = 0; j < smaller(w, words - k); ++j) {
+        const auto put = [&](int j, const auto& put_one) {
             for (int part = 0; part < parts; ++part) {
                 const std::int64_t place = (k + j) * kRows + part * w;
-                store_some(out + place, Vec(block[part][j]), words * kRows - place);
+                put_one(out + place, Vec(block[part][j]), words * kRows - place);
             }
+        };
+        if (k + w < words) {
+            for (int j = 0; j < w; ++j) put(j, [](float* p, Vec v, std::int64_t) { store(p, v); });
+        } else {
+            for (int j = 0; j < words - k; ++j) put(j, store_some<float>);
         }
     }
 }

@@ -339,7 +339,9 @@ inline float largest(Vec x) {
 
 // Asks for the cache line at p, which may lie anywhere.
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
-// The same, into the second-level cache.
+// The same, to be written.
+inline void prefetch_to_write(void* p) { __builtin_prefetch(p, 1); }
+// The same as the first, into the second-level cache.
 inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // e^x to about 1 unit in the last place; 0 and infinity where the result is out of range, NaN for
