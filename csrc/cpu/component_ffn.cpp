@@ -116,6 +116,7 @@ void forward(const ComponentFfnForward& problem, const Workspace& workspace,
 constexpr std::int64_t kSumTokens = kSpan / kRows * kRows;
 constexpr std::int64_t kBlockPerWorker = 128;  // tokens whose panels and strips are kept for pass 2
 constexpr std::int64_t kGradRows = 192;  // of a weight gradient, per task: their strips fit in L2
+constexpr std::int64_t kTasks = 8;       // of these that a worker takes at a time
 constexpr std::int64_t kSumDepth = 16;   // words that a bias gradient sums one by one
 static_assert(kGradRows % kRows == 0);
 
@@ -214,41 +215,46 @@ struct BackwardTokens {
     const Dropout dropout{problem.ffn.p, problem.ffn.seed};
     const PanelPlaces places{problem.ffn.hidden, padded_depth<E>(block.count)};
 
-    // Up to kGroup units of the tokens of a word: from the gradient of the dropped-out activations,
-    // in `sums`, to the gradient of the pre-activations. `hidden`: rows for the second product.
+    // Up to kGroup units of the tokens of a strip: from the gradient of the dropped-out
+    // activations, in `sums`, to the gradient of the pre-activations. `hidden`: rows for the second
+    // product. The next strip's lines are asked for, as they are too far apart to be foreseen by
+    // the hardware.
     void differentiate(std::int64_t token, std::int64_t tokens, std::int64_t unit,
                        std::int64_t units, const float* sums, std::int64_t stride,
                        E* hidden) const {
         constexpr int per = kPerWord<E>;
         const ComponentFfn& f = problem.ffn;
         const T* kept = static_cast<const T*>(problem.pre_activation) + token * f.hidden + unit;
-        alignas(64) float buffer[per][kGroup];
-        const float* factors[per];
+        alignas(64) float buffer[kRows][kGroup];
+        const float* factors[kRows];
         for (std::int64_t q = 0; q < tokens; ++q) {
             factors[q] = dropout_factors(dropout, f.units, token + q, unit, units, buffer[q]);
         }
         for (std::int64_t i = 0; i < units; i += Vec::width) {
-            decltype(Vec::v) values[2] = {}, grads[2] = {};
-            for (std::int64_t q = 0; q < tokens; ++q) {
-                const Vec h = load_words<float>(kept + q * f.hidden + i, units - i);
-                auto [value, slope] = Activate::value_and_slope(h);
-                Vec grad = needs.hidden ? load(sums + q * stride + i) * slope : Vec(0.0f);
-                if (factors[q] != nullptr) {
-                    const Vec factor = load(factors[q] + i);
-                    value = value * factor;
-                    grad = grad * factor;
+            for (std::int64_t word = 0; word < tokens; word += per) {
+                decltype(Vec::v) values[2] = {}, grads[2] = {};
+                for (int r = 0; r < per && word + r < tokens; ++r) {
+                    const std::int64_t q = word + r;
+                    const Vec h = load_words<float>(kept + q * f.hidden + i, units - i);
+                    auto [value, slope] = Activate::value_and_slope(h);
+                    Vec grad = needs.hidden ? load(sums + q * stride + i) * slope : Vec(0.0f);
+                    if (factors[q] != nullptr) {
+                        const Vec factor = load(factors[q] + i);
+                        value = value * factor;
+                        grad = grad * factor;
+                    }
+                    values[r] = value.v;
+                    grads[r] = grad.v;
+                    store(hidden + q * stride + i, grad);
+                    prefetch(kept + (q + kRows) * f.hidden + i);
                 }
-                values[q] = value.v;
-                grads[q] = grad.v;
-                store(hidden + q * stride + i, grad);
+                const std::int64_t place = places(unit + i, token + word - block.first, per);
+                const std::int64_t ahead = place + kRows * panel_columns(f.hidden, unit + i);
+                prefetch_to_write(scratch.grad_hidden + ahead);
+                prefetch_to_write(scratch.activations + ahead);
+                store_words(scratch.grad_hidden + place, Vec(grads[0]), Vec(grads[1]));
+                store_words(scratch.activations + place, Vec(values[0]), Vec(values[1]));
             }
-            const std::int64_t place = places(unit + i, token - block.first, per);
-            const std::int64_t ahead = place + kRows * panel_columns(f.hidden, unit + i);
-            prefetch_to_write(scratch.grad_hidden + ahead);
-            prefetch_to_write(scratch.activations + ahead);
-            prefetch(kept + kRows * f.hidden + i);
-            store_words(scratch.grad_hidden + place, Vec(grads[0]), Vec(grads[1]));
-            store_words(scratch.activations + place, Vec(values[0]), Vec(values[1]));
         }
     }
 
@@ -270,19 +276,14 @@ struct BackwardTokens {
         if (needs.hidden) pack_tile(grad_y, f.out_width, rows, buffers.input);
         weights.each_chunk([&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
             if (needs.hidden) {
-                multiply<Order::strips>(rows, units, f.out_width, buffers.input,
-                                        kRows * padded_depth<E>(f.out_width),
-                                        weights.inward_chunk(unit), buffers.sums, stride,
-                                        scratch.zeros);
+                multiply<Order::strips>(
+                    rows, units, f.out_width, buffers.input, kRows * padded_depth<E>(f.out_width),
+                    weights.inward_chunk(unit), buffers.sums, stride, scratch.zeros);
             }
             each_strip(rows, [&](std::int64_t row, std::int64_t count) {
                 for (std::int64_t i = 0; i < units; i += kGroup) {
-                    for (std::int64_t q = 0; q < count; q += per) {
-                        differentiate(first + row + q, smaller(per, count - q), unit + i,
-                                      smaller(kGroup, units - i),
-                                      buffers.sums + (row + q) * stride + i, stride,
-                                      buffers.rows + q * stride + i);
-                    }
+                    differentiate(first + row, count, unit + i, smaller(kGroup, units - i),
+                                  buffers.sums + row * stride + i, stride, buffers.rows + i);
                 }
                 if (needs.x) {
                     pack_strip(buffers.rows, stride, units, count,
@@ -392,10 +393,12 @@ struct BackwardWeights {
         const std::int64_t groups1 = f.in_width == 0 ? 1 : divide_up(f.in_width, kGradRows);
         const std::int64_t groups2 = divide_up(f.out_width, kGradRows);
         const std::int64_t tasks1 = groups1 * panels1;
-        const auto run = [&](std::int64_t begin, std::int64_t end) {
+        const std::int64_t tasks = tasks1 + groups2 * panels2;
+        const auto run = [&](std::int64_t i) {
             std::int64_t token = 0;
             do {
-                for (std::int64_t task = begin; task < end; ++task) {
+                const std::int64_t end = smaller((i + 1) * kTasks, tasks);
+                for (std::int64_t task = i * kTasks; task < end; ++task) {
                     if (task < tasks1) {
                         first(task / panels1 * kGradRows, task % panels1 * kPanel, token);
                     } else {
@@ -406,7 +409,7 @@ struct BackwardWeights {
                 token += kSumTokens;
             } while (token < block.count);
         };
-        parallel(tasks1 + groups2 * panels2, 1, run);
+        parallel.each(divide_up(tasks, kTasks), scratch.walk.workers, run);
     }
 };
 

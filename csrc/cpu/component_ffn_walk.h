@@ -190,18 +190,12 @@ struct Walk {
     template <class Body>
     void each_tile(std::int64_t first, std::int64_t count, const ParallelFor& parallel,
                    const Body& body) const {
-        const std::int64_t tiles = divide_up(count, tile), end = first + count;
-        parallel(workers, 1, [&](std::int64_t begin_worker, std::int64_t end_worker) {
-            for (std::int64_t worker = begin_worker; worker < end_worker; ++worker) {
-                Arena own(buffers + worker * buffer_size);
-                const TileBuffers<T> mine(own, tile, weights);
-                const std::int64_t last = first + tiles * (worker + 1) / workers * tile;
-                for (std::int64_t token = first + tiles * worker / workers * tile; token < last;
-                     token += tile) {
-                    body(token, smaller(tile, end - token), mine);
-                }
-            }
-        });
+        const auto run = [&](std::int64_t i, std::int64_t worker) {
+            Arena own(buffers + worker * buffer_size);
+            body(first + i * tile, smaller(tile, count - i * tile),
+                 TileBuffers<T>(own, tile, weights));
+        };
+        parallel.each_with(divide_up(count, tile), workers, run);
     }
 };
 

@@ -31,12 +31,18 @@ class ParallelFor {
     // items of unequal length. `workers` is the number of threads.
     template <class Function>
     void each(std::int64_t count, std::int64_t workers, const Function& body) const {
+        each_with(count, workers, [&](std::int64_t i, std::int64_t) { body(i); });
+    }
+
+    // The same with body(i, worker): what has buffers of its own per worker.
+    template <class Function>
+    void each_with(std::int64_t count, std::int64_t workers, const Function& body) const {
         std::int64_t next = 0;
-        (*this)(workers, 1, [&](std::int64_t, std::int64_t) {
+        (*this)(workers, 1, [&](std::int64_t worker, std::int64_t) {
             for (;;) {
                 const std::int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
                 if (i >= count) return;
-                body(i);
+                body(i, worker);
             }
         });
     }
