@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dmao_kernels import conv3x3, use_backend
 from dmao_kernels.testing import Poison, assert_close_to_oracle, nan_filled_empty, outputs_and_gradients, to_float64
+from tests.ops.common import assert_threads_do_not_change_a_bit
 
 SHAPES = (
     # images, height, width, in, out
@@ -81,16 +83,12 @@ def test_images_do_not_meet() -> None:
 def test_same_bits_for_any_number_of_threads() -> None:
     inputs = make((2, 61, 9, 5, 18))
     upstream = torch.randn(2, 61, 9, 18)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            y, grads = outputs_and_gradients(conv3x3, *inputs, grad_output=upstream)
-            results.append([y, *grads.values()])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def compute() -> list[Tensor]:
+        y, grads = outputs_and_gradients(conv3x3, *inputs, grad_output=upstream)
+        return [y, *grads.values()]
+
+    assert_threads_do_not_change_a_bit(compute)
 
 
 def test_only_wanted_gradients() -> None:
