@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmao_kernels.ops._autograd import no_double_backward
+
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
     x, taps, _bias = inputs
@@ -23,12 +25,5 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_taps, grad_bias if ctx.needs_input_grad[2] else None
 
 
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "conv3x3: double backward is not supported; use the reference backend "
-        "(dmao_kernels.use_backend('reference')) for second derivatives"
-    )
-
-
 torch.library.register_autograd("dmao::conv3x3", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dmao::conv3x3_backward", _double_backward)
+torch.library.register_autograd("dmao::conv3x3_backward", no_double_backward("conv3x3"))
