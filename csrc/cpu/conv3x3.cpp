@@ -28,12 +28,13 @@ namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
 constexpr std::int64_t kBandRows = 4;
+constexpr std::int64_t kChunk = 20;  // tiles
 constexpr std::int64_t kParts = 16;
 
 // How images are cut into bands of `rows` rows: whole tiles and whole windows of the pooling.
 struct Bands {
     std::int64_t images, height, rows, per_image, count;
-    std::int64_t tiles;  // in a pair of rows
+    std::int64_t tiles, chunk;  // in a pair of rows; computed together
 
     explicit Bands(const Conv3x3& c)
         : images(c.images),
@@ -41,7 +42,8 @@ struct Bands {
           rows(round_up(kBandRows, c.time % 2 == 0 ? c.time : 2 * c.time)),
           per_image(divide_up(c.height, rows)),
           count(images * per_image),
-          tiles(divide_up(c.width, 2)) {}
+          tiles(divide_up(c.width, 2)),
+          chunk(smaller(tiles, kChunk)) {}
 
     std::int64_t most_tiles() const { return rows / 2 * tiles; }
 
@@ -72,8 +74,8 @@ struct ConvolveScratch {
           zero(arena.take(lanes_of(out))),
           row_size((2 * bands.tiles + 2) * lanes_of(in)),
           sums_row(2 * bands.tiles * lanes_of(out)),
-          inputs_size(position_size(bands.most_tiles() * lanes_of(in))),
-          products_size(position_size(bands.most_tiles() * lanes_of(out))),
+          inputs_size(position_size(bands.chunk * lanes_of(in))),
+          products_size(position_size(bands.chunk * lanes_of(out))),
           own_size(round_up((bands.rows + 2) * row_size, 16) +
                    kPositions * (inputs_size + products_size) +
                    round_up(bands.rows * sums_row, 16)),
@@ -101,28 +103,30 @@ void convolve(const Bands& bands, std::int64_t in, std::int64_t out, const T* ta
                 const std::int64_t pairs = divide_up(bands.rows_in(b), 2);
                 read_rows(source, bands.image(b), bands.first(b) - 1, 2 * pairs + 2, 1,
                           scratch.row_size, rows);
-                const auto row_of_positions = [&]<int i>() {
-                    for (std::int64_t p = 0; p < pairs; ++p) {
-                        transform_inputs(i, rows + 2 * p * scratch.row_size, scratch.row_size,
-                                         bands.tiles, in_lanes, inputs + p * bands.tiles * in_lanes,
-                                         scratch.inputs_size);
+                for (std::int64_t p = 0; p < pairs; ++p) {
+                    for (std::int64_t t = 0; t < bands.tiles; t += bands.chunk) {
+                        const std::int64_t tiles = smaller(bands.chunk, bands.tiles - t);
+                        const float* from = rows + 2 * p * scratch.row_size + 2 * t * in_lanes;
+                        float* to = sums + 2 * p * scratch.sums_row + 2 * t * out_lanes;
+                        const auto row_of_positions = [&]<int i>() {
+                            transform_inputs(i, from, scratch.row_size, tiles, in_lanes, inputs,
+                                             scratch.inputs_size);
+                            for (int j = 0; j < kPositions; ++j) {
+                                multiply<Order::row>(
+                                    tiles, out_lanes, in, inputs + j * scratch.inputs_size,
+                                    in_lanes,
+                                    scratch.taps + (kPositions * i + j) * scratch.taps_size,
+                                    products + j * scratch.products_size, out_lanes, scratch.zero);
+                            }
+                            transform_outputs<i>(products, scratch.products_size, tiles, out_lanes,
+                                                 to, scratch.sums_row);
+                        };
+                        row_of_positions.template operator()<0>();
+                        row_of_positions.template operator()<1>();
+                        row_of_positions.template operator()<2>();
+                        row_of_positions.template operator()<3>();
                     }
-                    for (int j = 0; j < kPositions; ++j) {
-                        multiply<Order::row>(
-                            pairs * bands.tiles, out_lanes, in, inputs + j * scratch.inputs_size,
-                            in_lanes, scratch.taps + (kPositions * i + j) * scratch.taps_size,
-                            products + j * scratch.products_size, out_lanes, scratch.zero);
-                    }
-                    for (std::int64_t p = 0; p < pairs; ++p) {
-                        transform_outputs<i>(products + p * bands.tiles * out_lanes,
-                                             scratch.products_size, bands.tiles, out_lanes,
-                                             sums + 2 * p * scratch.sums_row, scratch.sums_row);
-                    }
-                };
-                row_of_positions.template operator()<0>();
-                row_of_positions.template operator()<1>();
-                row_of_positions.template operator()<2>();
-                row_of_positions.template operator()<3>();
+                }
                 target.write(bands.image(b), bands.first(b), bands.rows_in(b), sums,
                              scratch.sums_row);
             }
