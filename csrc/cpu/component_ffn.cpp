@@ -45,11 +45,14 @@ struct ForwardScratch {
           bias2(arena.take(padded_columns(f.out_width))) {}
 };
 
-// Some hidden units of one token: activation, dropout (factors may be null).
-template <class Activate, class E>
-void activate(const float* sums, const float* factors, std::int64_t units, E* hidden) {
+// Some hidden units of one token: keeps the pre-activations (or not), activation, dropout (factors
+// may be null).
+template <class Activate, class T, class E>
+void activate(const float* sums, const float* factors, std::int64_t units, T* kept, E* hidden) {
     for (std::int64_t i = 0; i < units; i += Vec::width) {
-        Vec value = Activate::value(load_words<float>(sums + i, units - i));
+        const Vec h = load(sums + i);
+        if (kept != nullptr) store_some(kept + i, h, units - i);
+        Vec value = Activate::value(h);
         if (factors != nullptr) value = value * load(factors + i);
         store(hidden + i, value);
     }
@@ -69,33 +72,34 @@ void forward(const ComponentFfnForward& problem, const Workspace& workspace,
                  parallel);
 
     const auto run = [&](std::int64_t first, std::int64_t rows, const TileBuffers<T>& buffers) {
-        const T* x = static_cast<const T*>(f.x) + first * f.in_width;
         T* y = static_cast<T*>(problem.y) + first * f.out_width;
-        const E* input = as_operand(x, rows * f.in_width, buffers.input);
         float* output = sums_of(y, buffers.output);
+        pack_tile(static_cast<const T*>(f.x) + first * f.in_width, f.in_width, rows, buffers.input);
         weights.each_chunk([&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
-            T* kept = static_cast<T*>(problem.pre_activation);
-            if (kept != nullptr) kept += first * f.hidden + unit;
-            float* sums = kept == nullptr ? buffers.sums : sums_of(kept, buffers.sums);
-            const std::int64_t sums_stride = sums == buffers.sums ? stride : f.hidden;
-            multiply<Order::row>(rows, units, f.in_width, input, f.in_width,
-                                 weights.inward_chunk(unit), sums, sums_stride,
-                                 scratch.bias1 + unit);
-            if (kept != nullptr) finish(kept, f.hidden, rows, units, sums, sums_stride);
+            multiply<Order::strips>(rows, units, f.in_width, buffers.input,
+                                    kRows * padded_depth<E>(f.in_width), weights.inward_chunk(unit),
+                                    buffers.sums, stride, scratch.bias1 + unit);
             const std::int64_t hidden_stride = stride * kPerWord<E>;
-            for (std::int64_t i = 0; i < units; i += kGroup) {
-                const std::int64_t count = smaller(kGroup, units - i);
-                for (std::int64_t row = 0; row < rows; ++row) {
-                    alignas(64) float buffer[kGroup];
-                    const float* factors =
-                        dropout_factors(dropout, f.units, first + row, unit + i, count, buffer);
-                    activate<Activate>(sums + row * sums_stride + i, factors, count,
-                                       buffers.hidden + row * hidden_stride + i);
+            each_strip(rows, [&](std::int64_t row, std::int64_t count) {
+                for (std::int64_t i = 0; i < units; i += kGroup) {
+                    for (std::int64_t q = 0; q < count; ++q) {
+                        const std::int64_t token = first + row + q;
+                        alignas(64) float buffer[kGroup];
+                        const std::int64_t group = smaller(kGroup, units - i);
+                        const float* factors =
+                            dropout_factors(dropout, f.units, token, unit + i, group, buffer);
+                        T* kept = static_cast<T*>(problem.pre_activation);
+                        if (kept != nullptr) kept += token * f.hidden + unit + i;
+                        activate<Activate>(buffers.sums + (row + q) * stride + i, factors, group,
+                                           kept, buffers.rows + q * stride + i);
+                    }
                 }
-            }
-            multiply<Order::row>(rows, f.out_width, units, buffers.hidden, hidden_stride,
-                                 weights.outward_chunk(unit), output, f.out_width,
-                                 unit == 0 ? scratch.bias2 : nullptr);
+                pack_strip(buffers.rows, stride, units, count,
+                           buffers.hidden + row * hidden_stride);
+            });
+            multiply<Order::strips>(rows, f.out_width, units, buffers.hidden, kRows * hidden_stride,
+                                    weights.outward_chunk(unit), output, f.out_width,
+                                    unit == 0 ? scratch.bias2 : nullptr);
         });
         finish(y, f.out_width, rows, f.out_width, output, f.out_width);
     };
@@ -206,7 +210,7 @@ struct BackwardTokens {
     const PanelPlaces places{problem.ffn.hidden, padded_depth<E>(block.count)};
 
     // Up to kGroup units of the tokens of a word: from the gradient of the dropped-out activations,
-    // in `sums`, to the gradient of the pre-activations. `hidden`: the rows of the second product.
+    // in `sums`, to the gradient of the pre-activations. `hidden`: rows for the second product.
     void differentiate(std::int64_t token, std::int64_t tokens, std::int64_t unit,
                        std::int64_t units, const float* sums, std::int64_t stride,
                        E* hidden) const {
@@ -231,7 +235,7 @@ struct BackwardTokens {
                 }
                 values[q] = value.v;
                 grads[q] = grad.v;
-                store(hidden + q * stride * per + i, grad);
+                store(hidden + q * stride + i, grad);
             }
             const std::int64_t place = places(unit + i, token - block.first, per);
             store_words(scratch.grad_hidden + place, Vec(grads[0]), Vec(grads[1]));
@@ -250,28 +254,36 @@ struct BackwardTokens {
         if (needs.w2 || needs.b2) {
             cut_strips<E>(grad_y, f.out_width, rows, places.tokens, scratch.grad_y + place);
         }
-        const E* input = as_operand(grad_y, rows * f.out_width, buffers.input);
         T* grad_x = static_cast<T*>(problem.grad_x);
         if (needs.x) grad_x += first * f.in_width;
         float* output = sums_of(grad_x, buffers.output);
         if (!needs.hidden && !needs.w2) return;
+        if (needs.hidden) pack_tile(grad_y, f.out_width, rows, buffers.input);
         weights.each_chunk([&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
             if (needs.hidden) {
-                multiply<Order::row>(rows, units, f.out_width, input, f.out_width,
-                                     weights.inward_chunk(unit), buffers.sums, stride,
-                                     scratch.zeros);
+                multiply<Order::strips>(rows, units, f.out_width, buffers.input,
+                                        kRows * padded_depth<E>(f.out_width),
+                                        weights.inward_chunk(unit), buffers.sums, stride,
+                                        scratch.zeros);
             }
-            for (std::int64_t i = 0; i < units; i += kGroup) {
-                for (std::int64_t row = 0; row < rows; row += per) {
-                    differentiate(first + row, smaller(per, rows - row), unit + i,
-                                  smaller(kGroup, units - i), buffers.sums + row * stride + i,
-                                  stride, buffers.hidden + row * stride * per + i);
+            each_strip(rows, [&](std::int64_t row, std::int64_t count) {
+                for (std::int64_t i = 0; i < units; i += kGroup) {
+                    for (std::int64_t q = 0; q < count; q += per) {
+                        differentiate(first + row + q, smaller(per, count - q), unit + i,
+                                      smaller(kGroup, units - i),
+                                      buffers.sums + (row + q) * stride + i, stride,
+                                      buffers.rows + q * stride + i);
+                    }
                 }
-            }
+                if (needs.x) {
+                    pack_strip(buffers.rows, stride, units, count,
+                               buffers.hidden + row * stride * per);
+                }
+            });
             if (needs.x) {
-                multiply<Order::row>(rows, f.in_width, units, buffers.hidden, stride * per,
-                                     weights.outward_chunk(unit), output, f.in_width,
-                                     unit == 0 ? scratch.zeros : nullptr);
+                multiply<Order::strips>(rows, f.in_width, units, buffers.hidden,
+                                        kRows * stride * per, weights.outward_chunk(unit), output,
+                                        f.in_width, unit == 0 ? scratch.zeros : nullptr);
             }
         });
         if (needs.x) finish(grad_x, f.in_width, rows, f.in_width, output, f.in_width);
@@ -317,12 +329,9 @@ struct BackwardWeights {
         const std::int64_t units = smaller(kPanel, problem.ffn.hidden - unit);
         const std::int64_t depth = smaller(kSumTokens, block.count - token);
         const E* panel = panels + unit * tokens + token * padded_columns(units);
-        const std::int64_t end = smaller(row + kGradRows, width);
-        for (; row < end; row += kRows) {
-            multiply<Order::column>(smaller(kRows, end - row), units, depth,
-                                    strips + row * tokens + token * kRows, kRows, panel,
-                                    sums + unit * width + row * kPanel, kPanel, start(token));
-        }
+        multiply<Order::strips>(smaller(kGradRows, width - row), units, depth,
+                                strips + row * tokens + token * kRows, kRows * tokens, panel,
+                                sums + unit * width + row * kPanel, kPanel, start(token));
     }
 
     // sums[column] += the sum over kSumTokens tokens from `token` on of `count` columns of strips

@@ -136,21 +136,37 @@ Selection<T> second_weight(const ComponentFfn& f) {
     return {static_cast<const T*>(f.w2), f.stored_hidden, nullptr, all ? nullptr : f.units};
 }
 
-// Buffers of one worker for one tile of tokens.
+// Buffers of one worker for one tile of tokens. Both products take their tokens as strips.
 template <class T>
 struct TileBuffers {
     using E = Operand<T>;
+    E* input;       // strips of the tile, [kRows * in] each
     float* sums;    // [tile, chunk]: what the first product gives
-    E* hidden;      // [tile, kPerWord<E> * chunk]: in the same place, what the second one takes
-    E* input;       // [tile, in], where the tensor is not an operand as it is
+    E* hidden;      // in the same place, strips of what the second one takes
+    E* rows;        // [kRows, chunk]: a strip's rows before it is packed
     float* output;  // [tile, out], where the tensor does not hold sums
 
     TileBuffers(Arena& arena, std::int64_t tile, const Weights<E>& weights)
-        : sums(arena.take(tile * weights.chunk)),
+        : input(take<E>(arena, round_up(tile, kRows) * padded_depth<E>(weights.in))),
+          sums(arena.take(round_up(tile, kRows) * weights.chunk)),
           hidden(reinterpret_cast<E*>(sums)),
-          input(take<E>(arena, sizeof(T) == sizeof(E) ? 0 : tile * weights.in)),
+          rows(take<E>(arena, kRows * weights.chunk)),
           output(arena.take(sizeof(T) == sizeof(float) ? 0 : tile * weights.out)) {}
 };
+
+// Rows [0, count) of a tile, strip by strip: body(first row, rows).
+template <class Body>
+void each_strip(std::int64_t count, const Body& body) {
+    for (std::int64_t row = 0; row < count; row += kRows) body(row, smaller(kRows, count - row));
+}
+
+// A tile of a tensor as strips.
+template <class T, class E>
+void pack_tile(const T* tile, std::int64_t width, std::int64_t count, E* strips) {
+    each_strip(count, [&](std::int64_t row, std::int64_t rows) {
+        pack_strip(tile + row * width, width, width, rows, strips + row * padded_depth<E>(width));
+    });
+}
 
 // What the walks of both directions share: up to `tokens` at a time, tile by tile.
 template <class T>

@@ -16,8 +16,9 @@ namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
 enum class Order {
-    row,    // A[i, k] = a[i * stride + k]
-    column  // A[i, k] = a[k * stride + i]; of bfloat16, a[(k / 2) * 2 * stride + 2 * i + k % 2]
+    row,     // A[i, k] = a[i * stride + k]
+    column,  // A[i, k] = a[k * stride + i]; of bfloat16, a[(k / 2) * 2 * stride + 2 * i + k % 2]
+    strips   // strips of kRows rows, `stride` elements apart, each in Order::column of stride kRows
 };
 
 // A sum runs over at most so many products before it goes to C: shorter sums round less. All spans
@@ -26,20 +27,40 @@ constexpr std::int64_t kSpan = 256;
 
 inline Vec broadcast_word(const float* p) { return Vec(*p); }
 inline Vec word_of_ones(const float*) { return Vec(1.0f); }
-inline Vec multiply_add(const float*, Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
+inline Vec multiply_add(const float*, Vec a, Vec b, Vec sum) { return fma_in_place(a, b, sum); }
 #if defined(__AVX512BF16__)
 inline Vec broadcast_word(const bfloat16* p) { return broadcast_pair(p); }
 inline Vec word_of_ones(const bfloat16*) { return make_pairs(Vec(1.0f), Vec(1.0f)); }
 inline Vec multiply_add(const bfloat16*, Vec a, Vec b, Vec sum) { return dot(a, b, sum); }
 #endif
 
+// The sums of a block += the products of one word of k.
+template <Order order, int rows, int vecs, class E>
+inline void multiply_word(const E* a, std::int64_t stride, const E* b,
+                          decltype(Vec::v) (&sums)[rows][vecs]) {
+    decltype(Vec::v) columns[vecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < vecs; ++j) {
+        columns[j] = load(reinterpret_cast<const float*>(b) + j * Vec::width).v;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+        const Vec word = broadcast_word(a + i * (order == Order::row ? stride : kPerWord<E>));
+#pragma GCC unroll 4
+        for (int j = 0; j < vecs; ++j) sums[i][j] = multiply_add(a, word, columns[j], sums[i][j]).v;
+    }
+}
+
 // Whole words of k; tail: how many columns of C the last vector covers. start: a row in whole
 // vectors, to which the first span is added; null: to C. (Sums that began with it would round
-// worse.)
+// worse.) ahead: of Order::strips, memory of a quarter of b's size that will be needed soon.
 template <Order order, int rows, int vecs, class E>
 void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E* b, float* c,
-                    std::int64_t c_stride, int tail, const float* start) {
-    constexpr int w = Vec::width;
+                    std::int64_t c_stride, int tail, const float* start, const E* ahead = nullptr) {
+    constexpr int w = Vec::width, at_once = 4;
+    const std::int64_t step = kPerWord<E> * (order == Order::row      ? 1
+                                             : order == Order::column ? stride
+                                                                      : kRows);
     std::int64_t spans = words == 0 ? 1 : divide_up(words, kSpan / kPerWord<E>);
     do {
         decltype(Vec::v) sums[rows][vecs];
@@ -47,22 +68,22 @@ void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E
             for (int j = 0; j < vecs; ++j) sums[i][j] = Vec(0.0f).v;
         }
         const std::int64_t span = divide_up(words, spans);
-        for (std::int64_t k = span; k > 0; --k) {
-            decltype(Vec::v) columns[vecs];
+        std::int64_t k = span;
+        if constexpr (order == Order::strips) {
+            for (; k >= at_once; k -= at_once) {
+                prefetch_far(ahead);
+                ahead += vecs * w * kPerWord<E>;
 #pragma GCC unroll 4
-            for (int j = 0; j < vecs; ++j) {
-                columns[j] = load(reinterpret_cast<const float*>(b) + j * w).v;
-            }
-#pragma GCC unroll 8
-            for (int i = 0; i < rows; ++i) {
-                const Vec word =
-                    broadcast_word(a + i * (order == Order::row ? stride : kPerWord<E>));
-#pragma GCC unroll 4
-                for (int j = 0; j < vecs; ++j) {
-                    sums[i][j] = multiply_add(a, word, columns[j], sums[i][j]).v;
+                for (int q = 0; q < at_once; ++q) {
+                    multiply_word<order>(a + q * step, stride, b + q * vecs * w * kPerWord<E>, sums);
                 }
+                a += at_once * step;
+                b += at_once * vecs * w * kPerWord<E>;
             }
-            a += (order == Order::row ? 1 : stride) * kPerWord<E>;
+        }
+        for (; k > 0; --k) {
+            multiply_word<order>(a, stride, b, sums);
+            a += step;
             b += vecs * w * kPerWord<E>;
         }
         words -= span;
@@ -81,19 +102,23 @@ void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E
     } while (--spans > 0);
 }
 
-// All rows of A with one panel. The rows are dealt out evenly: a block of few rows would leave the
-// FMA units waiting for B.
+// All rows of A with one panel. Outside of strips the rows are dealt out evenly: a block of few rows
+// would leave the FMA units waiting for B. Meanwhile strips ask for what follows the panel in memory:
+// as a rule, the next one.
 template <Order order, int vecs, class E>
 void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t stride, const E* b,
                     float* c, std::int64_t c_stride, int tail, const float* start) {
     // An odd k at the end of a row has no second half in memory.
     const std::int64_t rest = order == Order::row ? depth % kPerWord<E> : 0;
     const std::int64_t words = divide_up(depth - rest, kPerWord<E>);
+    const E* ahead = b + padded_depth<E>(depth) * vecs * Vec::width;
+    const std::int64_t share = m == 0 ? 0 : (ahead - b) / divide_up(m, kRows);
     for (std::int64_t blocks = divide_up(m, kRows); blocks > 0; --blocks) {
-        const std::int64_t rows = divide_up(m, blocks);
+        const std::int64_t rows =
+            order == Order::strips ? smaller(kRows, m) : divide_up(m, blocks);
         const auto run = [&]<int r>(auto& self) {
             if (rows == r) {
-                multiply_block<order, r, vecs>(words, a, stride, b, c, c_stride, tail, start);
+                multiply_block<order, r, vecs>(words, a, stride, b, c, c_stride, tail, start, ahead);
                 if (rest > 0) {
                     E last[r * kPerWord<E>] = {};
                     for (int i = 0; i < r; ++i) last[i * kPerWord<E>] = a[i * stride + depth - 1];
@@ -106,7 +131,9 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
             }
         };
         run.template operator()<kRows>(run);
-        a += rows * (order == Order::row ? stride : kPerWord<E>);
+        a += order == Order::strips ? stride
+                                    : rows * (order == Order::row ? stride : kPerWord<E>);
+        ahead += share;
         c += rows * c_stride;
         m -= rows;
     }

@@ -186,7 +186,36 @@ void pack_panel_transposed(const Selection<T>& m, std::int64_t k0, std::int64_t 
     }
 }
 
-// --- Packed A, along columns
+// --- Packed A
+
+// A[i, k] = rows[i * stride + k], i < count <= kRows: a strip of Order::strips, of all its kRows
+// rows, padded with zeros.
+template <class T, class E>
+void pack_strip(const T* rows, std::int64_t stride, std::int64_t depth, std::int64_t count,
+                E* strip) {
+    constexpr int w = Vec::width, parts = divide_up(kRows, w);
+    const std::int64_t words = divide_up(depth, kPerWord<E>);
+    float* out = reinterpret_cast<float*>(strip);
+    for (std::int64_t k = 0; k < words; k += w, rows += w * kPerWord<E>) {
+        const std::int64_t rest = smaller(w * kPerWord<E>, depth - k * kPerWord<E>);
+        decltype(Vec::v) block[parts][w];
+        for (int part = 0; part < parts; ++part) {
+            for (int i = 0; i < w; ++i) {
+                const int row = part * w + i;
+                block[part][i] =
+                    (row < count ? load_words<E>(rows + row * stride, rest) : Vec(0.0f)).v;
+            }
+            transpose(block[part]);
+        }
+        // In ascending order: what a vector holds beyond its kRows words is overwritten.
+        for (int j = 0; j < smaller(w, words - k); ++j) {
+            for (int part = 0; part < parts; ++part) {
+                const std::int64_t place = (k + j) * kRows + part * w;
+                store_some(out + place, Vec(block[part][j]), words * kRows - place);
+            }
+        }
+    }
+}
 
 // A[i, k] = rows[k * stride + i], i < columns: an operand of Order::column whose stride is
 // `out_stride`, at least `columns` rounded up to whole vectors; the columns between are zeroed.

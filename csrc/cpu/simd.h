@@ -97,6 +97,10 @@ inline Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
 inline Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
 inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+inline Vec fma_in_place(Vec a, Vec b, Vec c) {
+    asm("vfmadd231ps %2, %1, %0" : "+v"(c.v) : "v"(a.v), "v"(b.v));
+    return c;
+}
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
 inline Vec abs(Vec x) { return _mm512_abs_ps(x.v); }
@@ -196,6 +200,10 @@ inline Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
 inline Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
 inline Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+inline Vec fma_in_place(Vec a, Vec b, Vec c) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(c.v) : "x"(a.v), "x"(b.v));
+    return c;
+}
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
 inline Vec abs(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v); }
@@ -281,6 +289,7 @@ inline Vec operator-(Vec a, Vec b) { return a.v - b.v; }
 inline Vec operator*(Vec a, Vec b) { return a.v * b.v; }
 inline Vec operator/(Vec a, Vec b) { return a.v / b.v; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a.v * b.v + c.v; }
+inline Vec fma_in_place(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 inline Vec max(Vec a, Vec b) { return a.v > b.v ? a.v : b.v; }
 inline Vec min(Vec a, Vec b) { return a.v < b.v ? a.v : b.v; }
 inline Vec abs(Vec x) {
@@ -330,6 +339,8 @@ inline float largest(Vec x) {
 
 // Asks for the cache line at p, which may lie anywhere.
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+// The same, into the second-level cache.
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // e^x to about 1 unit in the last place; 0 and infinity where the result is out of range, NaN for
 // NaN. x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r (Cephes' coefficients), times 2^n.
