@@ -261,10 +261,9 @@ struct BackwardTokens {
         if (needs.hidden) pack_tile(grad_y, f.out_width, rows, buffers.input);
         weights.each_chunk([&](std::int64_t unit, std::int64_t units, std::int64_t stride) {
             if (needs.hidden) {
-                multiply<Order::strips>(rows, units, f.out_width, buffers.input,
-                                        kRows * padded_depth<E>(f.out_width),
-                                        weights.inward_chunk(unit), buffers.sums, stride,
-                                        scratch.zeros);
+                multiply<Order::strips>(
+                    rows, units, f.out_width, buffers.input, kRows * padded_depth<E>(f.out_width),
+                    weights.inward_chunk(unit), buffers.sums, stride, scratch.zeros);
             }
             each_strip(rows, [&](std::int64_t row, std::int64_t count) {
                 for (std::int64_t i = 0; i < units; i += kGroup) {

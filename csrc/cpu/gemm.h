@@ -103,9 +103,9 @@ void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E
     } while (--spans > 0);
 }
 
-// All rows of A with one panel. Outside of strips the rows are dealt out evenly: a block of few rows
-// would leave the FMA units waiting for B. Meanwhile strips ask for what follows the panel in memory:
-// as a rule, the next one.
+// All rows of A with one panel. Outside of strips the rows are dealt out evenly: a block of few
+// rows would leave the FMA units waiting for B. Meanwhile strips ask for what follows the panel in
+// memory: as a rule, the next one.
 template <Order order, int vecs, class E>
 void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t stride, const E* b,
                     float* c, std::int64_t c_stride, int tail, const float* start) {
@@ -115,11 +115,11 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
     const E* ahead = b + padded_depth<E>(depth) * vecs * Vec::width;
     const std::int64_t share = m == 0 ? 0 : (ahead - b) / divide_up(m, kRows);
     for (std::int64_t blocks = divide_up(m, kRows); blocks > 0; --blocks) {
-        const std::int64_t rows =
-            order == Order::strips ? smaller(kRows, m) : divide_up(m, blocks);
+        const std::int64_t rows = order == Order::strips ? smaller(kRows, m) : divide_up(m, blocks);
         const auto run = [&]<int r>(auto& self) {
             if (rows == r) {
-                multiply_block<order, r, vecs>(words, a, stride, b, c, c_stride, tail, start, ahead);
+                multiply_block<order, r, vecs>(words, a, stride, b, c, c_stride, tail, start,
+                                               ahead);
                 if (rest > 0) {
                     E last[r * kPerWord<E>] = {};
                     for (int i = 0; i < r; ++i) last[i * kPerWord<E>] = a[i * stride + depth - 1];
@@ -132,8 +132,7 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
             }
         };
         run.template operator()<kRows>(run);
-        a += order == Order::strips ? stride
-                                    : rows * (order == Order::row ? stride : kPerWord<E>);
+        a += order == Order::strips ? stride : rows * (order == Order::row ? stride : kPerWord<E>);
         ahead += share;
         c += rows * c_stride;
         m -= rows;
