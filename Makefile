@@ -67,7 +67,7 @@ bench: $(NATIVE)
 	$(BENCH) $(ARGS)
 
 bench-quick: $(NATIVE)
-	$(BENCH) --quick --seconds 0.5 $(ARGS)
+	$(BENCH) --quick --seconds 0.3 $(ARGS)
 
 lint: $(NATIVE)
 	$(BIN)/ruff check $(PYTHON_SOURCES)

@@ -22,7 +22,7 @@ from dmao_kernels.ops.depthwise_conv1d.reference import channels_last_conv1d, de
 from dmao_kernels.testing import assert_close_to_oracle, outputs_and_gradients, to_float64
 
 COMPONENTS = 4
-SHAPES = ((16, 250, 384, 31), (16, 250, 256, 31), (8, 100, 144, 15))
+SHAPES = ((16, 250, 384, 31), (8, 100, 144, 15))
 SLOW = {"channels-last": "over a second per call in bfloat16"}
 
 
@@ -121,6 +121,8 @@ def _run(function: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor, ba
 
 
 for shape, dtype, backward in itertools.product(SHAPES, (torch.float32, torch.bfloat16), (False, True)):
+    if dtype == torch.bfloat16 and not (backward and shape == SHAPES[0]):
+        continue
     name = "B={} T={} C={} k={}".format(*shape)
     direction = "fwd+bwd" if backward else "fwd"
     register(

@@ -19,7 +19,7 @@ _ROWS = pytest.StashKey[list[dict[str, Any]]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dmao benchmarks")
     group.addoption("--quick", action="store_true", help="only the quick cases, for less time each")
-    group.addoption("--seconds", type=float, default=2.0, help="of timing per case and number of threads")
+    group.addoption("--seconds", type=float, default=1.0, help="of timing per case and number of threads")
     group.addoption("--threads", default="1,2", help="numbers of threads, separated by commas")
     folder = Path(__file__).parent / "results"
     group.addoption("--results", type=Path, default=folder, help="folder of the results")

@@ -106,6 +106,8 @@ for kind, shape, dtype, p, backward in itertools.product(
 ):
     if p == 0 and (kind != "add+norm" or shape != SHAPES[0] or dtype != torch.float32):
         continue
+    if dtype == torch.bfloat16 and shape[0] != 4000:
+        continue
     direction = "fwd+bwd" if backward else "fwd"
     register(
         Case(

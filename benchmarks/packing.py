@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.registry import Case, Problem, register
 from dmao_kernels import pack, unpack
 
-SHAPES = ((16, 300, 384), (16, 300, 128), (4, 120, 384))
+SHAPES = ((16, 300, 384), (4, 120, 384))
 
 
 def make(operation: str, batch: int, frames: int, width: int, dtype: torch.dtype, backward: bool) -> Problem:
@@ -56,6 +56,8 @@ def make(operation: str, batch: int, frames: int, width: int, dtype: torch.dtype
 for operation, shape, dtype, backward in itertools.product(
     ("pack", "unpack"), SHAPES, (torch.float32, torch.bfloat16), (False, True)
 ):
+    if dtype == torch.bfloat16 and shape != SHAPES[0]:
+        continue
     direction = "fwd+bwd" if backward else "fwd"
     register(
         Case(

@@ -7,6 +7,7 @@ in one process, and a disturbance of the machine meets each of them.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -59,14 +60,20 @@ def _in_turns(case: Case, problem: Problem, benchmark: Any, budget: float, quick
             call()
             samples[name].append(time.perf_counter() - start)
 
-    for _ in range(2):  # the first round warms up and compiles, the second is a sample of the time
-        start = time.perf_counter()
-        peers()
-        ours()
-        seconds = time.perf_counter() - start
+    seconds = _round(peers, ours)  # warms up and compiles
+    if seconds < LONG:
+        seconds = _round(peers, ours)  # a sample of the time
     for values in samples.values():
         values.clear()
     rounds = max(case.rounds, min(1000, int(budget / seconds)))
     benchmark.pedantic(ours, setup=peers, rounds=rounds)
     samples[OURS] = benchmark.stats.stats.data
     return {name: Timing.of(values) for name, values in samples.items()}
+
+
+def _round(*calls: Callable[[], object]) -> float:
+    """Seconds that the calls take."""
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    return time.perf_counter() - start

@@ -42,3 +42,22 @@ def run_python() -> RunPython:
         )
 
     return run
+
+
+@pytest.fixture(params=("portable", "avx2", "avx512", "avx512_bf16"))
+def run_on_capability(request: pytest.FixtureRequest, run_python: RunPython) -> Callable[..., None]:
+    """run_on_capability(code) runs the code with the kernels of one instruction set, in a process of its own.
+
+    The test is repeated for each set, and skipped where this CPU or build has not got it.
+    """
+    capability: str = request.param
+
+    def run(code: str) -> None:
+        found = "\nimport dmao_kernels\nprint(dmao_kernels.cpu_capability())"
+        result = run_python("-c", code + found, DMAO_CPU_CAPABILITY=capability)
+        if "does not support" in result.stderr or "must be one of" in result.stderr:
+            pytest.skip(f"this CPU or build has no {capability}")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.split() == [capability]
+
+    return run

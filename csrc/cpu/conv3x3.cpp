@@ -1,209 +1,269 @@
 // Convolution of channels-last images with 3 x 3 filters: y[h, w] = b + sum of x[h+i-1, w+j-1]
-// taps[i, j].
+// taps[i, j]; behind it, where that is wanted, ReLU and max pooling.
 //
-// Floor: 18 H W in out flops for y, for the gradient of x and for that of the filters each, at the
+// Floor: 8 H W in out flops for y, for the gradient of x and for that of the filters each, at the
 // FMA peak; a pass reads x and writes y once.
 //
-// No patch is ever copied together. In a row of the image, padded by a zero pixel on each side, the
-// three neighbours of a pixel are one run of 3 in numbers, and the runs of neighbouring pixels
-// overlap: they are the rows of a matrix [width, 3 in] whose row stride is `in`. So an output row
-// is three products with matrices that fit into L1, panel by panel. Groups of rows are padded into
-// a buffer that stays in L2, which also widens bfloat16.
+// That is Winograd's convolution of tiles of 2 x 2 pixels (winograd.h): 16 products per tile,
+// channel and filter where the sum above has 36. The transforms are linear in the channels and cost
+// about a tenth of the products at 64 channels. A worker takes the image in bands of a few rows; a
+// band's inputs, padded by zeros, and what is computed of it stay in the second-level cache.
+// Gradients of pooled outputs become those of all pixels as a band is read: neither they nor
+// what stands before the pooling are ever in memory.
 //
-// The gradient of the filters is, per row of the image, three products of such a matrix,
-// transposed, with the row of grad_y. Its sums belong to a fixed number of parts of the images and
-// are added up in order: the bits do not depend on the number of threads.
+// The gradient of the filters is, for each of the 16 positions, the product of the transformed
+// inputs, transposed, with the transformed gradients. Its sums belong to a fixed number of parts of
+// the images and are added up in order: the bits do not depend on the number of threads.
 #include "dmao/conv3x3.h"
 
 #include <cstring>
 
 #include "arena.h"
+#include "conv3x3_rows.h"
 #include "convert.h"
 #include "gemm.h"
+#include "winograd.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
-constexpr std::int64_t kGroup = 8;  // rows of an image that are padded together
+constexpr std::int64_t kBandRows = 4;
+constexpr std::int64_t kChunk = 20;  // tiles
 constexpr std::int64_t kParts = 16;
 
-std::int64_t groups_of(const Conv3x3& c) { return c.images * divide_up(c.height, kGroup); }
+// How images are cut into bands of `rows` rows: whole tiles and whole windows of the pooling.
+struct Bands {
+    std::int64_t images, height, rows, per_image, count;
+    std::int64_t tiles, chunk;  // in a pair of rows; computed together
 
-// What one worker has of the images: up to kGroup rows with their neighbours.
-template <class T>
-struct Rows {
-    const Conv3x3& c;
-    std::int64_t size;          // of a padded row
-    float* padded;              // [kGroup + 2, width + 2, in]
-    std::int64_t first, count;  // rows of all images that are in it now, without the neighbours
+    explicit Bands(const Conv3x3& c)
+        : images(c.images),
+          height(c.height),
+          rows(round_up(kBandRows, c.time % 2 == 0 ? c.time : 2 * c.time)),
+          per_image(divide_up(c.height, rows)),
+          count(images * per_image),
+          tiles(divide_up(c.width, 2)),
+          chunk(smaller(tiles, kChunk)) {}
 
-    Rows(const Conv3x3& c, Arena& arena)
-        : c(c),
-          size((c.width + 2) * c.in),
-          padded(arena.take((kGroup + 2) * size)),
-          first(0),
-          count(0) {}
+    std::int64_t most_tiles() const { return rows / 2 * tiles; }
 
-    void fill(std::int64_t group) {
-        const std::int64_t per_image = divide_up(c.height, kGroup);
-        const std::int64_t image = group / per_image, start = group % per_image * kGroup;
-        first = image * c.height + start;
-        count = smaller(kGroup, c.height - start);
-        for (std::int64_t i = 0; i < count + 2; ++i) {
-            const std::int64_t h = start + i - 1;
-            float* row = padded + i * size;
-            if (h < 0 || h >= c.height) {
-                std::memset(row, 0, size * sizeof(float));
-                continue;
-            }
-            std::memset(row, 0, c.in * sizeof(float));
-            std::memset(row + size - c.in, 0, c.in * sizeof(float));
-            convert(static_cast<const T*>(c.x) + (first + i - 1) * c.width * c.in, c.width * c.in,
-                    row + c.in);
-        }
-    }
-
-    // The matrix of runs, row stride `in`, for the filters' row `tap` and output row first + i.
-    const float* runs(std::int64_t i, std::int64_t tap) const { return padded + (i + tap) * size; }
+    std::int64_t image(std::int64_t band) const { return band / per_image; }
+    std::int64_t first(std::int64_t band) const { return band % per_image * rows; }
+    std::int64_t rows_in(std::int64_t band) const { return smaller(rows, height - first(band)); }
 };
 
-// B[depth, columns] as panels, from a matrix whose rows are contiguous.
-template <class T>
-void pack(const T* source, std::int64_t depth, std::int64_t columns, float* panels) {
-    const Selection<T> matrix{source, columns, nullptr, nullptr};
-    for (std::int64_t n = 0; n < columns; n += kPanel) {
-        pack_panel(matrix, 0, depth, n, smaller(kPanel, columns - n), panels + n * depth);
-    }
-}
+// Between two positions: not a multiple of the page size, which would put all of them into the same
+// few cache lines.
+inline std::int64_t position_size(std::int64_t size) { return round_up(size, 16) + 16; }
 
-// --- Forward
+// --- Forward, and the gradient of the images
 
-struct ForwardScratch {
+struct ConvolveScratch {
     Arena arena;
-    std::int64_t tap_size;
-    float *taps, *bias;  // packed filters, by row
-    std::int64_t own_size;
+    std::int64_t taps_size;
+    float *taps, *bias, *zero;  // packed, by position
+    std::int64_t row_size, sums_row, inputs_size, products_size, own_size;
     float* own;  // of each worker
 
-    ForwardScratch(const Conv3x3& c, const Workspace& workspace)
+    ConvolveScratch(const Bands& bands, std::int64_t in, std::int64_t out,
+                    const Workspace& workspace)
         : arena(workspace.scratch),
-          tap_size(3 * c.in * padded_columns(c.out)),
-          taps(arena.take(3 * tap_size)),
-          bias(arena.take(c.out)),
-          own_size(round_up((kGroup + 2) * (c.width + 2) * c.in, 16) +
-                   round_up(c.width * c.out, 16)),
+          taps_size(in * lanes_of(out)),
+          taps(arena.take(kPositions * kPositions * taps_size)),
+          bias(arena.take(lanes_of(out))),
+          zero(arena.take(lanes_of(out))),
+          row_size((2 * bands.tiles + 2) * lanes_of(in)),
+          sums_row(2 * bands.tiles * lanes_of(out)),
+          inputs_size(position_size(bands.chunk * lanes_of(in))),
+          products_size(position_size(bands.chunk * lanes_of(out))),
+          own_size(round_up((bands.rows + 2) * row_size, 16) +
+                   kPositions * (inputs_size + products_size) +
+                   round_up(bands.rows * sums_row, 16)),
           own(arena.take(workspace.workers * own_size)) {}
 };
 
-template <class T>
-void forward(const Conv3x3Forward& problem, const Workspace& workspace,
-             const ParallelFor& parallel) {
-    const Conv3x3& c = problem.conv;
-    const ForwardScratch scratch(c, workspace);
-    for (std::int64_t tap = 0; tap < 3; ++tap) {
-        pack(static_cast<const T*>(problem.taps) + tap * 3 * c.in * c.out, 3 * c.in, c.out,
-             scratch.taps + tap * scratch.tap_size);
-    }
-    std::memset(scratch.bias, 0, c.out * sizeof(float));
-    if (problem.bias != nullptr) convert(static_cast<const T*>(problem.bias), c.out, scratch.bias);
-
-    const std::int64_t groups = groups_of(c), workers = workspace.workers;
+// Reads all rows of `source`, writes all rows to `target`.
+template <class T, class Source, class Target>
+void convolve(const Bands& bands, std::int64_t in, std::int64_t out, const T* taps,
+              const Source& source, const Target& target, const ConvolveScratch& scratch,
+              std::int64_t workers, const ParallelFor& parallel) {
+    const std::int64_t in_lanes = lanes_of(in), out_lanes = lanes_of(out);
+    transform_taps(taps, in, out, scratch.taps, scratch.taps_size);
+    std::memset(scratch.zero, 0, out_lanes * sizeof(float));
     parallel(workers, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t worker = begin; worker < end; ++worker) {
             Arena own(scratch.own + worker * scratch.own_size);
-            Rows<T> rows(c, own);
-            float* sums = own.take(c.width * c.out);
-            for (std::int64_t g = groups * worker / workers; g < groups * (worker + 1) / workers;
-                 ++g) {
-                rows.fill(g);
-                for (std::int64_t i = 0; i < rows.count; ++i) {
-                    T* y = static_cast<T*>(problem.y) + (rows.first + i) * c.width * c.out;
-                    for (std::int64_t w = 0; w < c.width; ++w) {
-                        std::memcpy(sums + w * c.out, scratch.bias, c.out * sizeof(float));
+            float* rows = own.take((bands.rows + 2) * scratch.row_size);
+            float* inputs = own.take(kPositions * scratch.inputs_size);
+            float* products = own.take(kPositions * scratch.products_size);
+            float* sums = own.take(bands.rows * scratch.sums_row);
+            std::memset(rows, 0, (bands.rows + 2) * scratch.row_size * sizeof(float));
+            for (std::int64_t b = bands.count * worker / workers;
+                 b < bands.count * (worker + 1) / workers; ++b) {
+                const std::int64_t pairs = divide_up(bands.rows_in(b), 2);
+                read_rows(source, bands.image(b), bands.first(b) - 1, 2 * pairs + 2, 1,
+                          scratch.row_size, rows);
+                for (std::int64_t p = 0; p < pairs; ++p) {
+                    for (std::int64_t t = 0; t < bands.tiles; t += bands.chunk) {
+                        const std::int64_t tiles = smaller(bands.chunk, bands.tiles - t);
+                        const float* from = rows + 2 * p * scratch.row_size + 2 * t * in_lanes;
+                        float* to = sums + 2 * p * scratch.sums_row + 2 * t * out_lanes;
+                        const auto row_of_positions = [&]<int i>() {
+                            transform_inputs(i, from, scratch.row_size, tiles, in_lanes, inputs,
+                                             scratch.inputs_size);
+                            for (int j = 0; j < kPositions; ++j) {
+                                multiply<Order::row>(
+                                    tiles, out_lanes, in, inputs + j * scratch.inputs_size,
+                                    in_lanes,
+                                    scratch.taps + (kPositions * i + j) * scratch.taps_size,
+                                    products + j * scratch.products_size, out_lanes, scratch.zero);
+                            }
+                            transform_outputs<i>(products, scratch.products_size, tiles, out_lanes,
+                                                 to, scratch.sums_row);
+                        };
+                        row_of_positions.template operator()<0>();
+                        row_of_positions.template operator()<1>();
+                        row_of_positions.template operator()<2>();
+                        row_of_positions.template operator()<3>();
                     }
-                    for (std::int64_t tap = 0; tap < 3; ++tap) {
-                        multiply<Order::row>(c.width, c.out, 3 * c.in, rows.runs(i, tap), c.in,
-                                             scratch.taps + tap * scratch.tap_size, sums, c.out);
-                    }
-                    convert(sums, c.width * c.out, y);
                 }
+                target.write(bands.image(b), bands.first(b), bands.rows_in(b), sums,
+                             scratch.sums_row);
             }
         }
     });
 }
 
+template <class T>
+void forward(const Conv3x3Forward& problem, const Workspace& workspace,
+             const ParallelFor& parallel) {
+    const Conv3x3& c = problem.conv;
+    const Bands bands(c);
+    const ConvolveScratch scratch(bands, c.in, c.out, workspace);
+    std::memset(scratch.bias, 0, lanes_of(c.out) * sizeof(float));
+    if (problem.bias != nullptr) convert(static_cast<const T*>(problem.bias), c.out, scratch.bias);
+    const Images<T> images{c, static_cast<const T*>(problem.x)};
+    const Outputs<T> outputs{c, scratch.bias, static_cast<T*>(problem.y), problem.choice};
+    convolve(bands, c.in, c.out, static_cast<const T*>(problem.taps), images, outputs, scratch,
+             workspace.workers, parallel);
+}
+
+template <class T>
+void grad_images(const Conv3x3Images& problem, const Workspace& workspace,
+                 const ParallelFor& parallel) {
+    const Conv3x3& c = problem.conv;
+    const Bands bands(c);
+    const ConvolveScratch scratch(bands, c.out, c.in, workspace);
+    const Gradients<T> gradients{c, static_cast<const T*>(problem.grad_y), problem.choice};
+    const WrittenImages<T> images{c, static_cast<T*>(problem.grad_x)};
+    convolve(bands, c.out, c.in, static_cast<const T*>(problem.taps), gradients, images, scratch,
+             workspace.workers, parallel);
+}
+
 // --- Gradient of the filters
 
-struct BackwardScratch {
+struct FiltersScratch {
     Arena arena;
-    std::int64_t sum_size;
-    float* sums;  // [kParts][3, 3 in, out], then [out]: of grad_taps and grad_bias
-    std::int64_t own_size;
+    std::int64_t taps_size, sums_size;
+    float* sums;  // [kParts][16 positions, in, out], then [out]: of grad_taps and grad_bias
+    std::int64_t row_size, gradients_row, inputs_size, gradients_size, own_size;
     float* own;  // of each part
 
-    BackwardScratch(const Conv3x3& c, const Workspace& workspace)
+    FiltersScratch(const Conv3x3& c, const Bands& bands, const Workspace& workspace)
         : arena(workspace.scratch),
-          sum_size(round_up((9 * c.in + 1) * c.out, 16)),
-          sums(arena.take(kParts * sum_size)),
-          own_size(round_up((kGroup + 2) * (c.width + 2) * c.in, 16) +
-                   round_up(c.width * padded_columns(c.out), 16)),
+          taps_size(c.in * lanes_of(c.out)),
+          sums_size(round_up(kPositions * kPositions * taps_size + lanes_of(c.out), 16)),
+          sums(arena.take(kParts * sums_size)),
+          row_size((2 * bands.tiles + 2) * lanes_of(c.in)),
+          gradients_row(2 * bands.tiles * lanes_of(c.out)),
+          inputs_size(position_size(bands.most_tiles() * lanes_of(c.in))),
+          gradients_size(position_size(bands.most_tiles() * lanes_of(c.out))),
+          own_size(round_up((bands.rows + 2) * row_size, 16) +
+                   round_up(bands.rows * gradients_row, 16) +
+                   kPositions * (inputs_size + gradients_size)),
           own(arena.take(kParts * own_size)) {}
 };
 
-// sums[n] += the sum over k of B[k, n], of a packed B.
-void add_columns(const float* panels, std::int64_t depth, std::int64_t columns, float* sums) {
+// sums[n] += the sum over k of B[k, n], of a packed B whose columns are whole vectors.
+void add_columns(float* panels, std::int64_t depth, std::int64_t columns, float* sums) {
     for (std::int64_t n = 0; n < columns; n += Vec::width) {
-        const std::int64_t panel = n / kPanel * kPanel, width = panel_columns(columns, panel);
         Vec sum(0.0f);
         for (std::int64_t k = 0; k < depth; ++k) {
-            sum = sum + load(panels + panel * depth + k * width + n - panel);
+            sum = sum + load(packed(panels, depth, columns, k, n));
         }
-        const int count = static_cast<int>(smaller(Vec::width, columns - n));
-        store(sums + n, load(sums + n, count) + sum, count);
+        store(sums + n, load(sums + n) + sum);
     }
 }
 
 template <class T>
-void backward(const Conv3x3Backward& problem, const Workspace& workspace,
-              const ParallelFor& parallel) {
+void grad_filters(const Conv3x3Filters& problem, const Workspace& workspace,
+                  const ParallelFor& parallel) {
     const Conv3x3& c = problem.conv;
-    const BackwardScratch scratch(c, workspace);
-    const std::int64_t groups = groups_of(c), taps = 9 * c.in * c.out;
+    const Bands bands(c);
+    const FiltersScratch scratch(c, bands, workspace);
+    const std::int64_t in_lanes = lanes_of(c.in), out_lanes = lanes_of(c.out),
+                       bias_at = kPositions * kPositions * scratch.taps_size;
+    const Images<T> images{c, static_cast<const T*>(problem.x)};
+    const Gradients<T> grads{c, static_cast<const T*>(problem.grad_y), problem.choice};
     parallel(kParts, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t part = begin; part < end; ++part) {
-            float* sums = scratch.sums + part * scratch.sum_size;
-            std::memset(sums, 0, scratch.sum_size * sizeof(float));
+            float* sums = scratch.sums + part * scratch.sums_size;
+            std::memset(sums, 0, scratch.sums_size * sizeof(float));
             Arena own(scratch.own + part * scratch.own_size);
-            Rows<T> rows(c, own);
-            float* grad = own.take(c.width * padded_columns(c.out));
-            for (std::int64_t g = groups * part / kParts; g < groups * (part + 1) / kParts; ++g) {
-                rows.fill(g);
-                for (std::int64_t i = 0; i < rows.count; ++i) {
-                    pack(static_cast<const T*>(problem.grad_y) + (rows.first + i) * c.width * c.out,
-                         c.width, c.out, grad);
-                    add_columns(grad, c.width, c.out, sums + taps);
-                    for (std::int64_t tap = 0; tap < 3; ++tap) {
-                        multiply<Order::column>(3 * c.in, c.out, c.width, rows.runs(i, tap), c.in,
-                                                grad, sums + tap * 3 * c.in * c.out, c.out);
+            float* rows = own.take((bands.rows + 2) * scratch.row_size);
+            float* gradient_rows = own.take(bands.rows * scratch.gradients_row);
+            float* inputs = own.take(kPositions * scratch.inputs_size);
+            float* gradients = own.take(kPositions * scratch.gradients_size);
+            std::memset(rows, 0, (bands.rows + 2) * scratch.row_size * sizeof(float));
+            std::memset(gradient_rows, 0, bands.rows * scratch.gradients_row * sizeof(float));
+            for (std::int64_t b = bands.count * part / kParts;
+                 b < bands.count * (part + 1) / kParts; ++b) {
+                const std::int64_t pairs = divide_up(bands.rows_in(b), 2),
+                                   depth = pairs * bands.tiles;
+                read_rows(images, bands.image(b), bands.first(b) - 1, 2 * pairs + 2, 1,
+                          scratch.row_size, rows);
+                read_rows(grads, bands.image(b), bands.first(b), 2 * pairs, 0,
+                          scratch.gradients_row, gradient_rows);
+                for (int i = 0; i < kPositions; ++i) {
+                    for (std::int64_t p = 0; p < pairs; ++p) {
+                        transform_inputs(i, rows + 2 * p * scratch.row_size, scratch.row_size,
+                                         bands.tiles, in_lanes, inputs + p * bands.tiles * in_lanes,
+                                         scratch.inputs_size);
+                        transform_gradients(i, gradient_rows + 2 * p * scratch.gradients_row,
+                                            scratch.gradients_row, bands.tiles, out_lanes,
+                                            gradients, scratch.gradients_size, depth,
+                                            p * bands.tiles);
+                    }
+                    for (int j = 0; j < kPositions; ++j) {
+                        multiply<Order::column>(
+                            c.in, out_lanes, depth, inputs + j * scratch.inputs_size, in_lanes,
+                            gradients + j * scratch.gradients_size,
+                            sums + (kPositions * i + j) * scratch.taps_size, out_lanes);
+                    }
+                    if (i == 1) {  // its position 1 is the sum of the tile
+                        add_columns(gradients + scratch.gradients_size, depth, out_lanes,
+                                    sums + bias_at);
                     }
                 }
             }
         }
     });
     for (std::int64_t part = 1; part < kParts; ++part) {
-        const float* more = scratch.sums + part * scratch.sum_size;
-        for (std::int64_t i = 0; i < scratch.sum_size; i += Vec::width) {
+        const float* more = scratch.sums + part * scratch.sums_size;
+        for (std::int64_t i = 0; i < scratch.sums_size; i += Vec::width) {
             store(scratch.sums + i, load(scratch.sums + i) + load(more + i));
         }
     }
-    convert(scratch.sums, taps, static_cast<T*>(problem.grad_taps));
-    convert(scratch.sums + taps, c.out, static_cast<T*>(problem.grad_bias));
+    transform_sums(scratch.sums, scratch.taps_size, c.in, c.out, out_lanes,
+                   static_cast<T*>(problem.grad_taps));
+    convert(scratch.sums + bias_at, c.out, static_cast<T*>(problem.grad_bias));
 }
 
 }  // namespace
 
 std::int64_t conv3x3_forward_scratch(const Conv3x3Forward& problem, std::int64_t workers) {
-    return ForwardScratch(problem.conv, {nullptr, workers}).arena.used();
+    const Conv3x3& c = problem.conv;
+    return ConvolveScratch(Bands(c), c.in, c.out, {nullptr, workers}).arena.used();
 }
 
 void conv3x3_forward(const Conv3x3Forward& problem, const Workspace& workspace,
@@ -212,14 +272,25 @@ void conv3x3_forward(const Conv3x3Forward& problem, const Workspace& workspace,
                                          : forward<bfloat16>(problem, workspace, parallel);
 }
 
-std::int64_t conv3x3_backward_scratch(const Conv3x3Backward& problem, std::int64_t workers) {
-    return BackwardScratch(problem.conv, {nullptr, workers}).arena.used();
+std::int64_t conv3x3_images_scratch(const Conv3x3Images& problem, std::int64_t workers) {
+    const Conv3x3& c = problem.conv;
+    return ConvolveScratch(Bands(c), c.out, c.in, {nullptr, workers}).arena.used();
 }
 
-void conv3x3_backward(const Conv3x3Backward& problem, const Workspace& workspace,
-                      const ParallelFor& parallel) {
-    problem.conv.dtype == DType::float32 ? backward<float>(problem, workspace, parallel)
-                                         : backward<bfloat16>(problem, workspace, parallel);
+void conv3x3_images(const Conv3x3Images& problem, const Workspace& workspace,
+                    const ParallelFor& parallel) {
+    problem.conv.dtype == DType::float32 ? grad_images<float>(problem, workspace, parallel)
+                                         : grad_images<bfloat16>(problem, workspace, parallel);
+}
+
+std::int64_t conv3x3_filters_scratch(const Conv3x3Filters& problem, std::int64_t workers) {
+    return FiltersScratch(problem.conv, Bands(problem.conv), {nullptr, workers}).arena.used();
+}
+
+void conv3x3_filters(const Conv3x3Filters& problem, const Workspace& workspace,
+                     const ParallelFor& parallel) {
+    problem.conv.dtype == DType::float32 ? grad_filters<float>(problem, workspace, parallel)
+                                         : grad_filters<bfloat16>(problem, workspace, parallel);
 }
 
 }  // namespace dmao::DMAO_ISA_NAMESPACE

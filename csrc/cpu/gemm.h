@@ -67,20 +67,20 @@ void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E
         for (int i = 0; i < rows; ++i) {
             for (int j = 0; j < vecs; ++j) sums[i][j] = Vec(0.0f).v;
         }
-        const std::int64_t span = divide_up(words, spans);
+        const std::int64_t span = spans == 1 ? words : divide_up(words, spans);
         std::int64_t k = span;
-        if constexpr (order == Order::strips) {
-            for (; k >= at_once; k -= at_once) {
+        // Not one at a time: counting them would take a tenth of the time.
+        for (; k >= at_once; k -= at_once) {
+            if constexpr (order == Order::strips) {
                 prefetch_far(ahead);
                 ahead += vecs * w * kPerWord<E>;
-#pragma GCC unroll 4
-                for (int q = 0; q < at_once; ++q) {
-                    multiply_word<order>(a + q * step, stride, b + q * vecs * w * kPerWord<E>,
-                                         sums);
-                }
-                a += at_once * step;
-                b += at_once * vecs * w * kPerWord<E>;
             }
+#pragma GCC unroll 4
+            for (int q = 0; q < at_once; ++q) {
+                multiply_word<order>(a + q * step, stride, b + q * vecs * w * kPerWord<E>, sums);
+            }
+            a += at_once * step;
+            b += at_once * vecs * w * kPerWord<E>;
         }
         for (; k > 0; --k) {
             multiply_word<order>(a, stride, b, sums);

@@ -175,43 +175,27 @@ void forward(const MaskedLinearForward& problem, const Workspace& workspace,
 
 // --- Backward
 
-constexpr std::int64_t kBlock = 512;  // tokens that are packed for grad_w at a time
+constexpr std::int64_t kBlock = 512;  // tokens whose pre-activations are differentiated at a time
 constexpr std::int64_t kBlockPerWorker = 128;
-constexpr std::int64_t kChunk = 128;  // tokens between two visits of the sums of grad_w
-constexpr std::int64_t kStrip = Vec::width == 16 ? 16 : 24;  // columns of a packed strip
-constexpr std::int64_t kPackTokens = 8;                      // read side by side
-constexpr std::int64_t kGrain = 1 << 14;                     // elements worth a task
-constexpr std::int64_t kSumWords = 16;                       // that a bias gradient sums one by one
+constexpr std::int64_t kChunk = 128;      // tokens between two visits of the sums of grad_w
+constexpr std::int64_t kStrip = 32;       // columns of a packed strip
+constexpr std::int64_t kPackTokens = 8;   // read side by side
+constexpr std::int64_t kGrain = 1 << 14;  // elements worth a task
+constexpr std::int64_t kSumWords = 16;    // that a bias gradient sums one by one
 static_assert(kBlock % kChunk == 0 && kBlockPerWorker % kChunk == 0 && kChunk % kPackTokens == 0);
-static_assert(kStrip % kRows == 0 && kStrip % Vec::width == 0);
+static_assert(kStrip % Vec::width == 0 && kPackTokens % 2 == 0);
 
-// A block of tokens as an operand of grad_w: for every chunk of tokens and group of columns, pieces
-// of `step` columns, [chunk][group][piece][token]. With steps of kPanel that is the packed form of
-// B, with others that of A along its columns.
+// A worker's operands for grad_w: a chunk of tokens, of the gradient the columns of one group.
 template <class E>
-struct TokenBlock {
-    E* data;
-    std::int64_t width, step, tokens;
+struct ChunkOperands {
+    E* strips;             // the gradient as A along its columns, kStrip of them at a time
+    E* panels;             // x as B, one block of columns after the other
+    std::int32_t* packed;  // whether they are, for each block
 
-    std::int64_t depth(std::int64_t chunk) const { return smaller(kChunk, tokens - chunk); }
-
-    // The tokens from `chunk` on, a multiple of kChunk.
-    E* at(std::int64_t chunk, std::int64_t column) const {
-        return data + chunk * padded_columns(width) + column * padded_depth<E>(depth(chunk));
-    }
-
-    // rows: the tokens from `token` on, `count` of one chunk.
-    template <class T>
-    void pack(const Rows<T>& rows, std::int64_t token, std::int64_t count,
-              const OutputGroup& group) const {
-        const std::int64_t chunk = token / kChunk * kChunk;
-        for (std::int64_t i = 0; i < group.count; i += step) {
-            const std::int64_t columns = smaller(step, group.count - i);
-            const std::int64_t stride = padded_columns(columns);
-            pack_columns(rows.data + group.first + i, rows.stride, count, columns,
-                         at(chunk, group.first + i) + (token - chunk) * stride, stride);
-        }
-    }
+    ChunkOperands(Arena& arena, const MaskedLinear& f, std::int64_t widest)
+        : strips(take<E>(arena, kChunk * padded_columns(widest))),
+          panels(take<E>(arena, kChunk * padded_columns(f.in_width))),
+          packed(take<std::int32_t>(arena, divide_up(f.in_width, f.block))) {}
 };
 
 template <class E>
@@ -219,22 +203,32 @@ struct BackwardScratch {
     Arena arena;
     std::int64_t block;  // tokens at a time; a multiple of kChunk, so the sums do not show it
     Sweep<E> sweep;
-    E *grad, *strips, *panels;
+    E* grad;
     float *weight_sums, *bias_sums;
+    std::int64_t operands_size;
+    float* operands;  // of all workers
 
     BackwardScratch(const MaskedLinearBackward& problem, const MaskedLinear& f,
                     const Workspace& workspace)
         : arena(workspace.scratch),
-          block(smaller(round_up(f.tokens, kChunk), workspace.workers * kBlockPerWorker < kBlock
-                                                        ? kBlock
-                                                        : workspace.workers * kBlockPerWorker)),
+          block(f.activation == LinearActivation::none ? f.tokens
+                                                       : block_tokens(f, workspace.workers)),
           sweep(arena, problem.for_grad_x, smaller(block, f.tokens), f.out_width, f.in_width, false,
                 workspace.workers),
           grad(take<E>(arena, f.activation == LinearActivation::none ? 0 : block * f.out_width)),
-          strips(take<E>(arena, block * padded_columns(f.out_width))),
-          panels(take<E>(arena, block * padded_columns(f.in_width))),
           weight_sums(arena.take(f.dtype == DType::float32 ? 0 : f.out_width * f.in_width)),
-          bias_sums(arena.take(f.out_width)) {}
+          bias_sums(arena.take(f.out_width)) {
+        Arena counter(nullptr);
+        ChunkOperands<E>(counter, f, problem.for_grad_w.widest);
+        operands_size = counter.used();
+        operands = arena.take(operands_size * workspace.workers);
+    }
+
+  private:
+    static std::int64_t block_tokens(const MaskedLinear& f, std::int64_t workers) {
+        const std::int64_t wanted = workers * kBlockPerWorker;
+        return smaller(round_up(f.tokens, kChunk), wanted < kBlock ? kBlock : wanted);
+    }
 };
 
 // The gradient of a token's pre-activations, of which there are `half`, with glu twice as many.
@@ -254,21 +248,16 @@ void differentiate(const T* grad_y, const T* pre_activation, std::int64_t half, 
     }
 }
 
-// sums += the products of grad^T and x over a piece of the weight.
-template <class E>
-void add_products(const TokenBlock<E>& grad, const TokenBlock<E>& x, const LivePiece& piece,
-                  std::int64_t block, float* sums) {
-    const std::int64_t end = piece.input + piece.inputs;
-    for (std::int64_t chunk = 0; chunk < grad.tokens; chunk += kChunk) {
-        for (std::int64_t i = 0; i < piece.outputs; i += grad.step) {
-            const std::int64_t row = piece.output + i;
-            const std::int64_t rows = smaller(grad.step, piece.outputs - i);
-            for (std::int64_t column = piece.input; column < end; column += block) {
-                multiply<Order::column>(rows, smaller(block, end - column), grad.depth(chunk),
-                                        grad.at(chunk, row), padded_columns(rows),
-                                        x.at(chunk, column), sums + row * x.width + column,
-                                        x.width);
-            }
+// Columns of some rows, `step` at a time, as A along its columns or, with kPanel, as B.
+template <class T, class E>
+void pack_tokens(const Rows<T>& rows, std::int64_t count, std::int64_t first, std::int64_t columns,
+                 std::int64_t step, E* out) {
+    for (std::int64_t token = 0; token < count; token += kPackTokens) {
+        for (std::int64_t i = 0; i < columns; i += step) {
+            const std::int64_t width = smaller(step, columns - i);
+            const std::int64_t stride = padded_columns(width);
+            pack_columns(rows[token] + first + i, rows.stride, smaller(kPackTokens, count - token),
+                         width, out + i * padded_depth<E>(count) + token * stride, stride);
         }
     }
 }
@@ -289,22 +278,40 @@ Vec sum_words(const E* words, std::int64_t stride, std::int64_t count) {
     return sum;
 }
 
-// sums += the sum of grad over the tokens, for the columns of the group.
+// sums += the sum of the strips of a group over `depth` tokens.
 template <class E>
-void add_tokens(const TokenBlock<E>& grad, const OutputGroup& group, float* sums) {
-    for (std::int64_t i = 0; i < group.count; i += grad.step) {
-        const std::int64_t columns = smaller(grad.step, group.count - i);
-        const std::int64_t stride = padded_columns(columns) * kPerWord<E>;
-        for (std::int64_t chunk = 0; chunk < grad.tokens; chunk += kChunk) {
-            const E* words = grad.at(chunk, group.first + i);
-            for (std::int64_t j = 0; j < columns; j += Vec::width) {
-                float* sum = sums + group.first + i + j;
-                const int n = static_cast<int>(smaller(Vec::width, columns - j));
-                store(sum,
-                      load(sum, n) + sum_words(words + j * kPerWord<E>, stride,
-                                               divide_up(grad.depth(chunk), kPerWord<E>)),
-                      n);
-            }
+void add_tokens(const E* strips, std::int64_t depth, const OutputGroup& group, float* sums) {
+    for (std::int64_t i = 0; i < group.count; i += kStrip) {
+        const std::int64_t columns = smaller(kStrip, group.count - i);
+        const E* words = strips + i * padded_depth<E>(depth);
+        for (std::int64_t j = 0; j < columns; j += Vec::width) {
+            float* sum = sums + group.first + i + j;
+            const Vec more =
+                sum_words(words + j * kPerWord<E>, padded_columns(columns) * kPerWord<E>,
+                          divide_up(depth, kPerWord<E>));
+            store_some(sum, load_some(sum, columns - j) + more, columns - j);
+        }
+    }
+}
+
+// Adds the products of grad^T and x over a chunk of tokens to the pieces [begin, end) of a group.
+template <class T, class E>
+void add_products(const MaskedLinear& f, const LivePiece* begin, const LivePiece* end,
+                  const Rows<T>& x, std::int64_t depth, const ChunkOperands<E>& own, float* sums) {
+    for (const LivePiece* piece = begin; piece < end; ++piece) {
+        std::int32_t& packed = own.packed[piece->input / f.block];
+        if (packed) continue;
+        pack_tokens(x, depth, piece->input, piece->inputs, kPanel,
+                    own.panels + piece->input * padded_depth<E>(depth));
+        packed = true;
+    }
+    for (std::int64_t i = 0; begin < end && i < begin->outputs; i += kStrip) {
+        const std::int64_t rows = smaller(kStrip, begin->outputs - i);
+        for (const LivePiece* piece = begin; piece < end; ++piece) {
+            multiply<Order::column>(
+                rows, piece->inputs, depth, own.strips + i * padded_depth<E>(depth),
+                padded_columns(rows), own.panels + piece->input * padded_depth<E>(depth),
+                sums + (piece->output + i) * f.in_width + piece->input, f.in_width);
         }
     }
 }
@@ -313,7 +320,7 @@ void add_tokens(const TokenBlock<E>& grad, const OutputGroup& group, float* sums
 template <class T, class E, class G>
 void backward_block(const MaskedLinearBackward& problem, const BackwardScratch<E>& scratch,
                     const Rows<G>& grad, const Rows<T>& x, std::int64_t first, std::int64_t tokens,
-                    float* weight_sums, const ParallelFor& parallel) {
+                    float* weight_sums, std::int64_t workers, const ParallelFor& parallel) {
     const MaskedLinear& f = problem.linear;
     if (problem.grad_x != nullptr) {
         T* grad_x = static_cast<T*>(problem.grad_x) + first * f.in_width;
@@ -323,37 +330,30 @@ void backward_block(const MaskedLinearBackward& problem, const BackwardScratch<E
                                         grad_x + token * f.in_width + group.first);
                           });
     }
+    const LivePieces& live = problem.for_grad_w;
     const bool weight = problem.grad_w != nullptr, bias = problem.grad_b != nullptr;
     if (!weight && !bias) return;
-    const LivePieces &by_rows = problem.by_rows, &by_columns = problem.by_columns;
-    const TokenBlock<E> strips{scratch.strips, f.out_width, kStrip, tokens};
-    const TokenBlock<E> panels{scratch.panels, f.in_width, kPanel, tokens};
-    parallel(divide_up(tokens, kPackTokens), 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t token = begin * kPackTokens; begin < end; ++begin, token += kPackTokens) {
-            const std::int64_t count = smaller(kPackTokens, tokens - token);
-            for (std::int64_t i = 0; i < by_rows.group_count; ++i) {
-                const OutputGroup& group = by_rows.groups[i];
-                if (bias || group.begin < group.end) {
-                    strips.pack(grad.from(token), token, count, group);
-                }
-            }
-            for (std::int64_t i = 0; weight && i < by_columns.group_count; ++i) {
-                const OutputGroup& group = by_columns.groups[i];
-                if (group.begin < group.end) panels.pack(x.from(token), token, count, group);
+    const auto work = [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
+        Arena arena(scratch.operands + worker * scratch.operands_size);
+        const ChunkOperands<E> own(arena, f, live.widest);
+        const bool last = worker + 1 == workers;
+        for (std::int64_t chunk = 0; chunk < tokens; chunk += kChunk) {
+            const std::int64_t depth = smaller(kChunk, tokens - chunk);
+            for (std::int64_t i = 0; i < divide_up(f.in_width, f.block); ++i) own.packed[i] = false;
+            for (std::int64_t i = 0; i < live.group_count; ++i) {
+                const OutputGroup& group = live.groups[i];
+                const std::int64_t from = group.begin < begin ? begin : group.begin;
+                const std::int64_t to = weight ? smaller(group.end, end) : from;
+                const bool sum = bias && from == group.begin && (from < end || last);
+                if (from >= to && !sum) continue;
+                pack_tokens(grad.from(chunk), depth, group.first, group.count, kStrip, own.strips);
+                if (sum) add_tokens(own.strips, depth, group, scratch.bias_sums);
+                add_products(f, live.pieces + from, live.pieces + to, x.from(chunk), depth, own,
+                             weight_sums);
             }
         }
-    });
-    const std::int64_t pieces = weight ? by_rows.count : 0;
-    parallel(pieces + (bias ? by_rows.group_count : 0), 1,
-             [&](std::int64_t begin, std::int64_t end) {
-                 for (std::int64_t i = begin; i < end; ++i) {
-                     if (i < pieces) {
-                         add_products(strips, panels, by_rows.pieces[i], f.block, weight_sums);
-                     } else {
-                         add_tokens(strips, by_rows.groups[i - pieces], scratch.bias_sums);
-                     }
-                 }
-             });
+    };
+    share(live.count, workers, parallel, work);
 }
 
 template <class T, class Activate>
@@ -381,7 +381,8 @@ void backward(const MaskedLinearBackward& problem, const Workspace& workspace,
         const std::int64_t tokens = smaller(scratch.block, f.tokens - first);
         const Rows<T> x = all_x.from(first), grad_y = all_grad_y.from(first);
         if constexpr (kIdentity<Activate>) {
-            backward_block(problem, scratch, grad_y, x, first, tokens, weight_sums, parallel);
+            backward_block(problem, scratch, grad_y, x, first, tokens, weight_sums,
+                           workspace.workers, parallel);
         } else {
             const T* kept = static_cast<const T*>(problem.pre_activation) + first * f.out_width;
             parallel(tokens, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -391,7 +392,7 @@ void backward(const MaskedLinearBackward& problem, const Workspace& workspace,
                 }
             });
             backward_block(problem, scratch, Rows<E>{scratch.grad, f.out_width}, x, first, tokens,
-                           weight_sums, parallel);
+                           weight_sums, workspace.workers, parallel);
         }
     }
 

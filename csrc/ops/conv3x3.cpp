@@ -1,4 +1,4 @@
-// dmao::conv3x3 and the gradient of its filters on the CPU key: checks, allocation, scratch.
+// dmao::conv3x3 and its gradients on the CPU key: checks, allocation, scratch.
 #include "dmao/conv3x3.h"
 
 #include <cstdint>
@@ -7,61 +7,139 @@
 #include <vector>
 
 #include "common.h"
+#include "pages.h"
 #include "scratch.h"
 
 namespace dmao {
 namespace {
 
 constexpr const char* kOp = "conv3x3";
+using Sizes = std::vector<std::int64_t>;
 
-Conv3x3 describe(const Tensor& x, std::int64_t out) {
+// A description, and the tensor that it points to.
+struct Described {
+    Conv3x3 conv;
+    std::optional<Tensor> valid;
+
+    Sizes image_sizes() const { return {conv.images, conv.height, conv.width, conv.in}; }
+    Sizes output_sizes() const {
+        return {conv.images, conv.height / conv.time, conv.width / conv.frequency, conv.out};
+    }
+};
+
+// pooling: none, or rows and columns of a window.
+Described describe(const Tensor& x, std::int64_t out, const std::optional<Tensor>& valid,
+                   const Sizes& pooling) {
     check(x.dim() == 4, kOp, ": x must be [B, H, W, C], got ", x.dim(), " dimensions");
-    return {float_dtype(kOp, "x", x), x.size(0), x.size(1), x.size(2), x.size(3), out,
-            x.const_data_ptr()};
+    check(pooling.empty() || (pooling.size() == 2 && pooling[0] >= 1 && pooling[1] >= 1 &&
+                              pooling[0] <= kConv3x3Window / pooling[1]),
+          kOp, ": pooling must be two sizes of a window of at most ", kConv3x3Window, " pixels");
+    const bool pooled = !pooling.empty();
+    Described d{{float_dtype(kOp, "x", x), x.size(0), x.size(1), x.size(2), x.size(3), out, pooled,
+                 pooled ? pooling[0] : 1, pooled ? pooling[1] : 1, nullptr},
+                std::nullopt};
+    if (valid.has_value()) {
+        d.valid = torch::stable::contiguous(*valid);
+        check_tensor(kOp, "valid", *d.valid, ScalarType::Bool);
+        const Sizes rows = d.output_sizes();
+        check(d.valid->dim() == 2 && d.valid->size(0) == rows[0] && d.valid->size(1) == rows[1],
+              kOp, ": valid must be [", rows[0], ", ", rows[1], "]");
+        d.conv.valid = static_cast<const bool*>(d.valid->const_data_ptr());
+    }
+    return d;
 }
 
-Tensor conv3x3(const Tensor& x_, const Tensor& taps_, const std::optional<Tensor>& bias_) {
-    const Tensor x = torch::stable::contiguous(x_), taps = torch::stable::contiguous(taps_);
-    check(taps.dim() == 4, kOp, ": taps must be [3, 3, C, O], got ", taps.dim(), " dimensions");
-    const Conv3x3 conv = describe(x, taps.size(3));
-    check_tensor(kOp, "taps", taps, x.scalar_type());
-    check(taps.size(0) == 3 && taps.size(1) == 3 && taps.size(2) == conv.in, kOp,
-          ": taps must be [3, 3, ", conv.in, ", O]");
-    std::optional<Tensor> bias;
-    if (bias_.has_value()) {
-        bias = torch::stable::contiguous(*bias_);
-        check_tensor(kOp, "bias", *bias, x.scalar_type());
-        check(bias->numel() == conv.out, kOp, ": bias must be [", conv.out, "]");
+Tensor checked(const char* name, const Tensor& tensor_, ScalarType dtype, const Sizes& sizes) {
+    const Tensor tensor = torch::stable::contiguous(tensor_);
+    check_tensor(kOp, name, tensor, dtype);
+    bool fits = tensor.dim() == static_cast<std::int64_t>(sizes.size());
+    for (std::size_t i = 0; fits && i < sizes.size(); ++i) fits = tensor.size(i) == sizes[i];
+    check(fits, kOp, ": ", name, " has wrong sizes");
+    return tensor;
+}
+
+// What backward operators are told about y: grad_y, and choice with pooling.
+struct Gradient {
+    Tensor grad_y, choice;
+
+    Gradient(const Described& d, ScalarType dtype, const Tensor& grad_y_, const Tensor& choice_)
+        : grad_y(checked("grad_y", grad_y_, dtype, d.output_sizes())),
+          choice(checked("choice", choice_, ScalarType::Byte,
+                         d.conv.pooled ? d.output_sizes() : Sizes{0})) {}
+
+    const std::uint8_t* choice_or_null(const Described& d) const {
+        return d.conv.pooled ? static_cast<const std::uint8_t*>(choice.const_data_ptr()) : nullptr;
     }
-    Tensor y = torch::stable::new_empty(
-        x, std::vector<std::int64_t>{conv.images, conv.height, conv.width, conv.out});
-    if (y.numel() == 0) return y;
-    const Conv3x3Forward problem{conv, taps.const_data_ptr(),
-                                 bias.has_value() ? bias->const_data_ptr() : nullptr,
-                                 y.mutable_data_ptr()};
+};
+
+std::tuple<Tensor, Tensor> conv3x3(const Tensor& x_, const Tensor& taps_,
+                                   const std::optional<Tensor>& bias_,
+                                   const std::optional<Tensor>& valid, const Sizes& pooling) {
+    const Tensor x = torch::stable::contiguous(x_);
+    check(taps_.dim() == 4, kOp, ": taps must be [3, 3, C, O], got ", taps_.dim(), " dimensions");
+    const std::int64_t out = taps_.size(3);
+    const Described d = describe(x, out, valid, pooling);
+    const Tensor taps = checked("taps", taps_, x.scalar_type(), {3, 3, d.conv.in, out});
+    std::optional<Tensor> bias;
+    if (bias_.has_value()) bias = checked("bias", *bias_, x.scalar_type(), {out});
+    Tensor y = on_large_pages(torch::stable::new_empty(x, d.output_sizes()));
+    Tensor choice =
+        torch::stable::new_empty(x, d.conv.pooled ? d.output_sizes() : Sizes{0}, ScalarType::Byte);
+    if (y.numel() == 0) return {y, choice};
+    const Conv3x3Forward problem{
+        d.conv,
+        x.const_data_ptr(),
+        taps.const_data_ptr(),
+        bias.has_value() ? bias->const_data_ptr() : nullptr,
+        y.mutable_data_ptr(),
+        d.conv.pooled ? static_cast<std::uint8_t*>(choice.mutable_data_ptr()) : nullptr};
     const std::int64_t workers = torch::stable::get_num_threads();
     float* scratch = thread_scratch(DMAO_CPU_KERNEL(conv3x3_forward_scratch)(problem, workers));
     DMAO_CPU_KERNEL(conv3x3_forward)(problem, {scratch, workers}, torch_parallel());
-    return y;
+    return {y, choice};
 }
 
-std::tuple<Tensor, Tensor> conv3x3_backward(const Tensor& grad_y_, const Tensor& x_) {
-    const Tensor x = torch::stable::contiguous(x_), grad_y = torch::stable::contiguous(grad_y_);
-    check_tensor(kOp, "grad_y", grad_y, x.scalar_type());
+// taps [3, 3, O, C]: upside down and back to front. Of x only sizes and dtype matter.
+Tensor conv3x3_backward_images(const Tensor& grad_y, const Tensor& choice, const Tensor& taps_,
+                               const Tensor& x_, const std::optional<Tensor>& valid,
+                               const Sizes& pooling) {
+    const Tensor x = torch::stable::contiguous(x_);
+    check(taps_.dim() == 4, kOp, ": taps must be [3, 3, O, C], got ", taps_.dim(), " dimensions");
+    const std::int64_t out = taps_.size(2);
+    const Described d = describe(x, out, valid, pooling);
+    const Tensor taps = checked("taps", taps_, x.scalar_type(), {3, 3, out, d.conv.in});
+    const Gradient gradient(d, x.scalar_type(), grad_y, choice);
+    Tensor grad_x = on_large_pages(torch::stable::new_empty(x, d.image_sizes()));
+    if (grad_x.numel() == 0) return grad_x;
+    const Conv3x3Images problem{d.conv, gradient.grad_y.const_data_ptr(),
+                                gradient.choice_or_null(d), taps.const_data_ptr(),
+                                grad_x.mutable_data_ptr()};
+    const std::int64_t workers = torch::stable::get_num_threads();
+    float* scratch = thread_scratch(DMAO_CPU_KERNEL(conv3x3_images_scratch)(problem, workers));
+    DMAO_CPU_KERNEL(conv3x3_images)(problem, {scratch, workers}, torch_parallel());
+    return grad_x;
+}
+
+std::tuple<Tensor, Tensor> conv3x3_backward_filters(const Tensor& grad_y, const Tensor& choice,
+                                                    const Tensor& x_,
+                                                    const std::optional<Tensor>& valid,
+                                                    const Sizes& pooling) {
+    const Tensor x = torch::stable::contiguous(x_);
     check(grad_y.dim() == 4, kOp, ": grad_y must be [B, H, W, O], got ", grad_y.dim(),
           " dimensions");
-    const Conv3x3 conv = describe(x, grad_y.size(3));
-    check(grad_y.size(0) == conv.images && grad_y.size(1) == conv.height &&
-              grad_y.size(2) == conv.width,
-          kOp, ": grad_y must be [", conv.images, ", ", conv.height, ", ", conv.width, ", O]");
-    Tensor grad_taps =
-        torch::stable::new_empty(x, std::vector<std::int64_t>{3, 3, conv.in, conv.out});
-    Tensor grad_bias = torch::stable::new_empty(x, std::vector<std::int64_t>{conv.out});
-    const Conv3x3Backward problem{conv, grad_y.const_data_ptr(), grad_taps.mutable_data_ptr(),
-                                  grad_bias.mutable_data_ptr()};
+    const Described d = describe(x, grad_y.size(3), valid, pooling);
+    const Gradient gradient(d, x.scalar_type(), grad_y, choice);
+    Tensor grad_taps = torch::stable::new_empty(x, Sizes{3, 3, d.conv.in, d.conv.out});
+    Tensor grad_bias = torch::stable::new_empty(x, Sizes{d.conv.out});
+    const Conv3x3Filters problem{d.conv,
+                                 x.const_data_ptr(),
+                                 gradient.grad_y.const_data_ptr(),
+                                 gradient.choice_or_null(d),
+                                 grad_taps.mutable_data_ptr(),
+                                 grad_bias.mutable_data_ptr()};
     const std::int64_t workers = torch::stable::get_num_threads();
-    float* scratch = thread_scratch(DMAO_CPU_KERNEL(conv3x3_backward_scratch)(problem, workers));
-    DMAO_CPU_KERNEL(conv3x3_backward)(problem, {scratch, workers}, torch_parallel());
+    float* scratch = thread_scratch(DMAO_CPU_KERNEL(conv3x3_filters_scratch)(problem, workers));
+    DMAO_CPU_KERNEL(conv3x3_filters)(problem, {scratch, workers}, torch_parallel());
     return {grad_taps, grad_bias};
 }
 
@@ -70,5 +148,6 @@ std::tuple<Tensor, Tensor> conv3x3_backward(const Tensor& grad_y_, const Tensor&
 
 STABLE_TORCH_LIBRARY_IMPL(dmao, CPU, m) {
     m.impl("conv3x3", TORCH_BOX(&dmao::conv3x3));
-    m.impl("conv3x3_backward", TORCH_BOX(&dmao::conv3x3_backward));
+    m.impl("conv3x3_backward_images", TORCH_BOX(&dmao::conv3x3_backward_images));
+    m.impl("conv3x3_backward_filters", TORCH_BOX(&dmao::conv3x3_backward_filters));
 }

@@ -29,11 +29,12 @@ class Cut {
   public:
     // Lines of blocks along the outputs, their ids along the inputs; null: all lives. With `half`
     // outputs, as many others make the gates that go with them.
-    // A group takes at most `most` outputs, or a single block. `all`: outputs of which nothing
-    // lives have a piece as well, without inputs.
+    // A group takes at most `most_outputs`, a piece `most_inputs`, or a single block. `all`:
+    // outputs of which nothing lives have a piece as well, without inputs.
     Cut(std::int64_t outputs, std::int64_t inputs, std::int64_t half, std::int64_t block,
-        const std::optional<Lines>& lines, std::int64_t most, bool all)
-        : inputs_(inputs), block_(block), lines_(lines), all_(all) {
+        const std::optional<Lines>& lines, std::int64_t most_outputs, std::int64_t most_inputs,
+        bool all)
+        : inputs_(inputs), block_(block), most_inputs_(most_inputs), lines_(lines), all_(all) {
         const bool gated = half < outputs;
         for (std::int64_t first = 0, end = 0; first < half; first = end) {
             const std::int32_t begin = static_cast<std::int32_t>(pieces_.size());
@@ -43,7 +44,7 @@ class Cut {
                 add(end, next - end);
                 if (gated) add(half + end, next - end);
                 end = next;
-            } while (end < half && end + block - first <= most);
+            } while (end < half && end + block - first <= most_outputs);
             groups_.push_back({static_cast<std::int32_t>(first),
                                static_cast<std::int32_t>(end - first), begin,
                                static_cast<std::int32_t>(pieces_.size())});
@@ -79,7 +80,7 @@ class Cut {
     }
 
     void add_run(std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end) {
-        const std::int64_t most = kMostInputs / block_ * block_;
+        const std::int64_t most = most_inputs_ / block_ * block_;
         for (; begin < end; begin += most) {
             add_piece(first, count, begin, std::min(most, end - begin));
         }
@@ -95,7 +96,7 @@ class Cut {
 
     static std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
 
-    std::int64_t inputs_, block_, widest_ = 0, packed_ = 0;
+    std::int64_t inputs_, block_, most_inputs_, widest_ = 0, packed_ = 0;
     std::optional<Lines> lines_;
     bool all_;
     std::vector<LivePiece> pieces_;
@@ -105,16 +106,13 @@ class Cut {
 // `rows` and `columns`: the lines of blocks along the rows and along the columns of the weight.
 inline Cut cut_for_y(const MaskedLinear& f, std::int64_t result_width,
                      const std::optional<Lines>& rows) {
-    return {f.out_width, f.in_width, result_width, f.block, rows, kMostOutputs, true};
+    return {f.out_width, f.in_width, result_width, f.block, rows, kMostOutputs, kMostInputs, true};
 }
 inline Cut cut_for_grad_x(const MaskedLinear& f, const std::optional<Lines>& columns) {
-    return {f.in_width, f.out_width, f.in_width, f.block, columns, kMostOutputs, true};
+    return {f.in_width, f.out_width, f.in_width, f.block, columns, kMostOutputs, kMostInputs, true};
 }
-inline Cut cut_by_rows(const MaskedLinear& f, const std::optional<Lines>& rows) {
-    return {f.out_width, f.in_width, f.out_width, f.block, rows, f.block, false};
-}
-inline Cut cut_by_columns(const MaskedLinear& f, const std::optional<Lines>& columns) {
-    return {f.in_width, f.out_width, f.in_width, f.block, columns, f.block, false};
+inline Cut cut_for_grad_w(const MaskedLinear& f, const std::optional<Lines>& rows) {
+    return {f.out_width, f.in_width, f.out_width, f.block, rows, f.block, f.block, false};
 }
 
 }  // namespace dmao

@@ -214,11 +214,10 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
     Tensor grad_b =
         torch::stable::new_empty(w, std::vector<std::int64_t>{need_b ? f.out_width : 0});
     const Cut for_grad_x = cut_for_grad_x(f, in.columns);
-    const Cut by_rows = cut_by_rows(f, in.rows), by_columns = cut_by_columns(f, in.columns);
+    const Cut for_grad_w = cut_for_grad_w(f, in.rows);
     const MaskedLinearBackward problem{f,
                                        for_grad_x.view(),
-                                       by_rows.view(),
-                                       by_columns.view(),
+                                       for_grad_w.view(),
                                        grad.tensor.const_data_ptr(),
                                        grad.stride,
                                        pre_activation.const_data_ptr(),

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor
 
-import dmao_kernels
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.ops.block_attention import reference
 from dmao_kernels.ops.block_attention.reference import _softmax, block_attention_reference
@@ -20,13 +18,7 @@ from dmao_kernels.testing import (
     outputs_and_gradients,
     to_float64,
 )
-
-native = pytest.mark.skipif(
-    not dmao_kernels.can_run("block_attention", torch.zeros(1))[0], reason="no native kernel of block_attention"
-)
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
-DTYPES = (torch.float32, torch.bfloat16)
-SEED = torch.tensor([0x1234_5678_9ABC_DEF])
+from tests.ops.common import ids
 
 Problem = dict[str, Any]
 
@@ -40,10 +32,6 @@ def make(
         shapes |= {"rel_pos": (2 * reach + 1, heads, width)}
         shapes |= dict.fromkeys(("content_bias", "position_bias"), (heads, width))
     return {name: torch.randn(shape).to(dtype).requires_grad_() for name, shape in shapes.items()}
-
-
-def int32(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
 
 
 def random_mask(frames: int, block: int, density: float = 0.5) -> BlockMask:
@@ -68,7 +56,7 @@ def packed(problem: Problem, lengths: Tensor) -> Problem:
     """The problem without its padding."""
     inside = rows_of(lengths, problem["q"].shape[1])
     rows = {name: problem[name].detach()[inside].requires_grad_() for name in "qkv"}
-    return detached(problem) | rows | {"offsets": int32(0, *lengths.cumsum(0).tolist())}
+    return detached(problem) | rows | {"offsets": ids(0, *lengths.cumsum(0).tolist())}
 
 
 def unused(problem: Problem) -> Tensor:

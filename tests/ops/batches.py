@@ -15,10 +15,7 @@ from dmao_kernels.testing import (
     outputs_and_gradients,
     to_float64,
 )
-
-
-def ids(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+from tests.ops.common import ids
 
 
 def offsets_of(lengths: Tensor) -> Tensor:

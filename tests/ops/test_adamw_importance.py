@@ -13,9 +13,8 @@ from torch import Tensor
 import dmao_kernels
 from dmao_kernels.ops.importance.reference import METRICS
 from dmao_kernels.testing import Poison, assert_close_to_oracle
+from tests.ops.common import BACKENDS, assert_threads_do_not_change_a_bit, native
 
-native = pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
 GROUP = (1e-2, 0.9, 0.999, 1e-8, 0.1, 0.0)
 OTHER = (3e-3, 0.8, 0.95, 1e-6, 0.0, 1.0)
 
@@ -198,16 +197,7 @@ def test_scoring_does_not_change_the_update(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
     problem = Problem([(384, 4, 384), (300, 700), (40, 1000, 3), (1,), (1, 4, 50000)], dtype)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(problem.run("cpu"))
-    finally:
-        torch.set_num_threads(before)
-    assert equal(results[0], results[1])
-    assert equal(results[0], results[2])
+    assert_threads_do_not_change_a_bit(lambda: [t for tensors in problem.run("cpu").values() for t in tensors])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

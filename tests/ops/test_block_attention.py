@@ -13,19 +13,8 @@ from benchmarks.block_attention import relative_bias
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.ops._philox import kept
 from dmao_kernels.testing import outputs_and_gradients
-from tests.ops.attention_problems import (
-    BACKENDS,
-    DTYPES,
-    SEED,
-    Problem,
-    check_against_oracle,
-    int32,
-    make,
-    native,
-    packed,
-    random_mask,
-    rows_of,
-)
+from tests.ops.attention_problems import Problem, check_against_oracle, make, packed, random_mask, rows_of
+from tests.ops.common import BACKENDS, DTYPES, SEED, ids, native
 
 # (batch, frames, heads, width): both sides of vectors (4, 8, 16), row blocks (6, 8), panels (16, 48), tiles of
 # queries and of keys (64, 128, 256), and of the dropout group (128).
@@ -57,7 +46,7 @@ def test_odd_sizes(size: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     check_against_oracle(make(*size, dtype))
     check_against_oracle(
         make(*size, dtype, reach=max(frames - 1, 0)),
-        lengths=int32(*torch.linspace(frames, frames // 2, batch).int().tolist()),
+        lengths=ids(*torch.linspace(frames, frames // 2, batch).int().tolist()),
         window=(2 * frames // 3, frames // 2),
         p=0.2,
         seed=SEED,
@@ -78,12 +67,12 @@ VISIBLE: dict[str, Problem] = {
     "chunk 64 2": {"chunk": (64, 2)},
     "chunk 200 0": {"chunk": (200, 0)},
     "window and chunk": {"window": (30, 20), "chunk": (24, 1)},
-    "lengths": {"lengths": int32(150, 0, 1, 97)},
-    "empty": {"lengths": int32(0, 0, 0, 0)},
+    "lengths": {"lengths": ids(150, 0, 1, 97)},
+    "empty": {"lengths": ids(0, 0, 0, 0)},
     "heads": {"head_mask": torch.tensor([True, False, True])},
     "no head": {"head_mask": torch.tensor([False, False, False])},
     "all": {
-        "lengths": int32(149, 2, 64, 65),
+        "lengths": ids(149, 2, 64, 65),
         "window": (40, 70),
         "chunk": (32, 2),
         "head_mask": torch.tensor([False, True, True]),
@@ -120,9 +109,7 @@ def test_block_masks(grid: str, block: int, dtype: torch.dtype) -> None:
         live = torch.rand(size, size) < 0.5
     mask = BlockMask.from_dense(live, block)
     check_against_oracle(make(2, 140, 2, 20, dtype), block_mask=mask)
-    check_against_oracle(
-        make(2, 140, 2, 20, dtype, reach=139), block_mask=mask, window=(50, 60), lengths=int32(140, 71)
-    )
+    check_against_oracle(make(2, 140, 2, 20, dtype, reach=139), block_mask=mask, window=(50, 60), lengths=ids(140, 71))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -154,7 +141,7 @@ def test_visibility_one_pair_at_a_time(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_is_pytorch_attention(backend: str) -> None:
     problem = make(3, 50, 2, 16)
-    lengths = int32(50, 17, 33)
+    lengths = ids(50, 17, 33)
     inside = rows_of(lengths, 50)
     band = torch.ones(50, 50, dtype=torch.bool).tril(4).triu(-9)
     q, k, v = (problem[name].transpose(1, 2) for name in "qkv")
@@ -184,7 +171,7 @@ def test_masked_heads_equal_the_shrunk_layer(dtype: torch.dtype) -> None:
     with torch.no_grad():
         for value in problem.values():
             value[..., ~head_mask, :] = torch.nan
-    options = {"lengths": int32(90, 61), "window": (40, 40)}
+    options = {"lengths": ids(90, 61), "window": (40, 40)}
     grad = torch.randn(2, 90, 5, 32).to(dtype)
     out, grads = outputs_and_gradients(block_attention, **problem, **options, head_mask=head_mask, grad_output=grad)
     expected, shrunk_grads = outputs_and_gradients(
@@ -203,7 +190,7 @@ def test_conditions_that_are_the_same(backend: str) -> None:
     diagonal = BlockMask.from_dense(torch.eye(5, dtype=torch.bool), 16)
     lower = BlockMask.from_dense(torch.ones(8, 8, dtype=torch.bool).tril(), 16)  # larger than need be
     everything = {"window": (70, 70), "chunk": (70, 0), "block_mask": random_mask(70, 32, 2.0)}
-    everything |= {"lengths": int32(70, 70), "head_mask": torch.ones(2, dtype=torch.bool)}
+    everything |= {"lengths": ids(70, 70), "head_mask": torch.ones(2, dtype=torch.bool)}
     with dmao_kernels.use_backend(backend):
         for one, other in (
             ({"chunk": (16, 0)}, {"block_mask": diagonal}),
@@ -250,7 +237,7 @@ def test_is_shaw(reach: int, backend: str) -> None:
 @pytest.mark.parametrize("reach", [0, 1, 3, 63, 120, 129, 200])
 def test_reach(reach: int, dtype: torch.dtype) -> None:
     problem = make(2, 130, 2, 24, dtype, reach=reach)
-    check_against_oracle(problem, lengths=int32(130, 77))
+    check_against_oracle(problem, lengths=ids(130, 77))
     check_against_oracle(problem, window=(70, 20), scale=0.1)
 
 
@@ -263,7 +250,7 @@ def test_parts_of_the_positional_term(absent: str, dtype: torch.dtype) -> None:
         absent, (absent,)
     ):
         del problem[name]
-    check_against_oracle(problem, lengths=int32(60, 75))
+    check_against_oracle(problem, lengths=ids(60, 75))
 
 
 @native
@@ -305,7 +292,7 @@ def test_nan_in_a_query_stays_in_its_row() -> None:
 def test_dropout_mask_is_the_reference_mask(form: str) -> None:
     """With zero queries and v = identity the output is the mask, scaled."""
     frames, heads, p = 140, 2, 0.25
-    lengths = int32(140, 0, 90)
+    lengths = ids(140, 0, 90)
     zero = torch.zeros(3, frames, heads, frames)
     problem = {"q": zero, "k": zero, "v": torch.eye(frames)[None, :, None].expand(3, -1, heads, -1)}
     inside = rows_of(lengths, frames)

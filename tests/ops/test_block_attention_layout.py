@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +12,8 @@ from torch import Tensor
 import dmao_kernels
 from dmao_kernels import block_attention
 from dmao_kernels.testing import outputs_and_gradients
-from tests.ops.attention_problems import (
-    BACKENDS,
-    DTYPES,
-    SEED,
-    Problem,
-    check_against_oracle,
-    detached,
-    int32,
-    make,
-    native,
-    packed,
-    random_mask,
-    rows_of,
-)
+from tests.ops.attention_problems import Problem, check_against_oracle, detached, make, packed, random_mask, rows_of
+from tests.ops.common import BACKENDS, DTYPES, SEED, assert_threads_do_not_change_a_bit, ids, native
 
 # --- Packed rows
 
@@ -44,7 +31,7 @@ CONDITIONS: list[Problem] = [
 def test_packed_rows(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
     for conditions in CONDITIONS:
         for reach in (None, 3, 100):
-            problem = packed(make(len(lengths), 100, 3, 24, dtype, reach=reach), int32(*lengths))
+            problem = packed(make(len(lengths), 100, 3, 24, dtype, reach=reach), ids(*lengths))
             check_against_oracle(problem, **conditions)
 
 
@@ -53,18 +40,18 @@ def test_packed_rows(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_packed_rows_equal_padded_ones(lengths: tuple[int, ...], backend: str) -> None:
     """The native kernel bit for bit, gradients too."""
     padded = make(4, 100, 3, 24, reach=50)
-    inside = rows_of(int32(*lengths), 100)
+    inside = rows_of(ids(*lengths), 100)
     grad = torch.randn(4, 100, 3, 24)
     exact = {"rtol": 0, "atol": 0} if backend == "cpu" else {}
     mask = random_mask(100, 32)
     with dmao_kernels.use_backend(backend):
         for conditions in CONDITIONS:
             out, grads = outputs_and_gradients(
-                block_attention, **padded, lengths=int32(*lengths), block_mask=mask, **conditions, grad_output=grad
+                block_attention, **padded, lengths=ids(*lengths), block_mask=mask, **conditions, grad_output=grad
             )
             other, other_grads = outputs_and_gradients(
                 block_attention,
-                **packed(padded, int32(*lengths)),
+                **packed(padded, ids(*lengths)),
                 block_mask=mask,
                 **conditions,
                 grad_output=grad[inside],
@@ -82,7 +69,7 @@ def test_packed_rows_equal_padded_ones(lengths: tuple[int, ...], backend: str) -
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_does_not_matter(backend: str) -> None:
     """Utterances alone, in a batch, and in a batch with more padding; NaN behind them and in their gradients."""
-    problem, lengths = make(3, 90, 2, 16, reach=40), int32(90, 41, 8)
+    problem, lengths = make(3, 90, 2, 16, reach=40), ids(90, 41, 8)
     grad = torch.randn(3, 90, 2, 16)
     inside = rows_of(lengths, 90)
 
@@ -112,7 +99,7 @@ def test_padding_does_not_matter(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_order_of_utterances_and_heads_does_not_matter(backend: str) -> None:
-    problem, lengths = make(3, 50, 4, 16, reach=10), int32(50, 20, 35)
+    problem, lengths = make(3, 50, 4, 16, reach=10), ids(50, 20, 35)
     utterances, heads = torch.tensor([2, 0, 1]), torch.tensor([3, 1, 0, 2])
     moved = {name: value[..., heads, :] for name, value in problem.items()}
     moved |= {name: moved[name][utterances] for name in "qkv"}
@@ -159,7 +146,7 @@ def _views(q: Tensor, k: Tensor, v: Tensor) -> dict[str, tuple[Tensor, Tensor, T
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", ["padded", "packed"])
 def test_strides_do_not_matter(form: str, dtype: torch.dtype) -> None:
-    lengths = int32(70, 33)
+    lengths = ids(70, 33)
     problem = make(2, 70, 3, 24, dtype, reach=12)
     conditions: Problem = {"window": (40, 20), "lengths": lengths}
     if form == "packed":
@@ -196,31 +183,25 @@ def test_expanded_gradients_and_inputs() -> None:
 
 _RUN = """
 import torch
-from dmao_kernels import cpu_capability
-from tests.ops.attention_problems import SEED, check_against_oracle, int32, make, packed, random_mask
+from tests.ops.attention_problems import check_against_oracle, make, packed, random_mask
+from tests.ops.common import SEED, ids
 
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
     for size in ((1, 1, 1, 1), (2, 33, 2, 33), (2, 150, 2, 64), (1, 300, 1, 80)):
         check_against_oracle(make(*size, dtype))
-        lengths = int32(*range(size[1], 0, -size[1] // size[0]))[: size[0]]
+        lengths = ids(*range(size[1], 0, -size[1] // size[0]))[: size[0]]
         check_against_oracle(
             make(*size, dtype, reach=size[1] - 1),
             lengths=lengths, window=(90, 40), block_mask=random_mask(size[1], 32), p=0.3, seed=SEED,
         )
         check_against_oracle(packed(make(*size, dtype, reach=4), lengths), chunk=(50, 1))
-print(cpu_capability())
 """
 
 
 @native
-@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512_bf16"])
-def test_every_instruction_set(capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    result = run_python("-c", _RUN, DMAO_CPU_CAPABILITY=capability)
-    if "does not support" in result.stderr or "must be one of" in result.stderr:
-        pytest.skip(f"this CPU or build has no {capability}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [capability]
+def test_every_instruction_set(run_on_capability: Callable[[str], None]) -> None:
+    run_on_capability(_RUN)
 
 
 @native
@@ -230,21 +211,17 @@ def test_the_number_of_threads_does_not_change_a_bit(reach: int | None, dtype: t
     """Nor does running again."""
     problem = make(3, 400, 2, 32, dtype, reach=reach)
     grad = torch.randn(3, 400, 2, 32).to(dtype)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5, 2):
-            torch.set_num_threads(threads)
-            out, grads = outputs_and_gradients(
-                block_attention,
-                **problem,
-                lengths=int32(400, 111, 256),
-                window=(200, 100),
-                p=0.1,
-                seed=SEED,
-                grad_output=grad,
-            )
-            results.append([out, *grads.values()])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def compute() -> list[Tensor]:
+        out, grads = outputs_and_gradients(
+            block_attention,
+            **problem,
+            lengths=ids(400, 111, 256),
+            window=(200, 100),
+            p=0.1,
+            seed=SEED,
+            grad_output=grad,
+        )
+        return [out, *grads.values()]
+
+    assert_threads_do_not_change_a_bit(compute)

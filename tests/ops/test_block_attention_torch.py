@@ -13,14 +13,15 @@ from torch import Tensor
 import dmao_kernels
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.testing import outputs_and_gradients
-from tests.ops.attention_problems import BACKENDS, SEED, int32, make, native, packed, random_mask
+from tests.ops.attention_problems import make, packed, random_mask
+from tests.ops.common import BACKENDS, SEED, ids, native
 
 UTTERANCES = torch.tensor([[0, 20], [20, 7]], dtype=torch.int32)
 
 
 def operator_arguments(**changes: Any) -> list[Any]:
     """Of the operator, in its order: two utterances of up to 20 frames, packed, with all that there can be."""
-    problem = packed(make(2, 20, 3, 8, reach=5), int32(20, 7))
+    problem = packed(make(2, 20, 3, 8, reach=5), ids(20, 7))
     mask = random_mask(20, 16)
     arguments = {
         **{name: problem[name] for name in "qkv"},
@@ -86,7 +87,7 @@ def test_compile_without_recompiling_for_new_lengths_or_masks(backend: str) -> N
         for frames, density in ((60, 0.5), (41, 0.3), (23, 0.7), (37, 0.9), (11, 0.4)):
             arguments = (
                 *(problem[name][:, :frames] for name in "qkv"),
-                int32(frames, 5, frames // 2),
+                ids(frames, 5, frames // 2),
                 random_mask(60, 16, density),
                 torch.tensor([True, frames % 2 == 0]),
                 torch.tensor([frames]),
@@ -106,7 +107,7 @@ def test_compile_packed_without_recompiling(backend: str) -> None:
     compiled = torch.compile(call, fullgraph=True, backend=_counting(graphs))
     with dmao_kernels.use_backend(backend):
         for lengths in ((30, 20, 9), (17, 0, 40), (5, 6, 7), (1, 30, 2)):
-            problem = packed(make(3, 40, 2, 8, reach=6), int32(*lengths))
+            problem = packed(make(3, 40, 2, 8, reach=6), ids(*lengths))
             arguments = tuple(problem[name] for name in ("q", "k", "v", "offsets", "rel_pos"))
             torch.testing.assert_close(compiled(*arguments), call(*arguments))
     assert len(graphs) <= 2
@@ -124,7 +125,7 @@ def test_compiled_training_gives_the_same_gradients(backend: str) -> None:
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=len(sizes) > 1)
     with dmao_kernels.use_backend(backend):
         for frames in sizes:
-            problem = make(2, frames, 2, 8, reach=7) | {"lengths": int32(frames, frames // 2)}
+            problem = make(2, frames, 2, 8, reach=7) | {"lengths": ids(frames, frames // 2)}
             grad = torch.randn(2, frames, 2, 8)
             out, grads = outputs_and_gradients(call, **problem, grad_output=grad)
             other, other_grads = outputs_and_gradients(compiled, **problem, grad_output=grad)
@@ -185,16 +186,16 @@ ROWS = torch.zeros(12, 3, 8)
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"q": torch.zeros(2, 6, 3, 8, dtype=torch.float64)}, "q must be float32 or bfloat16, got float64"),
     ({"q": ROWS}, r"q must be \[B, T, H, D\] without offsets, got \[12, 3, 8\]"),
-    ({"offsets": int32(0, 6, 12)}, r"q must be \[N, H, D\] with offsets, got \[2, 6, 3, 8\]"),
+    ({"offsets": ids(0, 6, 12)}, r"q must be \[N, H, D\] with offsets, got \[2, 6, 3, 8\]"),
     (dict.fromkeys("qkv", torch.zeros(2, 6, 3, 257)), r"D must be in \[1, 256\], got 257"),
     (dict.fromkeys("qkv", torch.zeros(2, 6, 3, 0)), r"D must be in \[1, 256\], got 0"),
     ({"k": torch.zeros(2, 7, 3, 8)}, r"k must be as q, float32 \[2, 6, 3, 8\], got float32 \[2, 7, 3, 8\]"),
     ({"v": torch.zeros(2, 6, 3, 8).bfloat16()}, r"v must be as q, float32 .*, got bfloat16"),
     ({"lengths": torch.tensor([6, 6])}, r"lengths must be int32 \[2\], got int64 \[2\]"),
-    ({"lengths": int32(6)}, r"lengths must be int32 \[2\], got int32 \[1\]"),
+    ({"lengths": ids(6)}, r"lengths must be int32 \[2\], got int32 \[1\]"),
     (dict.fromkeys("qkv", ROWS) | {"offsets": torch.tensor([0, 12])}, r"offsets must be int32 \[B \+ 1\], got int64"),
-    (dict.fromkeys("qkv", ROWS) | {"offsets": int32()}, r"offsets must be int32 \[B \+ 1\], got int32 \[0\]"),
-    (dict.fromkeys("qkv", ROWS) | {"offsets": int32(0, 12), "lengths": int32(12)}, "lengths must be None with offsets"),
+    (dict.fromkeys("qkv", ROWS) | {"offsets": ids()}, r"offsets must be int32 \[B \+ 1\], got int32 \[0\]"),
+    (dict.fromkeys("qkv", ROWS) | {"offsets": ids(0, 12), "lengths": ids(12)}, "lengths must be None with offsets"),
     ({"window": (-1, None)}, r"window must be \(left, right\), each >= 0 or None, got \(-1, None\)"),
     ({"window": (3,)}, r"window must be \(left, right\), each >= 0 or None, got \(3,\)"),
     ({"chunk": (0, 1)}, r"chunk must be \(size >= 1, left_chunks >= 0 or None\), got \(0, 1\)"),
@@ -234,11 +235,11 @@ def test_wrong_arguments(changes: dict[str, Any], message: str, backend: str) ->
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lengths": int32(6, 7)},
-        {"lengths": int32(-1, 6)},
-        dict.fromkeys("qkv", ROWS) | {"offsets": int32(0, 13)},
-        dict.fromkeys("qkv", ROWS) | {"offsets": int32(0, 8, 4, 12)},
-        dict.fromkeys("qkv", ROWS) | {"offsets": int32(-2, 12)},
+        {"lengths": ids(6, 7)},
+        {"lengths": ids(-1, 6)},
+        dict.fromkeys("qkv", ROWS) | {"offsets": ids(0, 13)},
+        dict.fromkeys("qkv", ROWS) | {"offsets": ids(0, 8, 4, 12)},
+        dict.fromkeys("qkv", ROWS) | {"offsets": ids(-2, 12)},
     ],
 )
 def test_wrong_utterances(changes: dict[str, Any]) -> None:
@@ -251,19 +252,19 @@ def test_a_mask_that_is_too_small_for_packed_rows(backend: str) -> None:
     rows = torch.zeros(40, 1, 8)
     mask = BlockMask.full(torch.zeros(16, 16), 16)
     with dmao_kernels.use_backend(backend):
-        block_attention(rows, rows, rows, offsets=int32(0, 16, 30, 40), block_mask=mask)
+        block_attention(rows, rows, rows, offsets=ids(0, 16, 30, 40), block_mask=mask)
         with pytest.raises((RuntimeError, IndexError)):
-            block_attention(rows, rows, rows, offsets=int32(0, 17, 30, 40), block_mask=mask)
+            block_attention(rows, rows, rows, offsets=ids(0, 17, 30, 40), block_mask=mask)
 
 
 @native
-@pytest.mark.parametrize("bad", [{"column_ids": int32(2)}, {"column_ids": int32(-1)}, {"row_offsets": int32(0, 2, 1)}])
+@pytest.mark.parametrize("bad", [{"column_ids": ids(2)}, {"column_ids": ids(-1)}, {"row_offsets": ids(0, 2, 1)}])
 def test_a_mask_with_wrong_ids(bad: dict[str, Tensor]) -> None:
     good = {
-        "row_offsets": int32(0, 1, 1),
-        "column_ids": int32(0),
-        "column_offsets": int32(0, 1, 1),
-        "row_ids": int32(0),
+        "row_offsets": ids(0, 1, 1),
+        "column_ids": ids(0),
+        "column_offsets": ids(0, 1, 1),
+        "row_ids": ids(0),
     }
     mask = BlockMask(16, 2, 2, **(good | bad))
     with pytest.raises(RuntimeError, match="block_attention: "):

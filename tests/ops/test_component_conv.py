@@ -14,11 +14,8 @@ import dmao_kernels
 from dmao_kernels import component_conv
 from dmao_kernels.ops.component_conv.reference import component_conv_reference
 from dmao_kernels.testing import outputs_and_gradients
-from tests.ops.batches import check_against_oracle, ids, offsets_of, pack, poison_padding
-
-native = pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
-DTYPES = (torch.float32, torch.bfloat16)
+from tests.ops.batches import check_against_oracle, offsets_of, pack, poison_padding
+from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, ids, native
 
 # (B, T, components, channels of a component, k)
 SIZES = [
@@ -219,18 +216,14 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None
     inputs = make(7, 333, 3, 7, 31, dtype)
     lengths = ids(333, 64, 65, 0, 200, 7, 333)
     grad = torch.randn(7, 333, 21).to(dtype)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5, 2):
-            torch.set_num_threads(threads)
-            y, grads = outputs_and_gradients(
-                component_conv, *inputs, None, ids(0, 2), components=3, lengths=lengths, grad_output=grad
-            )
-            results.append([y, *grads.values()])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def compute() -> list[Tensor]:
+        y, grads = outputs_and_gradients(
+            component_conv, *inputs, None, ids(0, 2), components=3, lengths=lengths, grad_output=grad
+        )
+        return [y, *grads.values()]
+
+    assert_threads_do_not_change_a_bit(compute)
 
 
 # --- PyTorch's machinery

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +23,7 @@ from dmao_kernels.testing import (
     outputs_and_gradients,
     to_float64,
 )
-
-native = pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
-DTYPES = (torch.float32, torch.bfloat16)
-SEED = torch.tensor([0x1234_5678_9ABC_DEF])
+from tests.ops.common import BACKENDS, DTYPES, SEED, assert_threads_do_not_change_a_bit, ids, native
 
 # (tokens, d, components, unit width, d_out): both sides of vectors (4, 8, 16), panels (8, 16, 48), row blocks
 # (6, 8), the dropout group (128), a tile (64), rows and blocks of gradients (192, 256), spans (256), chunks (384,
@@ -65,10 +60,6 @@ def make(
     return [
         torch.randn(shape).mul(scale).to(dtype).requires_grad_() for shape, scale in zip(shapes, scales, strict=True)
     ]
-
-
-def ids(*components: int) -> Tensor:
-    return torch.tensor(components, dtype=torch.int32)
 
 
 def check_against_oracle(inputs: list[Tensor], live: Tensor | None = None, **options: Any) -> None:
@@ -266,8 +257,9 @@ def test_dropout_keeps_the_mean_and_follows_its_seed() -> None:
 
 _RUN = """
 import torch
-from dmao_kernels import component_ffn, cpu_capability
-from tests.ops.test_component_ffn import SEED, check_against_oracle, ids, make
+from dmao_kernels import component_ffn
+from tests.ops.common import SEED, ids
+from tests.ops.test_component_ffn import check_against_oracle, make
 
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
@@ -276,18 +268,12 @@ for dtype in (torch.float32, torch.bfloat16):
         check_against_oracle(inputs, components=size[2])
         live = ids(*range(0, size[2], 2))
         check_against_oracle(inputs, live, components=size[2], p=0.3, seed=SEED, activation="gelu")
-print(cpu_capability())
 """
 
 
 @native
-@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512_bf16"])
-def test_every_instruction_set(capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    result = run_python("-c", _RUN, DMAO_CPU_CAPABILITY=capability)
-    if "does not support" in result.stderr or "must be one of" in result.stderr:
-        pytest.skip(f"this CPU or build has no {capability}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [capability]
+def test_every_instruction_set(run_on_capability: Callable[[str], None]) -> None:
+    run_on_capability(_RUN)
 
 
 @native
@@ -296,18 +282,14 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None
     """Nor does the size of the tiles and of the blocks of tokens, which follow it."""
     inputs = make(700, 50, 4, 60, 41, dtype)
     grad = torch.randn(700, 41).to(dtype)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5, 2):
-            torch.set_num_threads(threads)
-            y, grads = outputs_and_gradients(
-                component_ffn, *inputs, ids(0, 1, 3), components=4, p=0.1, seed=SEED, grad_output=grad
-            )
-            results.append([y, *grads.values()])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def compute() -> list[Tensor]:
+        y, grads = outputs_and_gradients(
+            component_ffn, *inputs, ids(0, 1, 3), components=4, p=0.1, seed=SEED, grad_output=grad
+        )
+        return [y, *grads.values()]
+
+    assert_threads_do_not_change_a_bit(compute)
 
 
 # --- PyTorch's machinery

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +14,8 @@ import dmao_kernels
 from dmao_kernels import depthwise_conv1d
 from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_reference
 from dmao_kernels.testing import outputs_and_gradients
-from tests.ops.batches import check_against_oracle, ids, offsets_of, pack, poison_padding
-
-native = pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
-DTYPES = (torch.float32, torch.bfloat16)
+from tests.ops.batches import check_against_oracle, offsets_of, pack, poison_padding
+from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, ids, native
 
 # (B, T, C, k): both sides of vectors (4, 8, 16), blocks of outputs (10, 20) and of taps (4, 8), tiles (64), spans
 # (32 tiles), utterances shorter than the kernel, one tap, and nothing.
@@ -149,21 +145,16 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None
     inputs = make(7, 333, 20, 31, dtype)
     lengths = ids(333, 64, 65, 0, 200, 7, 333)
     grad = torch.randn(7, 333, 20).to(dtype)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5, 2):
-            torch.set_num_threads(threads)
-            y, grads = outputs_and_gradients(depthwise_conv1d, *inputs, lengths=lengths, grad_output=grad)
-            results.append([y, *grads.values()])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def compute() -> list[Tensor]:
+        y, grads = outputs_and_gradients(depthwise_conv1d, *inputs, lengths=lengths, grad_output=grad)
+        return [y, *grads.values()]
+
+    assert_threads_do_not_change_a_bit(compute)
 
 
 _RUN = """
 import torch
-from dmao_kernels import cpu_capability
 from tests.ops.test_component_conv import test_odd_sizes as whole
 from tests.ops.test_depthwise_conv1d import test_odd_sizes as alone
 
@@ -173,19 +164,13 @@ for dtype in (torch.float32, torch.bfloat16):
         alone(size, dtype)
     for size in ((2, 70, 3, 7, 9), (1, 130, 2, 40, 31)):
         whole(size, dtype)
-print(cpu_capability())
 """
 
 
 @native
-@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512_bf16"])
-def test_every_instruction_set(capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_every_instruction_set(run_on_capability: Callable[[str], None]) -> None:
     """Of component_conv too: both are one kernel."""
-    result = run_python("-c", _RUN, DMAO_CPU_CAPABILITY=capability)
-    if "does not support" in result.stderr or "must be one of" in result.stderr:
-        pytest.skip(f"this CPU or build has no {capability}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [capability]
+    run_on_capability(_RUN)
 
 
 # --- PyTorch's machinery

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +22,10 @@ from dmao_kernels.testing import (
     outputs_and_gradients,
     to_float64,
 )
-
-native = pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
-SEED = torch.tensor([0x1234_5678_9ABC_DEF])
+from tests.ops.common import BACKENDS, SEED, assert_threads_do_not_change_a_bit, native
 
 # dtypes of x and y
-DTYPES = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
+PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
 
 # Both sides of vectors (4, 8, 16), the dropout group (128), several groups, a span of rows (64) and of threads.
 SIZES = [
@@ -50,7 +46,7 @@ SIZES = [
 Function = Callable[..., Tensor]
 
 
-def make(*shape: int, dtypes: tuple[torch.dtype, torch.dtype] = DTYPES[0]) -> list[Tensor]:
+def make(*shape: int, dtypes: tuple[torch.dtype, torch.dtype] = PAIRS[0]) -> list[Tensor]:
     """x, y, weight, bias."""
     x, y = (torch.randn(shape).to(dtype).requires_grad_() for dtype in dtypes)
     weight, bias = (torch.randn(shape[-1:]).requires_grad_() for _ in range(2))
@@ -90,7 +86,7 @@ def check_against_oracle(functions: tuple[Function, Function], inputs: list[Tens
 
 
 @native
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_odd_sizes(size: tuple[int, int], dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     inputs = make(*size, dtypes=dtypes)
@@ -232,46 +228,36 @@ def test_only_what_needs_gradients_gets_them() -> None:
 
 _RUN = """
 import torch
-from dmao_kernels import cpu_capability
-from tests.ops.test_dropout_add import ADD, DTYPES, NORM, SEED, check_against_oracle, make
+from tests.ops.common import SEED
+from tests.ops.test_dropout_add import ADD, NORM, PAIRS, check_against_oracle, make
 from tests.ops.test_dropout_add import test_dropout_mask_is_the_reference_mask as check_mask
 
 torch.manual_seed(0)
 check_mask(0.3)
-for dtypes in DTYPES:
+for dtypes in PAIRS:
     for size in ((1, 1), (9, 31), (70, 129), (3, 2049)):
         inputs = make(*size, dtypes=dtypes)
         check_against_oracle(NORM, inputs, p=0.3, seed=SEED, scale=0.5)
         check_against_oracle(ADD, inputs[:2], p=0.3, seed=SEED, scale=0.5)
-print(cpu_capability())
 """
 
 
 @native
-@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512_bf16"])
-def test_every_instruction_set(capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    result = run_python("-c", _RUN, DMAO_CPU_CAPABILITY=capability)
-    if "does not support" in result.stderr or "must be one of" in result.stderr:
-        pytest.skip(f"this CPU or build has no {capability}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [capability]
+def test_every_instruction_set(run_on_capability: Callable[[str], None]) -> None:
+    run_on_capability(_RUN)
 
 
 @native
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
 def test_the_number_of_threads_does_not_change_a_bit(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     inputs = make(3000, 70, dtypes=dtypes)
     grad = torch.randn(2, 3000, 70)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5, 2):
-            torch.set_num_threads(threads)
-            out, grads = outputs_and_gradients(NORM[0], *inputs, p=0.1, seed=SEED, grad_output=grad)
-            results.append([out, *grads.values(), dropout_add(*inputs[:2], p=0.1, seed=SEED)])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def compute() -> list[Tensor]:
+        out, grads = outputs_and_gradients(NORM[0], *inputs, p=0.1, seed=SEED, grad_output=grad)
+        return [out, *grads.values(), dropout_add(*inputs[:2], p=0.1, seed=SEED)]
+
+    assert_threads_do_not_change_a_bit(compute)
 
 
 # --- PyTorch's machinery
@@ -316,7 +302,7 @@ def test_compile_without_recompiling_for_new_lengths(backend: str) -> None:
 
 
 @native
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
 def test_compiled_training_gives_the_same_gradients(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(dropout_add_layer_norm, fullgraph=True, backend="aot_eager", dynamic=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +12,7 @@ from torch import Tensor
 import dmao_kernels
 from dmao_kernels import gather_components
 from dmao_kernels.testing import Poison
-
-native = pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
-DTYPES = [torch.float32, torch.bfloat16]
+from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, native
 
 # (repeats, components, given, run): both sides of a vector and of a chunk (65536 elements).
 SHAPES = [
@@ -73,20 +69,19 @@ def test_by_hand(shape: tuple[int, int, int, int], dtype: torch.dtype, backend: 
     assert same_bits(found, by_hand(*given))
 
 
+_RUN = """
+from tests.ops.common import DTYPES
+from tests.ops.test_gather_components import SHAPES, test_by_hand
+
+for shape in SHAPES:
+    for dtype in DTYPES:
+        test_by_hand(shape, dtype, "cpu")
+"""
+
+
 @native
-@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512_bf16"])
-def test_by_hand_under_each_capability(
-    capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    if capability == dmao_kernels.cpu_capability():
-        pytest.skip("the other tests run this one")
-    probe = run_python("-c", "import dmao_kernels", DMAO_CPU_CAPABILITY=capability)
-    if "does not support" in probe.stderr or "must be one of" in probe.stderr:
-        pytest.skip(f"{capability} is not available here")
-    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "by_hand and not capability")
-    run = run_python(*arguments, DMAO_CPU_CAPABILITY=capability)
-    assert run.returncode == 0, run.stdout
-    assert " passed" in run.stdout
+def test_every_instruction_set(run_on_capability: Callable[[str], None]) -> None:
+    run_on_capability(_RUN)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -149,14 +144,8 @@ def test_stays_inside_its_tensors(dtype: torch.dtype) -> None:
 @native
 def test_bits_do_not_depend_on_threads() -> None:
     problems = [problem((2, 4, 2, 40000)), problem((3, 2, 1, 5)), problem((700, 5, 2, 60))]
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            for found, given in zip(run("cpu", *problems), problems, strict=True):
-                assert same_bits(found, by_hand(*given))
-    finally:
-        torch.set_num_threads(before)
+    assert_threads_do_not_change_a_bit(lambda: run("cpu", *problems))
+    assert all(same_bits(found, by_hand(*given)) for found, given in zip(run("cpu", *problems), problems, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,9 +13,7 @@ from torch import Tensor
 import dmao_kernels
 from dmao_kernels.ops.importance.reference import METRICS
 from dmao_kernels.testing import Poison, assert_close_to_oracle, to_float64
-
-native = pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
+from tests.ops.common import BACKENDS, assert_threads_do_not_change_a_bit, native
 
 # (repeats, components, run): both sides of a vector, of the short-run rule (64), of the float spans (4096
 # values, 64 rows) and of a chunk (65536 elements).
@@ -143,16 +141,7 @@ def test_finest_granularity() -> None:
 @native
 def test_bits_do_not_depend_on_threads() -> None:
     problem = Problem([(384, 4, 384), (1, 4, 147456), (40, 1000, 3), (1, 7, 1)])
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(problem.run("cpu"))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    assert_threads_do_not_change_a_bit(lambda: [problem.run("cpu")])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +21,7 @@ from dmao_kernels.testing import (
     outputs_and_gradients,
     to_float64,
 )
-
-native = pytest.mark.skipif(
-    not dmao_kernels.can_run("masked_linear", torch.zeros(1))[0], reason="no native kernel of masked_linear"
-)
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
-DTYPES = (torch.float32, torch.bfloat16)
+from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, native
 
 # (tokens, d, d_out): both sides of vectors (4, 8, 16), row blocks (6, 8), panels (8, 16, 48), blocks of masks,
 # few tokens (16), tiles (128), spans (256), inputs of a piece (384), blocks of tokens (512).
@@ -261,7 +255,6 @@ def test_nan_and_infinity_go_where_pytorch_puts_them() -> None:
 
 _RUN = """
 import torch
-from dmao_kernels import cpu_capability
 from tests.ops.test_masked_linear import check_against_oracle, make, random_mask
 
 torch.manual_seed(0)
@@ -271,18 +264,12 @@ for dtype in (torch.float32, torch.bfloat16):
         check_against_oracle(inputs)
         check_against_oracle(inputs, random_mask(inputs[1], 16), "glu")
         check_against_oracle(inputs, random_mask(inputs[1], 64), "gelu")
-print(cpu_capability())
 """
 
 
 @native
-@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512_bf16"])
-def test_every_instruction_set(capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    result = run_python("-c", _RUN, DMAO_CPU_CAPABILITY=capability)
-    if "does not support" in result.stderr or "must be one of" in result.stderr:
-        pytest.skip(f"this CPU or build has no {capability}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [capability]
+def test_every_instruction_set(run_on_capability: Callable[[str], None]) -> None:
+    run_on_capability(_RUN)
 
 
 @native
@@ -292,16 +279,12 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype, block: 
     inputs = make(700, 200, 164, dtype)
     mask = random_mask(inputs[1], block) if block else None
     grad = torch.randn(700, 164).to(dtype)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5, 2):
-            torch.set_num_threads(threads)
-            y, grads = outputs_and_gradients(masked_linear, *inputs, mask, activation="silu", grad_output=grad)
-            results.append([y, *grads.values()])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def compute() -> list[Tensor]:
+        y, grads = outputs_and_gradients(masked_linear, *inputs, mask, activation="silu", grad_output=grad)
+        return [y, *grads.values()]
+
+    assert_threads_do_not_change_a_bit(compute)
 
 
 # --- PyTorch's machinery

@@ -13,9 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 import dmao_kernels
 from dmao_kernels import pack, unpack
 from dmao_kernels.testing import Poison, nan_filled_empty, outputs_and_gradients
-
-native = pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
-BACKENDS = [pytest.param("cpu", marks=native), "reference"]
+from tests.ops.common import BACKENDS, native
 
 LENGTHS = [[], [0], [1], [7], [0, 0], [3, 0, 7, 1, 0], [7, 7, 7], [0, 5, 0, 0, 2], [6, 1, 4, 0]]
 

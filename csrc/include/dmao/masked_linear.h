@@ -63,9 +63,9 @@ struct MaskedLinearForward {
 
 struct MaskedLinearBackward {
     MaskedLinear linear;
-    LivePieces for_grad_x;           // every output has a piece
-    LivePieces by_rows, by_columns;  // for grad_w: the groups are single blocks
-    const void* grad_y;              // as y
+    LivePieces for_grad_x;  // every output has a piece
+    LivePieces for_grad_w;  // pieces and groups are single blocks
+    const void* grad_y;     // as y
     std::int64_t grad_y_stride;
     const void* pre_activation;  // [tokens, out_width]; not read without an activation
     // Null: not wanted.

@@ -80,11 +80,10 @@ void fuzz(const ParallelFor& parallel, std::int64_t workers) {
         record(y.get(), outputs, dtype);
     }
     const Cut for_grad_x = cut_for_grad_x(f, column_lines);
-    const Cut by_rows = cut_by_rows(f, row_lines), by_columns = cut_by_columns(f, column_lines);
+    const Cut for_grad_w = cut_for_grad_w(f, row_lines);
     const MaskedLinearBackward problem{f,
                                        for_grad_x.view(),
-                                       by_rows.view(),
-                                       by_columns.view(),
+                                       for_grad_w.view(),
                                        grad_y.get(),
                                        grad_stride,
                                        pre_activation.get(),

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmao_kernels.ops._autograd import no_double_backward
+
 _INPUTS = 21
 # Where q, k, v and rel_pos, content_bias, position_bias stand among them: what has gradients, in the order in
 # which the backward operator returns them.
@@ -33,12 +35,5 @@ def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tens
     return tuple(grads)
 
 
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "block_attention: double backward is not supported; use the reference backend "
-        "(dmao_kernels.use_backend('reference')) for second derivatives"
-    )
-
-
 torch.library.register_autograd("dmao::block_attention", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dmao::block_attention_backward", _double_backward)
+torch.library.register_autograd("dmao::block_attention_backward", no_double_backward("block_attention"))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmao_kernels.ops._autograd import no_double_backward
+
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, w1, _b1, w2, _b2, live, components, p, seed, activation, _keep = inputs
@@ -27,12 +29,5 @@ def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor
     return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 6)
 
 
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "component_ffn: double backward is not supported; use the reference backend "
-        "(dmao_kernels.use_backend('reference')) for second derivatives"
-    )
-
-
 torch.library.register_autograd("dmao::component_ffn", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dmao::component_ffn_backward", _double_backward)
+torch.library.register_autograd("dmao::component_ffn_backward", no_double_backward("component_ffn"))

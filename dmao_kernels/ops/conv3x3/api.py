@@ -12,29 +12,49 @@ from dmao_kernels.ops.conv3x3.reference import conv3x3_reference
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
-# taps: [3, 3, C, O]. The gradient of x is a conv3x3 again, with mirrored filters.
-define("conv3x3(Tensor x, Tensor taps, Tensor? bias) -> Tensor")
-define("conv3x3_backward(Tensor grad_y, Tensor x) -> (Tensor grad_taps, Tensor grad_bias)")
+_LARGEST_WINDOW = 255  # pixels: numbers of them are bytes
+
+# taps: [3, 3, C, O]; those of backward_images are upside down and back to front, [3, 3, O, C]. pooling is empty
+# where there is none, and choice then [0]; else choice says which pixel of its window a value of y is.
+define("conv3x3(Tensor x, Tensor taps, Tensor? bias, Tensor? valid, int[] pooling) -> (Tensor y, Tensor choice)")
+define(
+    "conv3x3_backward_images(Tensor grad_y, Tensor choice, Tensor taps, Tensor x, Tensor? valid, int[] pooling)"
+    " -> Tensor"
+)
+define(
+    "conv3x3_backward_filters(Tensor grad_y, Tensor choice, Tensor x, Tensor? valid, int[] pooling)"
+    " -> (Tensor grad_taps, Tensor grad_bias)"
+)
 register("conv3x3", dtypes=_DTYPES)
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.conv2d(x, weight, bias, padding=1) with the channels last: [B, H, W, C] to [B, H, W, O].
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    valid: Tensor | None = None,
+    pooling: tuple[int, int] | None = None,
+) -> Tensor:
+    """F.conv2d(x, weight, bias, padding=1) with the channels last, then perhaps relu(max_pool2d(y, pooling)).
 
     A front end of few channels over large images is what PyTorch's CPU convolutions are slow at, above all their
-    gradients. Results are bit-identical for any number of threads. Under torch.autocast all inputs are cast, as
-    F.conv2d does.
+    gradients. This is Winograd's convolution (Lavin and Gray, 2015): tiles of 2 x 2 pixels of y are computed from
+    4 x 4 of x together, so that NaN or infinity in one of those reaches all pixels of a tile. Results are
+    bit-identical for any number of threads. Under torch.autocast all inputs are cast, as F.conv2d does.
 
-    Floor on time: 18 B H W C O flops for y, for the gradient of x and for that of the filters each, at the peak of
+    Floor on time: 8 B H W C O flops for y, for the gradient of x and for that of the filters each, at the peak of
     the cores; bfloat16 is computed in float32.
 
     Args:
         x: float32 or bfloat16 [B, H, W, C]; any strides.
         weight: [O, C, 3, 3] of x's dtype, as nn.Conv2d has it.
         bias: [O], or None.
+        valid: bool [B, H'], rows of the result that are not zero; None: all. Others have no gradient.
+        pooling: rows and columns of a window, of at most 255 pixels; None: neither ReLU nor pooling.
 
     Returns:
-        [B, H, W, O] in x's dtype, contiguous.
+        [B, H', W', O] in x's dtype, contiguous; H' and W' are H and W, or H // pooling[0] and W // pooling[1].
 
     Raises:
         ValueError: an argument's dtype, shape or device is not as above.
@@ -45,9 +65,12 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     _check(x, weight, bias)
+    _check_output(x, valid, pooling)
     if choose_backend("conv3x3", x, weight, bias) == "reference":
-        return conv3x3_reference(x, weight, bias)
-    return torch.ops.dmao.conv3x3(x, weight.permute(2, 3, 1, 0), bias)
+        return conv3x3_reference(x, weight, bias, valid=valid, pooling=pooling)
+    window = [] if pooling is None else list(pooling)
+    y, _choice = torch.ops.dmao.conv3x3(x, weight.permute(2, 3, 1, 0), bias, valid, window)
+    return y
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -67,11 +90,41 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             )
 
 
+def _check_output(x: Tensor, valid: Tensor | None, pooling: tuple[int, int] | None) -> None:
+    if pooling is not None and (len(pooling) != 2 or min(pooling) < 1 or pooling[0] * pooling[1] > _LARGEST_WINDOW):
+        raise ValueError(
+            f"conv3x3: pooling must be two positive sizes of a window of at most {_LARGEST_WINDOW} pixels, "
+            f"got {tuple(pooling)}"
+        )
+    if valid is None:
+        return
+    shape = [x.shape[0], x.shape[1] // (1 if pooling is None else pooling[0])]
+    if valid.dtype != torch.bool or list(valid.shape) != shape or valid.device != x.device:
+        raise ValueError(f"conv3x3: valid must be bool {shape} on {x.device}, got {describe(valid)} on {valid.device}")
+
+
+def _output_shape(x: Tensor, out: int, pooling: list[int]) -> tuple[int, ...]:
+    rows, columns = pooling or (1, 1)
+    return x.shape[0], x.shape[1] // rows, x.shape[2] // columns, out
+
+
 @torch.library.register_fake("dmao::conv3x3")
-def _conv3x3(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:3], taps.shape[3]))
+def _conv3x3(
+    x: Tensor, taps: Tensor, bias: Tensor | None, valid: Tensor | None, pooling: list[int]
+) -> tuple[Tensor, Tensor]:
+    shape = _output_shape(x, taps.shape[3], pooling)
+    return x.new_empty(shape), x.new_empty(shape if pooling else (0,), dtype=torch.uint8)
 
 
-@torch.library.register_fake("dmao::conv3x3_backward")
-def _conv3x3_backward(grad_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("dmao::conv3x3_backward_images")
+def _conv3x3_backward_images(
+    grad_y: Tensor, choice: Tensor, taps: Tensor, x: Tensor, valid: Tensor | None, pooling: list[int]
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("dmao::conv3x3_backward_filters")
+def _conv3x3_backward_filters(
+    grad_y: Tensor, choice: Tensor, x: Tensor, valid: Tensor | None, pooling: list[int]
+) -> tuple[Tensor, Tensor]:
     return x.new_empty((3, 3, x.shape[3], grad_y.shape[3])), x.new_empty(grad_y.shape[3])

@@ -1,4 +1,4 @@
-"""Gradients of conv3x3: of the images by another conv3x3, of the filters by an operator of its own."""
+"""Gradients of conv3x3: of the images and of the filters, each by an operator of its own."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    x, taps, _bias = inputs
-    ctx.save_for_backward(x, taps)
+from dmao_kernels.ops._autograd import no_double_backward
 
 
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    x, taps = ctx.saved_tensors
+def _setup_context(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, list[int]], output: tuple[Tensor, Tensor]
+) -> None:
+    x, taps, _bias, valid, pooling = inputs
+    _y, choice = output
+    ctx.mark_non_differentiable(choice)
+    ctx.save_for_backward(x, taps, valid, choice)
+    ctx.pooling = pooling
+
+
+def _backward(ctx: Any, grad_y: Tensor, _grad_choice: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, taps, valid, choice = ctx.saved_tensors
     grad_x = grad_taps = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.dmao.conv3x3(grad_y, taps.flip(0, 1).transpose(2, 3), None)
-    if any(ctx.needs_input_grad[1:]):
-        grad_taps, grad_bias = torch.ops.dmao.conv3x3_backward(grad_y, x)
-    return grad_x, grad_taps, grad_bias if ctx.needs_input_grad[2] else None
+        mirrored = taps.flip(0, 1).transpose(2, 3)
+        grad_x = torch.ops.dmao.conv3x3_backward_images(grad_y, choice, mirrored, x, valid, ctx.pooling)
+    if any(ctx.needs_input_grad[1:3]):
+        grad_taps, grad_bias = torch.ops.dmao.conv3x3_backward_filters(grad_y, choice, x, valid, ctx.pooling)
+    return grad_x, grad_taps, grad_bias if ctx.needs_input_grad[2] else None, None, None
 
 
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "conv3x3: double backward is not supported; use the reference backend "
-        "(dmao_kernels.use_backend('reference')) for second derivatives"
-    )
-
+_double_backward = no_double_backward("conv3x3")
 
 torch.library.register_autograd("dmao::conv3x3", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dmao::conv3x3_backward", _double_backward)
+torch.library.register_autograd("dmao::conv3x3_backward_images", _double_backward)
+torch.library.register_autograd("dmao::conv3x3_backward_filters", _double_backward)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmao_kernels.ops._autograd import no_double_backward
+
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _x, y, p, seed, scale = inputs
@@ -52,13 +54,6 @@ def _norm_backward(
     return grad_x, grad_x if same else grad_y if need_y else None, grad_weight, grad_bias, *nothing
 
 
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "dropout_add_layer_norm: double backward is not supported; use the reference backend "
-        "(dmao_kernels.use_backend('reference')) for second derivatives"
-    )
-
-
 torch.library.register_autograd("dmao::dropout_add", _backward, setup_context=_setup_context)
 torch.library.register_autograd("dmao::dropout_add_layer_norm", _norm_backward, setup_context=_setup_norm_context)
-torch.library.register_autograd("dmao::dropout_add_layer_norm_backward", _double_backward)
+torch.library.register_autograd("dmao::dropout_add_layer_norm_backward", no_double_backward("dropout_add_layer_norm"))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmao_kernels.ops._autograd import no_double_backward
+
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, w, _b, *offsets, block, activation, _keep = inputs
@@ -27,12 +29,5 @@ def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor
     return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *nothing)
 
 
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "masked_linear: double backward is not supported; use the reference backend "
-        "(dmao_kernels.use_backend('reference')) for second derivatives"
-    )
-
-
 torch.library.register_autograd("dmao::masked_linear", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dmao::masked_linear_backward", _double_backward)
+torch.library.register_autograd("dmao::masked_linear_backward", no_double_backward("masked_linear"))

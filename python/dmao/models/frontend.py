@@ -66,10 +66,8 @@ class VggFrontEnd(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         time = pooling[0]
         pooled = valid[time - 1 :: time]  # a pooled frame is valid when the last frame under it is
-        x = _clear(conv3x3(x, inner.weight, inner.bias), valid)
-        x = _clear(conv3x3(x, outer.weight, outer.bias), pooled.repeat_interleave(time))
-        # ReLU behind the pooling gives the same values from fewer of them.
-        return F.relu(F.max_pool2d(x.permute(0, 3, 1, 2), pooling)).permute(0, 2, 3, 1), pooled
+        x = conv3x3(x, inner.weight, inner.bias, valid=_rows(valid, x))
+        return conv3x3(x, outer.weight, outer.bias, valid=_rows(pooled, x), pooling=pooling), pooled
 
 
 def _lay_out(features: Tensor, lengths: Tensor, multiple: int, gap: int) -> tuple[Tensor, Tensor]:
@@ -89,9 +87,9 @@ def _lay_out(features: Tensor, lengths: Tensor, multiple: int, gap: int) -> tupl
     return line.view(1, *line.shape, 1), valid
 
 
-def _clear(x: Tensor, valid: Tensor) -> Tensor:
-    """Zero the frames of ``x`` [1, L, F, C] that are not valid, in place (its producer does not need it)."""
-    return x.index_fill_(1, _indices(~valid, x), 0.0)
+def _rows(valid: Tensor, x: Tensor) -> Tensor:
+    """``valid`` [L] for the one image ``x``."""
+    return valid[None].to(x.device)
 
 
 def _indices(valid: Tensor, x: Tensor) -> Tensor:
