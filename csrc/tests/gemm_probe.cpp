@@ -6,15 +6,14 @@ using namespace dmao::DMAO_ISA_NAMESPACE;
 
 namespace {
 
-// C[m, n] += A B, or C = start + A B. a holds A [m, depth] or, if a_transposed, A^T; b likewise;
+// C[m, n] += A B, or C = start + A B. a holds A [m, depth] or, for Order::column, A^T; b likewise;
 // rows and columns (null: all) select from the matrix in b. packed_b and packed_a have room for the
 // packed operands, which are stored from their beginning on.
 template <class T>
-void product(bool a_transposed, bool b_transposed, std::int64_t m, std::int64_t n,
-             std::int64_t depth, const T* a, std::int64_t a_stride, const T* b,
-             std::int64_t b_stride, const std::int32_t* b_rows, const std::int32_t* b_columns,
-             float* packed_a, float* packed_b, float* c, std::int64_t c_stride,
-             const float* start) {
+void product(Order order, bool b_transposed, std::int64_t m, std::int64_t n, std::int64_t depth,
+             const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride,
+             const std::int32_t* b_rows, const std::int32_t* b_columns, float* packed_a,
+             float* packed_b, float* c, std::int64_t c_stride, const float* start) {
     using E = Operand<T>;
     E* panel = reinterpret_cast<E*>(packed_b);
     const Selection<T> matrix{b, b_stride, b_rows, b_columns};
@@ -26,10 +25,17 @@ void product(bool a_transposed, bool b_transposed, std::int64_t m, std::int64_t 
     }
     const E* right = reinterpret_cast<const E*>(packed_b);
     E* left = reinterpret_cast<E*>(packed_a);
-    if (a_transposed) {
+    if (order == Order::column) {
         const std::int64_t stride = padded_columns(m);
         pack_columns(a, a_stride, depth, m, left, stride);
         multiply<Order::column>(m, n, depth, left, stride, right, c, c_stride, start);
+    } else if (order == Order::strips) {
+        const std::int64_t stride = kRows * padded_depth<E>(depth);
+        for (std::int64_t row = 0; row < m; row += kRows) {
+            pack_strip(a + row * a_stride, a_stride, depth, smaller(kRows, m - row),
+                       left + row / kRows * stride);
+        }
+        multiply<Order::strips>(m, n, depth, left, stride, right, c, c_stride, start);
     } else {
         const std::int64_t count = m == 0 ? 0 : (m - 1) * a_stride + depth;
         multiply<Order::row>(m, n, depth, as_operand(a, count, left), a_stride, right, c, c_stride,
@@ -55,22 +61,22 @@ int panel_width() { return kPanel; }
 // Whether bfloat16 is multiplied as such.
 int multiplies_bfloat16() { return kPerWord<Operand<bfloat16>> == 2; }
 
-void product_float32(bool a_transposed, bool b_transposed, std::int64_t m, std::int64_t n,
+void product_float32(int order, bool b_transposed, std::int64_t m, std::int64_t n,
                      std::int64_t depth, const float* a, std::int64_t a_stride, const float* b,
                      std::int64_t b_stride, const std::int32_t* b_rows,
                      const std::int32_t* b_columns, float* packed_a, float* packed_b, float* c,
                      std::int64_t c_stride, const float* start) {
-    product(a_transposed, b_transposed, m, n, depth, a, a_stride, b, b_stride, b_rows, b_columns,
-            packed_a, packed_b, c, c_stride, start);
+    product(static_cast<Order>(order), b_transposed, m, n, depth, a, a_stride, b, b_stride, b_rows,
+            b_columns, packed_a, packed_b, c, c_stride, start);
 }
 
-void product_bfloat16(bool a_transposed, bool b_transposed, std::int64_t m, std::int64_t n,
+void product_bfloat16(int order, bool b_transposed, std::int64_t m, std::int64_t n,
                       std::int64_t depth, const bfloat16* a, std::int64_t a_stride,
                       const bfloat16* b, std::int64_t b_stride, const std::int32_t* b_rows,
                       const std::int32_t* b_columns, float* packed_a, float* packed_b, float* c,
                       std::int64_t c_stride, const float* start) {
-    product(a_transposed, b_transposed, m, n, depth, a, a_stride, b, b_stride, b_rows, b_columns,
-            packed_a, packed_b, c, c_stride, start);
+    product(static_cast<Order>(order), b_transposed, m, n, depth, a, a_stride, b, b_stride, b_rows,
+            b_columns, packed_a, packed_b, c, c_stride, start);
 }
 
 void repeat_float32(std::int64_t repeats, bool a_transposed, std::int64_t m, std::int64_t n,
