@@ -38,6 +38,14 @@ struct TileList {
             }
         }
     }
+
+    // What comes after the utterance and head of tile i, in front of tile `end`.
+    Upcoming after(const Visible& visible, std::int64_t i, std::int64_t end) const {
+        const std::int64_t next = i + visible.tiles(utterance[i]) - index[i];
+        if (next >= end) return {};
+        const std::int64_t u = utterance[next];
+        return {visible.first_row(u), visible.length(u), head[next]};
+    }
 };
 
 // What one worker needs.
@@ -161,7 +169,8 @@ void load_queries(const BlockAttention& a, const Tile& tile, std::int64_t head, 
 
 template <class T>
 void forward_tile(const BlockAttentionForward& problem, const ForwardScratch& scratch,
-                  ForwardBuffers& buffers, const Tile& tile, std::int64_t head) {
+                  ForwardBuffers& buffers, const Tile& tile, std::int64_t head,
+                  const Upcoming& next) {
     const BlockAttention& a = problem.attention;
     const Visible& visible = scratch.visible;
     const Dropout dropout(a.p, a.seed);
@@ -179,6 +188,7 @@ void forward_tile(const BlockAttentionForward& problem, const ForwardScratch& sc
                        buffers.position, buffers.keys, 0);
         raise_tops(piece, width, buffers);
         for (std::int64_t i = 0; i < rows; ++i) {
+            next.prefetch<T>(tile.queries.begin + i, width, a.q, a.k, a.v);
             const float* factors =
                 dropout.active() ? dropout_factors(dropout, tile.utterance, head,
                                                    tile.queries.begin + i, keys, buffers.factors)
@@ -206,9 +216,11 @@ void forward(const BlockAttentionForward& problem, const Workspace& workspace,
     ForwardScratch scratch(a, workspace);
     scratch.positions.fill<T>(a, parallel);
     scratch.tiles.fill(scratch.visible);
-    each_unused(a, parallel, [&](std::int64_t row, std::int64_t head, std::int64_t count) {
-        clear_rows<T>(problem.out, a, row, head, count);
-        std::memset(problem.lse + head * a.rows + row, 0, count * sizeof(float));
+    each_unused(a, parallel, [&](std::int64_t row, std::int64_t count, Range heads) {
+        clear_rows<T>(problem.out, a, row, count, heads);
+        for (std::int64_t head = heads.begin; head < heads.end; ++head) {
+            std::memset(problem.lse + head * a.rows + row, 0, count * sizeof(float));
+        }
     });
     const TileList& tiles = scratch.tiles;
     share_out(
@@ -229,7 +241,8 @@ void forward(const BlockAttentionForward& problem, const Workspace& workspace,
                     last_head = head;
                     last_utterance = tile.utterance;
                 }
-                forward_tile<T>(problem, scratch, buffers, tile, head);
+                forward_tile<T>(problem, scratch, buffers, tile, head,
+                                tiles.after(scratch.visible, i, units.end));
             }
         });
 }

@@ -176,7 +176,9 @@ struct Visible {
     // A measure of the time that a tile takes.
     std::int64_t cost(const Tile& tile, Range part) const {
         std::int64_t result = 32;
-        each_piece(tile, part, [&](Range piece) { result += piece.count() + 32; });
+        each_piece(tile, part, [&](Range piece) {
+            result += (piece.count() + 32) * tile.queries.count() / tile_rows;
+        });
         return result;
     }
 };

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -223,28 +223,38 @@ def test_every_instruction_set(capability: str, run_python: Callable[..., subpro
     assert result.stdout.split() == [capability]
 
 
+def with_threads(counts: Sequence[int], problem: Problem, **conditions: Any) -> Iterator[list[Tensor]]:
+    """Output and gradients with each of these numbers of threads."""
+    grad = torch.randn(problem["q"].shape).to(problem["q"].dtype)
+    before = torch.get_num_threads()
+    try:
+        for threads in counts:
+            torch.set_num_threads(threads)
+            out, grads = outputs_and_gradients(block_attention, **problem, **conditions, grad_output=grad)
+            yield [out, *grads.values()]
+    finally:
+        torch.set_num_threads(before)
+
+
 @native
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reach", [None, 5, 399])
 def test_the_number_of_threads_does_not_change_a_bit(reach: int | None, dtype: torch.dtype) -> None:
     """Nor does running again."""
     problem = make(3, 400, 2, 32, dtype, reach=reach)
-    grad = torch.randn(3, 400, 2, 32).to(dtype)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5, 2):
-            torch.set_num_threads(threads)
-            out, grads = outputs_and_gradients(
-                block_attention,
-                **problem,
-                lengths=int32(400, 111, 256),
-                window=(200, 100),
-                p=0.1,
-                seed=SEED,
-                grad_output=grad,
-            )
-            results.append([out, *grads.values()])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    conditions = {"lengths": int32(400, 111, 256), "window": (200, 100), "p": 0.1, "seed": SEED}
+    first, *others = with_threads((1, 2, 5, 2), problem, **conditions)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@native
+def test_threads_do_not_write_into_each_others_sums() -> None:
+    """Of positions and biases, where tiles are far wider than what they see.
+
+    So many heads that each has two sums, which neighbours in memory form at the same time.
+    """
+    problem = make(64, 40, 32, 16, reach=2)
+    first, *others = with_threads((1, *[2] * 15, 5, 5), problem, window=(2, 2))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
