@@ -166,15 +166,10 @@ void load_tile(const BlockAttentionBackward& problem, const Visible& visible,
     const BlockAttention& a = problem.attention;
     const std::int64_t rows = tile.queries.count(), width = a.width;
     const std::int64_t row = visible.first_row(tile.utterance) + tile.queries.begin;
-    load_queries<T>(a, tile, head, row, buffers.content, buffers.position);
+    load_queries<T>(a, tile, head, row, buffers.content, buffers.position, buffers.content_packed,
+                    buffers.position_packed);
     load_rows<T>(rows_from<T>(problem.grad_out, row, head), rows, width, nullptr, 1.0f,
-                 buffers.grad_out);
-    const auto pack = [&](const float* from, float* to) {
-        pack_all(Selection<float>{from, width, nullptr, nullptr}, rows, width, to);
-    };
-    pack(buffers.content, buffers.content_packed);
-    if (a.rel_pos.data != nullptr) pack(buffers.position, buffers.position_packed);
-    pack(buffers.grad_out, buffers.grad_out_packed);
+                 buffers.grad_out, buffers.grad_out_packed);
     const Selection<T> outs = rows_from<T>(problem.out, row, head);
     for (std::int64_t i = 0; i < rows; ++i) {
         prefetch_rows(outs, i + kAhead, smaller(i + kAhead + 1, rows), width);

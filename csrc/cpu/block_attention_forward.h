@@ -152,18 +152,19 @@ inline const float* dropout_factors(const Dropout& dropout, std::int64_t utteran
 }
 
 // Queries with their biases, times the scale, in units of log 2; both are the same without biases.
+// What is packed may be null.
 template <class T>
 void load_queries(const BlockAttention& a, const Tile& tile, std::int64_t head, std::int64_t row,
-                  float* content, float* position) {
+                  float* content, float* position, float* content_packed, float* position_packed) {
     const float factor = static_cast<float>(a.scale) * kLog2E;
     const Selection<T> queries = rows_from<T>(a.q, row, head);
     const auto bias = [&](const void* data) {
         return data == nullptr ? nullptr : static_cast<const T*>(data) + head * a.width;
     };
     const std::int64_t rows = tile.queries.count();
-    load_rows(queries, rows, a.width, bias(a.content_bias), factor, content);
+    load_rows(queries, rows, a.width, bias(a.content_bias), factor, content, content_packed);
     if (a.rel_pos.data != nullptr) {
-        load_rows(queries, rows, a.width, bias(a.position_bias), factor, position);
+        load_rows(queries, rows, a.width, bias(a.position_bias), factor, position, position_packed);
     }
 }
 
@@ -176,7 +177,7 @@ void forward_tile(const BlockAttentionForward& problem, const ForwardScratch& sc
     const Dropout dropout(a.p, a.seed);
     const std::int64_t rows = tile.queries.count(), width = a.width;
     const std::int64_t first_row = visible.first_row(tile.utterance) + tile.queries.begin;
-    load_queries<T>(a, tile, head, first_row, buffers.content, buffers.position);
+    load_queries<T>(a, tile, head, first_row, buffers.content, buffers.position, nullptr, nullptr);
     std::memset(buffers.sums, 0, rows * width * sizeof(float));
     for (std::int64_t i = 0; i < rows; ++i) {
         buffers.top[i] = -kInfinity;

@@ -63,10 +63,11 @@ struct Upcoming {
     }
 };
 
-// out[i, :] = (row i + bias) * factor; bias may be null.
+// out[i, :] = (row i + bias) * factor; bias may be null. `packed`, if not null, gets the same as a
+// packed operand of `count` rows.
 template <class T>
 void load_rows(const Selection<T>& rows, std::int64_t count, std::int64_t width, const T* bias,
-               float factor, float* out) {
+               float factor, float* out, float* packed) {
     prefetch_rows(rows, 0, smaller(kAhead, count), width);
     for (std::int64_t i = 0; i < count; ++i) {
         prefetch_rows(rows, i + kAhead, smaller(i + kAhead + 1, count), width);
@@ -74,7 +75,11 @@ void load_rows(const Selection<T>& rows, std::int64_t count, std::int64_t width,
         for (std::int64_t d = 0; d < width; d += Vec::width) {
             Vec x = load_some(row + d, width - d);
             if (bias != nullptr) x = x + load_some(bias + d, width - d);
-            store_some(out + i * width + d, x * Vec(factor), width - d);
+            x = x * Vec(factor);
+            store_some(out + i * width + d, x, width - d);
+            if (packed == nullptr) continue;
+            const std::int64_t panel = d / kPanel * kPanel;
+            store(packed + panel * count + i * panel_columns(width, panel) + d - panel, x);
         }
     }
 }
