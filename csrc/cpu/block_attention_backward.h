@@ -140,6 +140,7 @@ struct BackwardScratch {
 
     // What comes after an item of a chain, if it is of the same chain or of the next head.
     Upcoming after(std::int64_t head, std::int64_t chain, std::int64_t item) const {
+        if (!visible.sees_little(visible.length(item / chains.parts))) return {};
         const Range items = chains.items_of(chain);
         const bool last = ++item == items.end;
         if (last) item = items.begin;

@@ -42,7 +42,7 @@ struct TileList {
     // What comes after the utterance and head of tile i, in front of tile `end`.
     Upcoming after(const Visible& visible, std::int64_t i, std::int64_t end) const {
         const std::int64_t next = i + visible.tiles(utterance[i]) - index[i];
-        if (next >= end) return {};
+        if (next >= end || !visible.sees_little(visible.length(utterance[i]))) return {};
         const std::int64_t u = utterance[next];
         return {visible.first_row(u), visible.length(u), head[next]};
     }

@@ -52,7 +52,8 @@ void prefetch_rows(const Selection<T>& rows, std::int64_t first, std::int64_t en
 constexpr std::int64_t kAhead = 8;  // rows
 
 // The utterance and head that a worker goes on with. Memory answers too late for what only moves
-// rows, so these are asked for while there is something to compute.
+// rows, so these are asked for while there is something to compute; where that is much
+// (Visible::sees_little), they would only be in its way.
 struct Upcoming {
     std::int64_t row = 0, count = 0, head = 0;
 
