@@ -138,6 +138,17 @@ struct BackwardScratch {
         }
     }
 
+    // What comes after an item of a chain, if it is of the same chain or of the next head.
+    Upcoming after(std::int64_t head, std::int64_t chain, std::int64_t item) const {
+        if (!visible.sees_little(visible.length(item / chains.parts))) return {};
+        const Range items = chains.items_of(chain);
+        const bool last = ++item == items.end;
+        if (last) item = items.begin;
+        if (last && ++head == visible.a.heads) return {};
+        const std::int64_t utterance = item / chains.parts;
+        return {visible.first_row(utterance), visible.length(utterance), head};
+    }
+
     ChainSums of_chain(std::int64_t head, std::int64_t chain) const {
         float* first = sums + (head * chains.count + chain) * sums_size;
         const std::int64_t width = visible.a.width;
@@ -156,15 +167,10 @@ void load_tile(const BlockAttentionBackward& problem, const Visible& visible,
     const BlockAttention& a = problem.attention;
     const std::int64_t rows = tile.queries.count(), width = a.width;
     const std::int64_t row = visible.first_row(tile.utterance) + tile.queries.begin;
-    load_queries<T>(a, tile, head, row, buffers.content, buffers.position);
+    load_queries<T>(a, tile, head, row, buffers.content, buffers.position, buffers.content_packed,
+                    buffers.position_packed);
     load_rows<T>(rows_from<T>(problem.grad_out, row, head), rows, width, nullptr, 1.0f,
-                 buffers.grad_out);
-    const auto pack = [&](const float* from, float* to) {
-        pack_all(Selection<float>{from, width, nullptr, nullptr}, rows, width, to);
-    };
-    pack(buffers.content, buffers.content_packed);
-    if (a.rel_pos.data != nullptr) pack(buffers.position, buffers.position_packed);
-    pack(buffers.grad_out, buffers.grad_out_packed);
+                 buffers.grad_out, buffers.grad_out_packed);
     const Selection<T> outs = rows_from<T>(problem.out, row, head);
     for (std::int64_t i = 0; i < rows; ++i) {
         prefetch_rows(outs, i + kAhead, smaller(i + kAhead + 1, rows), width);
@@ -213,9 +219,12 @@ inline void add_query_gradients(const Band& band, const float* a, std::int64_t s
 }
 
 // One piece of one tile: adds to the gradients of its keys, values, queries and positions.
-inline void backward_piece(const BlockAttention& a, const BackwardScratch& scratch,
-                           BackwardBuffers& buffers, const ChainSums& sums, const Tile& tile,
-                           std::int64_t head, Range slab, Range keys, float* grad_queries) {
+template <class T>
+void backward_piece(const BlockAttentionBackward& problem, const BackwardScratch& scratch,
+                    BackwardBuffers& buffers, const ChainSums& sums, const Tile& tile,
+                    std::int64_t head, Range slab, Range keys, float* grad_queries,
+                    const Upcoming& next) {
+    const BlockAttention& a = problem.attention;
     const Visible& visible = scratch.visible;
     const Positions& positions = scratch.positions;
     const Dropout dropout(a.p, a.seed);
@@ -229,6 +238,8 @@ inline void backward_piece(const BlockAttention& a, const BackwardScratch& scrat
     multiply_into_band(piece.band, keys.count(), width, buffers.grad_out, buffers.values, first_key,
                        buffers.weights, piece.stride, kNothing);
     for (std::int64_t i = 0; i < piece.rows; ++i) {
+        next.prefetch<T>(tile.queries.begin + i, width, a.q, a.k, a.v, problem.out,
+                         problem.grad_out);
         const float* factors = dropout.active()
                                    ? dropout_factors(dropout, tile.utterance, head,
                                                      tile.queries.begin + i, keys, buffers.factors)
@@ -261,7 +272,7 @@ inline void backward_piece(const BlockAttention& a, const BackwardScratch& scrat
 template <class T>
 void backward_slab(const BlockAttentionBackward& problem, const BackwardScratch& scratch,
                    BackwardBuffers& buffers, const ChainSums& sums, std::int64_t head,
-                   std::int64_t utterance, Range slab, float* grad_queries) {
+                   std::int64_t utterance, Range slab, float* grad_queries, const Upcoming& next) {
     const BlockAttention& a = problem.attention;
     const Visible& visible = scratch.visible;
     const std::int64_t row = visible.first_row(utterance) + slab.begin, width = a.width;
@@ -276,8 +287,8 @@ void backward_slab(const BlockAttentionBackward& problem, const BackwardScratch&
         visible.each_piece(tile, slab, [&](Range keys) {
             if (!loaded) load_tile<T>(problem, visible, buffers, tile, head);
             loaded = true;
-            backward_piece(a, scratch, buffers, sums, tile, head, slab, keys,
-                           grad_queries + tile.queries.begin * width);
+            backward_piece<T>(problem, scratch, buffers, sums, tile, head, slab, keys,
+                              grad_queries + tile.queries.begin * width, next);
         });
     }
     const std::int64_t stride = a.heads * width;
@@ -300,13 +311,14 @@ void backward_chain(const BlockAttentionBackward& problem, const BackwardScratch
     for (std::int64_t item = items.begin; item < items.end; ++item) {
         const std::int64_t utterance = item / chains.parts;
         const Slabs slabs(chains, visible.length(utterance));
+        const Upcoming next = scratch.after(head, chain, item);
         float* grad_queries =
             chains.parts == 1 ? buffers.grad_queries : scratch.queries_of_part(head, item);
         std::memset(grad_queries, 0, slabs.length * a.width * sizeof(float));
         const Range own = chains.slabs_of(item, slabs.count);
         for (std::int64_t i = own.begin; i < own.end; ++i) {
             backward_slab<T>(problem, scratch, buffers, sums, head, utterance, slabs[i],
-                             grad_queries);
+                             grad_queries, next);
         }
         if (chains.parts > 1) continue;
         store_rows(head_rows<T>(problem.grad_q, a, visible.first_row(utterance), head),
@@ -401,10 +413,10 @@ void backward(const BlockAttentionBackward& problem, const Workspace& workspace,
     const Chains& chains = scratch.chains;
     scratch.positions.fill<T>(a, parallel);
     scratch.fill_costs();
-    each_unused(a, parallel, [&](std::int64_t row, std::int64_t head, std::int64_t count) {
-        clear_rows<T>(problem.grad_q, a, row, head, count);
-        clear_rows<T>(problem.grad_k, a, row, head, count);
-        clear_rows<T>(problem.grad_v, a, row, head, count);
+    each_unused(a, parallel, [&](std::int64_t row, std::int64_t count, Range heads) {
+        clear_rows<T>(problem.grad_q, a, row, count, heads);
+        clear_rows<T>(problem.grad_k, a, row, count, heads);
+        clear_rows<T>(problem.grad_v, a, row, count, heads);
     });
     share_out(
         a.heads * chains.count, workspace.workers, parallel,

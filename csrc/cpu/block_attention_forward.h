@@ -38,6 +38,14 @@ struct TileList {
             }
         }
     }
+
+    // What comes after the utterance and head of tile i, in front of tile `end`.
+    Upcoming after(const Visible& visible, std::int64_t i, std::int64_t end) const {
+        const std::int64_t next = i + visible.tiles(utterance[i]) - index[i];
+        if (next >= end || !visible.sees_little(visible.length(utterance[i]))) return {};
+        const std::int64_t u = utterance[next];
+        return {visible.first_row(u), visible.length(u), head[next]};
+    }
 };
 
 // What one worker needs.
@@ -144,30 +152,32 @@ inline const float* dropout_factors(const Dropout& dropout, std::int64_t utteran
 }
 
 // Queries with their biases, times the scale, in units of log 2; both are the same without biases.
+// What is packed may be null.
 template <class T>
 void load_queries(const BlockAttention& a, const Tile& tile, std::int64_t head, std::int64_t row,
-                  float* content, float* position) {
+                  float* content, float* position, float* content_packed, float* position_packed) {
     const float factor = static_cast<float>(a.scale) * kLog2E;
     const Selection<T> queries = rows_from<T>(a.q, row, head);
     const auto bias = [&](const void* data) {
         return data == nullptr ? nullptr : static_cast<const T*>(data) + head * a.width;
     };
     const std::int64_t rows = tile.queries.count();
-    load_rows(queries, rows, a.width, bias(a.content_bias), factor, content);
+    load_rows(queries, rows, a.width, bias(a.content_bias), factor, content, content_packed);
     if (a.rel_pos.data != nullptr) {
-        load_rows(queries, rows, a.width, bias(a.position_bias), factor, position);
+        load_rows(queries, rows, a.width, bias(a.position_bias), factor, position, position_packed);
     }
 }
 
 template <class T>
 void forward_tile(const BlockAttentionForward& problem, const ForwardScratch& scratch,
-                  ForwardBuffers& buffers, const Tile& tile, std::int64_t head) {
+                  ForwardBuffers& buffers, const Tile& tile, std::int64_t head,
+                  const Upcoming& next) {
     const BlockAttention& a = problem.attention;
     const Visible& visible = scratch.visible;
     const Dropout dropout(a.p, a.seed);
     const std::int64_t rows = tile.queries.count(), width = a.width;
     const std::int64_t first_row = visible.first_row(tile.utterance) + tile.queries.begin;
-    load_queries<T>(a, tile, head, first_row, buffers.content, buffers.position);
+    load_queries<T>(a, tile, head, first_row, buffers.content, buffers.position, nullptr, nullptr);
     std::memset(buffers.sums, 0, rows * width * sizeof(float));
     for (std::int64_t i = 0; i < rows; ++i) {
         buffers.top[i] = -kInfinity;
@@ -179,6 +189,7 @@ void forward_tile(const BlockAttentionForward& problem, const ForwardScratch& sc
                        buffers.position, buffers.keys, 0);
         raise_tops(piece, width, buffers);
         for (std::int64_t i = 0; i < rows; ++i) {
+            next.prefetch<T>(tile.queries.begin + i, width, a.q, a.k, a.v);
             const float* factors =
                 dropout.active() ? dropout_factors(dropout, tile.utterance, head,
                                                    tile.queries.begin + i, keys, buffers.factors)
@@ -206,9 +217,11 @@ void forward(const BlockAttentionForward& problem, const Workspace& workspace,
     ForwardScratch scratch(a, workspace);
     scratch.positions.fill<T>(a, parallel);
     scratch.tiles.fill(scratch.visible);
-    each_unused(a, parallel, [&](std::int64_t row, std::int64_t head, std::int64_t count) {
-        clear_rows<T>(problem.out, a, row, head, count);
-        std::memset(problem.lse + head * a.rows + row, 0, count * sizeof(float));
+    each_unused(a, parallel, [&](std::int64_t row, std::int64_t count, Range heads) {
+        clear_rows<T>(problem.out, a, row, count, heads);
+        for (std::int64_t head = heads.begin; head < heads.end; ++head) {
+            std::memset(problem.lse + head * a.rows + row, 0, count * sizeof(float));
+        }
     });
     const TileList& tiles = scratch.tiles;
     share_out(
@@ -229,7 +242,8 @@ void forward(const BlockAttentionForward& problem, const Workspace& workspace,
                     last_head = head;
                     last_utterance = tile.utterance;
                 }
-                forward_tile<T>(problem, scratch, buffers, tile, head);
+                forward_tile<T>(problem, scratch, buffers, tile, head,
+                                tiles.after(scratch.visible, i, units.end));
             }
         });
 }

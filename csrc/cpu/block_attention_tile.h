@@ -31,6 +31,14 @@ Selection<T> rows_from(const AttentionRows& rows, std::int64_t row, std::int64_t
     return {element<T>(rows, row, head), rows.row_stride, nullptr, nullptr};
 }
 
+// locality: of __builtin_prefetch; 3 brings the row into L1, 2 into L2.
+template <int locality, class T>
+void prefetch_row(const T* row, std::int64_t width) {
+    const char* first = reinterpret_cast<const char*>(row);
+    const std::int64_t bytes = width * static_cast<std::int64_t>(sizeof(T));
+    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(first + i, 0, locality);
+}
+
 // Rows of one head lie far apart, each on a page of its own, where the hardware does not look
 // ahead.
 template <class T>
@@ -38,17 +46,29 @@ void prefetch_rows(const Selection<T>& rows, std::int64_t first, std::int64_t en
                    std::int64_t width) {
     for (std::int64_t i = first; i < end; ++i) {
         const std::int64_t place = rows.rows == nullptr ? i : rows.rows[i];
-        const char* row = reinterpret_cast<const char*>(rows.data + place * rows.stride);
-        const std::int64_t bytes = width * static_cast<std::int64_t>(sizeof(T));
-        for (std::int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte);
+        prefetch_row<3>(rows.data + place * rows.stride, width);
     }
 }
 constexpr std::int64_t kAhead = 8;  // rows
 
-// out[i, :] = (row i + bias) * factor; bias may be null.
+// The utterance and head that a worker goes on with. Memory answers too late for what only moves
+// rows, so these are asked for while there is something to compute; where that is much
+// (Visible::sees_little), they would only be in its way.
+struct Upcoming {
+    std::int64_t row = 0, count = 0, head = 0;
+
+    // Row i of each of the tensors.
+    template <class T, class... Tensors>
+    void prefetch(std::int64_t i, std::int64_t width, const Tensors&... tensors) const {
+        if (i < count) (prefetch_row<2>(element<T>(tensors, row + i, head), width), ...);
+    }
+};
+
+// out[i, :] = (row i + bias) * factor; bias may be null. `packed`, if not null, gets the same as a
+// packed operand of `count` rows.
 template <class T>
 void load_rows(const Selection<T>& rows, std::int64_t count, std::int64_t width, const T* bias,
-               float factor, float* out) {
+               float factor, float* out, float* packed) {
     prefetch_rows(rows, 0, smaller(kAhead, count), width);
     for (std::int64_t i = 0; i < count; ++i) {
         prefetch_rows(rows, i + kAhead, smaller(i + kAhead + 1, count), width);
@@ -56,7 +76,11 @@ void load_rows(const Selection<T>& rows, std::int64_t count, std::int64_t width,
         for (std::int64_t d = 0; d < width; d += Vec::width) {
             Vec x = load_some(row + d, width - d);
             if (bias != nullptr) x = x + load_some(bias + d, width - d);
-            store_some(out + i * width + d, x * Vec(factor), width - d);
+            x = x * Vec(factor);
+            store_some(out + i * width + d, x, width - d);
+            if (packed == nullptr) continue;
+            const std::int64_t panel = d / kPanel * kPanel;
+            store(packed + panel * count + i * panel_columns(width, panel) + d - panel, x);
         }
     }
 }
@@ -359,17 +383,17 @@ void share_out(std::int64_t count, std::int64_t workers, const ParallelFor& para
     });
 }
 
-// body(row, head, count) for the rows that lie in no utterance, and for those of dead heads.
+// body(row, count, heads) for the rows that lie in no utterance, and for those of dead heads.
 template <class Body>
 void each_unused(const BlockAttention& a, const ParallelFor& parallel, const Body& body) {
     parallel(a.utterances + 1, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t u = begin; u < end; ++u) {
             const std::int64_t gap = u == 0 ? 0 : a.spans[2 * u - 2] + a.spans[2 * u - 1];
             const std::int64_t row = u == a.utterances ? a.rows : a.spans[2 * u];
-            for (std::int64_t head = 0; head < a.heads; ++head) body(gap, head, row - gap);
+            body(gap, row - gap, Range{0, a.heads});
             if (u == a.utterances) continue;
             for (std::int64_t head = 0; head < a.heads; ++head) {
-                if (!lives(a, head)) body(row, head, a.spans[2 * u + 1]);
+                if (!lives(a, head)) body(row, a.spans[2 * u + 1], Range{head, head + 1});
             }
         }
     });
@@ -382,11 +406,11 @@ T* head_rows(void* tensor, const BlockAttention& a, std::int64_t row, std::int64
 }
 
 template <class T>
-void clear_rows(void* tensor, const BlockAttention& a, std::int64_t row, std::int64_t head,
-                std::int64_t count) {
-    T* first = head_rows<T>(tensor, a, row, head);
+void clear_rows(void* tensor, const BlockAttention& a, std::int64_t row, std::int64_t count,
+                Range heads) {
     for (std::int64_t i = 0; i < count; ++i) {
-        std::memset(first + i * a.heads * a.width, 0, a.width * sizeof(T));
+        std::memset(head_rows<T>(tensor, a, row + i, heads.begin), 0,
+                    heads.count() * a.width * sizeof(T));
     }
 }
 

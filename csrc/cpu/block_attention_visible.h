@@ -125,6 +125,12 @@ struct Visible {
         return result;
     }
 
+    // Whether a tile in an utterance of `frames` sees one piece at most, so that moving rows takes
+    // a good part of the time.
+    bool sees_little(std::int64_t frames) const {
+        return smaller(frames, distances(frames).count() + tile_rows) <= piece_keys;
+    }
+
     // body(keys) for all live blocks of the mask in the tile's row of it, ascending.
     template <class Body>
     void each_block(const Tile& tile, const Body& body) const {
@@ -176,7 +182,9 @@ struct Visible {
     // A measure of the time that a tile takes.
     std::int64_t cost(const Tile& tile, Range part) const {
         std::int64_t result = 32;
-        each_piece(tile, part, [&](Range piece) { result += piece.count() + 32; });
+        each_piece(tile, part, [&](Range piece) {
+            result += (piece.count() + 32) * tile.queries.count() / tile_rows;
+        });
         return result;
     }
 };

@@ -204,24 +204,31 @@ def test_every_instruction_set(run_on_capability: Callable[[str], None]) -> None
     run_on_capability(_RUN)
 
 
+def with_gradients(problem: Problem, **conditions: Any) -> Callable[[], list[Tensor]]:
+    grad = torch.randn(problem["q"].shape).to(problem["q"].dtype)
+
+    def compute() -> list[Tensor]:
+        out, grads = outputs_and_gradients(block_attention, **problem, **conditions, grad_output=grad)
+        return [out, *grads.values()]
+
+    return compute
+
+
 @native
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reach", [None, 5, 399])
 def test_the_number_of_threads_does_not_change_a_bit(reach: int | None, dtype: torch.dtype) -> None:
     """Nor does running again."""
     problem = make(3, 400, 2, 32, dtype, reach=reach)
-    grad = torch.randn(3, 400, 2, 32).to(dtype)
+    conditions = {"lengths": ids(400, 111, 256), "window": (200, 100), "p": 0.1, "seed": SEED}
+    assert_threads_do_not_change_a_bit(with_gradients(problem, **conditions))
 
-    def compute() -> list[Tensor]:
-        out, grads = outputs_and_gradients(
-            block_attention,
-            **problem,
-            lengths=ids(400, 111, 256),
-            window=(200, 100),
-            p=0.1,
-            seed=SEED,
-            grad_output=grad,
-        )
-        return [out, *grads.values()]
 
-    assert_threads_do_not_change_a_bit(compute)
+@native
+def test_threads_do_not_write_into_each_others_sums() -> None:
+    """Of positions and biases, where tiles are far wider than what they see.
+
+    So many heads that each has two sums, which neighbours in memory form at the same time.
+    """
+    problem = make(64, 40, 32, 16, reach=2)
+    assert_threads_do_not_change_a_bit(with_gradients(problem, window=(2, 2)), counts=(1, *[2] * 15, 5, 5))
