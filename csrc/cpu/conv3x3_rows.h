@@ -126,7 +126,8 @@ struct WrittenImages {
         for (std::int64_t i = 0; i < count; ++i) {
             for (std::int64_t w = 0; w < c.width; ++w, to += c.in) {
                 const float* from = rows + i * size + w * lanes;
-                by_vectors(c.in, [&](std::int64_t n, int in) { store(to + n, load(from + n), in); });
+                by_vectors(c.in,
+                           [&](std::int64_t n, int in) { store(to + n, load(from + n), in); });
             }
         }
     }

@@ -76,8 +76,8 @@ inline float* packed(float* panels, std::int64_t depth, std::int64_t columns, st
 // Row i of A dy A' as four packed B, a row of them for each tile, from row `k` on. dy is in two
 // rows at `rows`, as outputs are.
 void transform_gradients(int i, const float* rows, std::int64_t row_size, std::int64_t tiles,
-                         std::int64_t lanes, float* panels, std::int64_t stride,
-                         std::int64_t depth, std::int64_t k) {
+                         std::int64_t lanes, float* panels, std::int64_t stride, std::int64_t depth,
+                         std::int64_t k) {
     const Vec upper(i == 3 ? 0.0f : 1.0f), lower(i == 0 ? 0.0f : i == 2 ? -1.0f : 1.0f);
     for (std::int64_t t = 0; t < tiles; ++t) {
         for (std::int64_t c = 0; c < lanes; c += Vec::width) {
@@ -114,9 +114,8 @@ void transform_taps(const T* taps, std::int64_t in, std::int64_t out, float* pan
                 return load(taps + ((3 * row + column) * in + k) * out + n, count);
             };
             const Vec zero(0.0f);
-            Vec rows[3][kPositions] = {{zero, zero, zero, zero},
-                                       {zero, zero, zero, zero},
-                                       {zero, zero, zero, zero}};
+            Vec rows[3][kPositions] = {
+                {zero, zero, zero, zero}, {zero, zero, zero, zero}, {zero, zero, zero, zero}};
             for (int r = 0; r < 3; ++r) spread(tap(r, 0), tap(r, 1), tap(r, 2), rows[r]);
             for (int j = 0; j < kPositions; ++j) {
                 Vec column[kPositions] = {zero, zero, zero, zero};
@@ -144,9 +143,8 @@ void transform_sums(const float* sums, std::int64_t stride, std::int64_t in, std
         for (std::int64_t n = 0; n < out; n += Vec::width) {
             const int count = static_cast<int>(smaller(Vec::width, out - n));
             const Vec zero(0.0f);
-            Vec rows[3][kPositions] = {{zero, zero, zero, zero},
-                                       {zero, zero, zero, zero},
-                                       {zero, zero, zero, zero}};
+            Vec rows[3][kPositions] = {
+                {zero, zero, zero, zero}, {zero, zero, zero, zero}, {zero, zero, zero, zero}};
             for (int j = 0; j < kPositions; ++j) {
                 Vec column[kPositions] = {zero, zero, zero, zero}, three[3] = {zero, zero, zero};
                 for (int i = 0; i < kPositions; ++i) {

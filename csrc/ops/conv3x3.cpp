@@ -83,8 +83,8 @@ std::tuple<Tensor, Tensor> conv3x3(const Tensor& x_, const Tensor& taps_,
     std::optional<Tensor> bias;
     if (bias_.has_value()) bias = checked("bias", *bias_, x.scalar_type(), {out});
     Tensor y = on_large_pages(torch::stable::new_empty(x, d.output_sizes()));
-    Tensor choice = torch::stable::new_empty(x, d.conv.pooled ? d.output_sizes() : Sizes{0},
-                                             ScalarType::Byte);
+    Tensor choice =
+        torch::stable::new_empty(x, d.conv.pooled ? d.output_sizes() : Sizes{0}, ScalarType::Byte);
     if (y.numel() == 0) return {y, choice};
     const Conv3x3Forward problem{
         d.conv,

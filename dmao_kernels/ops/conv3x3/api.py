@@ -90,11 +90,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             )
 
 
-
 def _check_output(x: Tensor, valid: Tensor | None, pooling: tuple[int, int] | None) -> None:
-    if pooling is not None and (
-        len(pooling) != 2 or min(pooling) < 1 or pooling[0] * pooling[1] > _LARGEST_WINDOW
-    ):
+    if pooling is not None and (len(pooling) != 2 or min(pooling) < 1 or pooling[0] * pooling[1] > _LARGEST_WINDOW):
         raise ValueError(
             f"conv3x3: pooling must be two positive sizes of a window of at most {_LARGEST_WINDOW} pixels, "
             f"got {tuple(pooling)}"
@@ -103,9 +100,7 @@ def _check_output(x: Tensor, valid: Tensor | None, pooling: tuple[int, int] | No
         return
     shape = [x.shape[0], x.shape[1] // (1 if pooling is None else pooling[0])]
     if valid.dtype != torch.bool or list(valid.shape) != shape or valid.device != x.device:
-        raise ValueError(
-            f"conv3x3: valid must be bool {shape} on {x.device}, got {describe(valid)} on {valid.device}"
-        )
+        raise ValueError(f"conv3x3: valid must be bool {shape} on {x.device}, got {describe(valid)} on {valid.device}")
 
 
 def _output_shape(x: Tensor, out: int, pooling: list[int]) -> tuple[int, ...]:
