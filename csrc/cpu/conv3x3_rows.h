@@ -118,6 +118,8 @@ struct WrittenImages {
     const Conv3x3& c;
     T* grad_x;
 
+    std::int64_t channels() const { return c.in; }
+
     // Rows first ... first + count - 1 of an image from `rows`, each `size` floats.
     void write(std::int64_t image, std::int64_t first, std::int64_t count, const float* rows,
                std::int64_t size) const {
@@ -140,6 +142,8 @@ struct Outputs {
     const float* bias;
     T* y;
     std::uint8_t* choice;
+
+    std::int64_t channels() const { return c.out; }
 
     // Whole windows of rows, but for the last of an image, which are dropped if they fill none.
     void write(std::int64_t image, std::int64_t first, std::int64_t count, const float* sums,

@@ -15,7 +15,8 @@ def conv3x3_reference(
     pooling: tuple[int, int] | None = None,
 ) -> Tensor:
     """The contract of `conv3x3`, for any dtype and device; differentiable and traceable."""
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1)
+    # In float64 F.conv2d has no gradient for weights of some strides.
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight.contiguous(), bias, padding=1)
     if pooling is not None:
         rows, columns = y.shape[2] // pooling[0], y.shape[3] // pooling[1]
         # max_pool2d refuses images without a whole window.
