@@ -56,7 +56,7 @@ def limits(threads: int) -> Limits:
     }
     float32, bfloat16 = (_matmul_peak(dtype) for dtype in (torch.float32, torch.bfloat16))
     found = Limits(float32, bfloat16, read / seconds["read"], copy / seconds["copy"])
-    probe = _probe()
+    probe = build_probe("peak")
     if probe is not None:
         found = _with_probe(probe, found, source, threads)
     return Limits(found.float32, max(found.bfloat16, found.float32), found.read, found.copy)
@@ -82,26 +82,26 @@ def _matmul_peak(dtype: torch.dtype) -> float:
     return best
 
 
-def _probe() -> ctypes.CDLL | None:
-    """The compiled probe for the instruction set in use, or None without a compiler."""
+@functools.cache
+def build_probe(name: str) -> ctypes.CDLL | None:
+    """csrc/tests/NAME_probe.cpp, compiled for the instruction set in use, or None without a compiler."""
     compiler = next(filter(None, map(shutil.which, ["c++", "g++", "clang++"])), None)
     capability = cpu_capability()
     if compiler is None or capability is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "peak_probe.so"
-        command = [compiler, "-std=c++20", "-O2", "-shared", "-fPIC", *FLAGS[capability]]
+        library = Path(folder) / f"{name}_probe.so"
+        command = [compiler, "-std=c++20", "-O3", "-shared", "-fPIC", *FLAGS[capability]]
         command += [f"-I{ROOT}/csrc/include", f"-DDMAO_ISA_NAMESPACE={capability}"]
-        subprocess.run([*command, str(ROOT / "csrc/tests/peak_probe.cpp"), "-o", str(library)], check=True)
-        probe = ctypes.CDLL(str(library))
-    for name in ("peak_float32", "peak_bfloat16", "read_memory"):
-        getattr(probe, name).restype = ctypes.c_double
-    return probe
+        subprocess.run([*command, str(ROOT / f"csrc/tests/{name}_probe.cpp"), "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library))
 
 
 def _with_probe(probe: ctypes.CDLL, found: Limits, source: Tensor, threads: int) -> Limits:
     """The higher of what was found and what the probe reaches on so many threads."""
     part = source.numel() // threads // 64 * 64
+    for name in ("peak_float32", "peak_bfloat16", "read_memory"):
+        getattr(probe, name).restype = ctypes.c_double
     starts = [ctypes.c_void_p(source.data_ptr() + 4 * part * i) for i in range(threads)]
     rounds, elements = ctypes.c_int64(200_000), ctypes.c_int64(part)
 

@@ -1,4 +1,4 @@
-// cpu/gemm.h as plain C functions, for tests/native/test_gemm.py and benchmarks/gemm.py.
+// cpu/gemm.h as plain C functions, for tests/native/test_gemm.py and benchmarks/micro_kernel.py.
 #include "../cpu/gemm.h"
 
 using namespace dmao;
@@ -43,23 +43,14 @@ void product(Order order, bool b_transposed, std::int64_t m, std::int64_t n, std
     }
 }
 
-// `repeats` products of tiles that are packed already.
-template <Order order, class E>
-void repeat(std::int64_t repeats, std::int64_t m, std::int64_t n, std::int64_t depth, const E* a,
-            const E* b, float* c) {
-    for (; repeats > 0; --repeats) {
-        multiply<order>(m, n, depth, a, order == Order::row ? depth : m, b, c, n);
-    }
-}
+// The signature of PyTorch's brgemm: C (+)= A B, all row by row with the given strides.
+using Brgemm = void(std::int64_t m, std::int64_t n, std::int64_t depth, std::int64_t a_stride,
+                    std::int64_t b_stride, std::int64_t c_stride, bool add, const float* a,
+                    const float* b, float* c, bool paired);
 
 }  // namespace
 
 extern "C" {
-
-int panel_width() { return kPanel; }
-
-// Whether bfloat16 is multiplied as such.
-int multiplies_bfloat16() { return kPerWord<Operand<bfloat16>> == 2; }
 
 void product_float32(int order, bool b_transposed, std::int64_t m, std::int64_t n,
                      std::int64_t depth, const float* a, std::int64_t a_stride, const float* b,
@@ -79,38 +70,22 @@ void product_bfloat16(int order, bool b_transposed, std::int64_t m, std::int64_t
             b_columns, packed_a, packed_b, c, c_stride, start);
 }
 
-void repeat_float32(std::int64_t repeats, bool a_transposed, std::int64_t m, std::int64_t n,
+// `repeats` products of tiles that are packed already.
+void repeat_float32(std::int64_t repeats, int order, std::int64_t m, std::int64_t n,
                     std::int64_t depth, const float* a, const float* b, float* c) {
-    a_transposed ? repeat<Order::column>(repeats, m, n, depth, a, b, c)
-                 : repeat<Order::row>(repeats, m, n, depth, a, b, c);
-}
-
-void repeat_bfloat16(std::int64_t repeats, bool a_transposed, std::int64_t m, std::int64_t n,
-                     std::int64_t depth, const void* a, const void* b, float* c) {
-    using E = Operand<bfloat16>;
-    const E *left = static_cast<const E*>(a), *right = static_cast<const E*>(b);
-    a_transposed ? repeat<Order::column>(repeats, m, n, depth, left, right, c)
-                 : repeat<Order::row>(repeats, m, n, depth, left, right, c);
-}
-
-// The most multiply-adds that this instruction set can do: 12 independent sums, no memory.
-// Returns flops; `kind` 0: float, 1: Operand<bfloat16>.
-double peak(std::int64_t repeats, int kind, float* sink) {
-    constexpr int kSums = 12;
-    decltype(Vec::v) sums[kSums];
-    for (int i = 0; i < kSums; ++i) sums[i] = Vec(static_cast<float>(i)).v;
-    Vec a(0.5f), b(0.25f);
-    const auto run = [&](auto element) {
-        for (std::int64_t i = 0; i < repeats; ++i) {
-            asm volatile("" : "+m"(*sink));
-#pragma GCC unroll 12
-            for (int j = 0; j < kSums; ++j) sums[j] = multiply_add(&element, a, b, sums[j]).v;
+    for (; repeats > 0; --repeats) {
+        if (order == static_cast<int>(Order::row)) {
+            multiply<Order::row>(m, n, depth, a, depth, b, c, n);
+        } else if (order == static_cast<int>(Order::column)) {
+            multiply<Order::column>(m, n, depth, a, padded_columns(m), b, c, n);
+        } else {
+            multiply<Order::strips>(m, n, depth, a, kRows * depth, b, c, n);
         }
-        return 2.0 * kPerWord<decltype(element)> * Vec::width * kSums *
-               static_cast<double>(repeats);
-    };
-    const double flops = kind == 0 ? run(float{}) : run(Operand<bfloat16>{});
-    for (int i = 0; i < kSums; ++i) *sink += sum(sums[i]);
-    return flops;
+    }
+}
+
+void repeat_brgemm(std::int64_t repeats, Brgemm* brgemm, std::int64_t m, std::int64_t n,
+                   std::int64_t depth, const float* a, const float* b, float* c) {
+    for (; repeats > 0; --repeats) brgemm(m, n, depth, depth, n, n, true, a, b, c, false);
 }
 }
