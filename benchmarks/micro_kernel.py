@@ -1,9 +1,9 @@
 """The micro-kernel of csrc/cpu/gemm.h on tiles in cache: `make bench ARGS="-k micro-kernel"`.
 
 C += A B, with B packed and A in place, packed along its columns as for gradients of weights ("A^T"), or packed in
-strips of rows. The limit is the peak of multiply-adds. The peer is what PyTorch exports of oneDNN's brgemm. Its headers cannot be had
-through the stable ABI, its symbol can: the loop around the calls is compiled with the probe, so that Python takes no
-part in the time of either.
+strips of rows. The limit is the peak of multiply-adds. The peer is what PyTorch exports of oneDNN's brgemm. Its headers
+cannot be had through the stable ABI, its symbol can: the loop around the calls is compiled with the probe, so that
+Python takes no part in the time of either.
 """
 
 from __future__ import annotations

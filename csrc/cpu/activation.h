@@ -1,6 +1,7 @@
 // Activations with their derivatives, in float. NaN stays NaN.
 #pragma once
 
+#include "dmao/types.h"
 #include "simd.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
@@ -13,6 +14,8 @@ struct ValueAndSlope {
 
 // h sigmoid(h)
 struct Silu {
+    static constexpr Activation kind = Activation::silu;
+
     static Vec value(Vec h) { return h * sigmoid(h); }
 
     static ValueAndSlope value_and_slope(Vec h) {
@@ -23,6 +26,8 @@ struct Silu {
 };
 
 struct Relu {
+    static constexpr Activation kind = Activation::relu;
+
     static Vec value(Vec h) { return max(Vec(0.0f), h); }
 
     static ValueAndSlope value_and_slope(Vec h) {
@@ -53,6 +58,8 @@ inline Vec erf(Vec x) {
 
 // h Phi(h) with the normal distribution function Phi, not its tanh approximation.
 struct Gelu {
+    static constexpr Activation kind = Activation::gelu;
+
     static Vec distribution(Vec h) { return fma(erf(h * Vec(0.70710678f)), Vec(0.5f), Vec(0.5f)); }
 
     static Vec value(Vec h) { return h * distribution(h); }
@@ -65,10 +72,28 @@ struct Gelu {
 };
 
 struct Identity {
+    static constexpr Activation kind = Activation::none;
+
     static Vec value(Vec h) { return h; }
 
     static ValueAndSlope value_and_slope(Vec h) { return {h, Vec(1.0f)}; }
 };
+
+// run<T, Activate>() for the dtype, and for the one of the candidates that the activation is.
+template <class... Candidates, class Run>
+void choose(DType dtype, Activation activation, const Run& run) {
+    const auto with_dtype = [&]<class T>() {
+        const auto offer = [&]<class Activate>() {
+            if (activation == Activate::kind) run.template operator()<T, Activate>();
+        };
+        (offer.template operator()<Candidates>(), ...);
+    };
+    if (dtype == DType::float32) {
+        with_dtype.template operator()<float>();
+    } else {
+        with_dtype.template operator()<bfloat16>();
+    }
+}
 
 }  // namespace
 }  // namespace dmao::DMAO_ISA_NAMESPACE

@@ -390,26 +390,9 @@ void backward(const ComponentConvBackward& problem, const Workspace& workspace,
     store_sums<T>(problem, scratch, parallel);
 }
 
-// run<T, Activate>() for the dtype and the activation of the problem.
 template <class Run>
 void choose(const ComponentConv& f, const Run& run) {
-    const auto choose_activation = [&]<class T>() {
-        switch (f.activation) {
-            case Activation::silu:
-                return run.template operator()<T, Silu>();
-            case Activation::relu:
-                return run.template operator()<T, Relu>();
-            case Activation::gelu:
-                return run.template operator()<T, Gelu>();
-            case Activation::none:
-                return run.template operator()<T, Identity>();
-        }
-    };
-    if (f.dtype == DType::float32) {
-        choose_activation.template operator()<float>();
-    } else {
-        choose_activation.template operator()<bfloat16>();
-    }
+    choose<Silu, Relu, Gelu, Identity>(f.dtype, f.activation, run);
 }
 
 }  // namespace

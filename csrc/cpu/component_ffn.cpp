@@ -504,26 +504,10 @@ void backward(const ComponentFfnBackward& problem, const Workspace& workspace,
     }
 }
 
-// run<T, Activate>() for the dtype and the activation of the problem.
 template <class Run>
 void choose(const ComponentFfn& f, const Run& run) {
-    const auto choose_activation = [&]<class T>() {
-        switch (f.activation) {
-            case Activation::silu:
-                return run.template operator()<T, Silu>();
-            case Activation::relu:
-                return run.template operator()<T, Relu>();
-            case Activation::gelu:
-                return run.template operator()<T, Gelu>();
-            case Activation::none:
-                return;  // without one the two products would be one: not in the contract
-        }
-    };
-    if (f.dtype == DType::float32) {
-        choose_activation.template operator()<float>();
-    } else {
-        choose_activation.template operator()<bfloat16>();
-    }
+    // Without an activation the two products would be one: that is not in the contract.
+    choose<Silu, Relu, Gelu>(f.dtype, f.activation, run);
 }
 
 }  // namespace

@@ -29,7 +29,9 @@ namespace {
 constexpr std::int64_t kFewTokens = 16;  // for which packing w would take longer than y itself
 static_assert(kFewTokens <= kSmallestTile);
 
-struct Glu {};
+struct Glu {
+    static constexpr Activation kind = Activation::glu;
+};
 
 template <class Activate>
 constexpr bool kGated = false;
@@ -211,11 +213,10 @@ struct BackwardScratch {
     BackwardScratch(const MaskedLinearBackward& problem, const MaskedLinear& f,
                     const Workspace& workspace)
         : arena(workspace.scratch),
-          block(f.activation == LinearActivation::none ? f.tokens
-                                                       : block_tokens(f, workspace.workers)),
+          block(f.activation == Activation::none ? f.tokens : block_tokens(f, workspace.workers)),
           sweep(arena, problem.for_grad_x, smaller(block, f.tokens), f.out_width, f.in_width, false,
                 workspace.workers),
-          grad(take<E>(arena, f.activation == LinearActivation::none ? 0 : block * f.out_width)),
+          grad(take<E>(arena, f.activation == Activation::none ? 0 : block * f.out_width)),
           weight_sums(arena.take(f.dtype == DType::float32 ? 0 : f.out_width * f.in_width)),
           bias_sums(arena.take(f.out_width)) {
         Arena counter(nullptr);
@@ -404,28 +405,9 @@ void backward(const MaskedLinearBackward& problem, const Workspace& workspace,
     }
 }
 
-// run<T, Activate>() for the dtype and the activation of the problem.
 template <class Run>
 void choose(const MaskedLinear& f, const Run& run) {
-    const auto choose_activation = [&]<class T>() {
-        switch (f.activation) {
-            case LinearActivation::none:
-                return run.template operator()<T, Identity>();
-            case LinearActivation::silu:
-                return run.template operator()<T, Silu>();
-            case LinearActivation::relu:
-                return run.template operator()<T, Relu>();
-            case LinearActivation::gelu:
-                return run.template operator()<T, Gelu>();
-            case LinearActivation::glu:
-                return run.template operator()<T, Glu>();
-        }
-    };
-    if (f.dtype == DType::float32) {
-        choose_activation.template operator()<float>();
-    } else {
-        choose_activation.template operator()<bfloat16>();
-    }
+    choose<Identity, Silu, Relu, Gelu, Glu>(f.dtype, f.activation, run);
 }
 
 }  // namespace

@@ -18,14 +18,14 @@ namespace dmao {
 namespace {
 
 constexpr const char* kOp = "masked_linear";
-LinearActivation parse_linear_activation(const std::string& name) {
-    if (name == "none") return LinearActivation::none;
-    if (name == "silu") return LinearActivation::silu;
-    if (name == "relu") return LinearActivation::relu;
-    if (name == "gelu") return LinearActivation::gelu;
+Activation parse_linear_activation(const std::string& name) {
+    if (name == "none") return Activation::none;
+    if (name == "silu") return Activation::silu;
+    if (name == "relu") return Activation::relu;
+    if (name == "gelu") return Activation::gelu;
     check(name == "glu", kOp, ": activation must be none, silu, relu, gelu or glu, got '", name,
           "'");
-    return LinearActivation::glu;
+    return Activation::glu;
 }
 
 Lines read_lines(const char* offsets_name, const Tensor& offsets, const char* ids_name,
@@ -112,7 +112,7 @@ struct Inputs {
         const std::int64_t most = std::numeric_limits<std::int32_t>::max() / 2;
         check(linear.in_width <= most && linear.out_width <= most, kOp, ": w is too large");
         linear.activation = parse_linear_activation(activation);
-        check(linear.activation != LinearActivation::glu || linear.out_width % 2 == 0, kOp,
+        check(linear.activation != Activation::glu || linear.out_width % 2 == 0, kOp,
               ": glu needs an even number of rows of w, got ", linear.out_width);
         linear.x = x.const_data_ptr();
         linear.x_stride = this->x.stride;
@@ -128,7 +128,7 @@ struct Inputs {
 
     // Columns of y.
     std::int64_t result_width() const {
-        return linear.activation == LinearActivation::glu ? linear.out_width / 2 : linear.out_width;
+        return linear.activation == Activation::glu ? linear.out_width / 2 : linear.out_width;
     }
 
     std::vector<std::int64_t> leading_and(std::int64_t last) const {
@@ -199,7 +199,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
     in.check_dtype("grad_y", grad.tensor);
     check(grad.rows == f.tokens && grad.width == in.result_width(), kOp, ": grad_y must be [",
           f.tokens, ", ", in.result_width(), "]");
-    if (f.activation != LinearActivation::none) {
+    if (f.activation != Activation::none) {
         check_tensor(kOp, "pre_activation", pre_activation, x.scalar_type());
         check(pre_activation.dim() == 2 && pre_activation.size(0) == f.tokens &&
                   pre_activation.size(1) == f.out_width,

@@ -10,8 +10,6 @@
 
 namespace dmao {
 
-enum class LinearActivation : std::int32_t { none, silu, relu, gelu, glu };
-
 // A rectangle of the weight all of which lives. "Outputs" and "inputs" are those of the product it
 // is cut for: rows and columns of w for y = x w^T and for grad_w, columns and rows for grad_x.
 struct LivePiece {
@@ -44,7 +42,7 @@ struct LivePieces {
 // Matrices with contiguous rows; the strides are between those.
 struct MaskedLinear {
     DType dtype;
-    LinearActivation activation;
+    Activation activation;
     std::int64_t tokens, in_width, out_width;  // out_width: the rows of w
     std::int64_t block;                        // edge of the blocks that live or not
     const void* x;                             // [tokens, in_width]

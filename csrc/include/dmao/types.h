@@ -13,7 +13,7 @@ struct bfloat16 {
 
 enum class DType : std::int32_t { float32, bfloat16 };
 
-enum class Activation : std::int32_t { silu, relu, gelu, none };
+enum class Activation : std::int32_t { silu, relu, gelu, none, glu };
 
 // Rows [first, first + length) of a batch.
 struct Utterance {

@@ -34,8 +34,8 @@ struct Compressed {
 void fuzz(const ParallelFor& parallel, std::int64_t workers) {
     MaskedLinear f{};
     const DType dtype = f.dtype = some_dtype();
-    f.activation = static_cast<LinearActivation>(below(5));
-    const bool gated = f.activation == LinearActivation::glu;
+    f.activation = static_cast<Activation>(below(5));
+    const bool gated = f.activation == Activation::glu;
     f.tokens = one_of({0, 1, 2, 7, 33, 127, 200, 300});
     f.in_width = one_of({0, 1, 3, 16, 47, 96, 200, 500});
     f.out_width = 2 * one_of({0, 1, 3, 16, 47, 96, 130});
