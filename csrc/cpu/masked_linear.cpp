@@ -9,9 +9,11 @@
 // its pieces and pass through the activation before the next group comes. They form where the
 // result goes, those of bfloat16 and glu in a small buffer. Few tokens read the weight as it is.
 //
-// grad_w: blocks of tokens. Of each, the gradient of the pre-activations is packed as strips (A
-// along its columns), x as panels (B); then every live piece, a task of its own, adds its product
-// to its sums. A sum over tokens is cut at fixed places and runs in a fixed order, so that the bits
+// grad_w: every worker has its share of the live blocks and goes through the tokens in chunks, for
+// which it packs, into its second-level cache, what its blocks need: of x as panels (B), of the
+// gradient of the pre-activations as strips (A along its columns), a block of columns at a time.
+// Columns of x are packed by all workers that need them, which takes less than to wait for each
+// other. A sum over tokens is cut at fixed places and runs in a fixed order, so that the bits
 // depend neither on the number of threads nor on the size of blocks and tiles.
 #include "dmao/masked_linear.h"
 

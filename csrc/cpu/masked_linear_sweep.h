@@ -126,9 +126,13 @@ struct Sweep {
         std::int32_t last = -1;
         for (std::int64_t i = group.begin; i < group.end; ++i) {
             const LivePiece& piece = live.pieces[i];
+            float* out = sums + column(piece) - group.first;
+            for (std::int64_t row = 0; row < rows && piece.inputs == 0; ++row) {
+                store_row(start + piece.output, piece.outputs, out + row * sums_stride);
+            }
+            if (piece.inputs == 0) continue;  // nothing lives
             multiply<Order::row>(rows, piece.outputs, piece.inputs, a.data + piece.input, a.stride,
-                                 packed + piece.packed, sums + column(piece) - group.first,
-                                 sums_stride,
+                                 packed + piece.packed, out, sums_stride,
                                  piece.output == last ? nullptr : start + piece.output);
             last = piece.output;
         }
