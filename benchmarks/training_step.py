@@ -6,7 +6,8 @@ relative positions as ours, and, for the published form without positions, one w
 Four utterances serve where 16 would take minutes: in bfloat16 without hardware for it, and with two blocks, which
 are compared with torch.compile too.
 
-Floor: the products of the front end, of all linear layers and of attention, for the frames that are no padding.
+Floor: the products of the front end (as Winograd has them), of all linear layers and of attention, for the frames that
+are no padding.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def flops(model: ConformerCTC, batch: Batch) -> float:
     attention = sum(block.attention.heads for block in model.blocks) * config.head_dim * products * pairs
     images = [model.front.conv1, model.front.conv2, model.front.conv3, model.front.conv4]
     rows = 4 * batch.frames, 4 * batch.frames, 2 * batch.frames, 2 * batch.frames
-    front = sum(conv.weight.numel() * config.inputs * n for conv, n in zip(images, rows, strict=True))
+    winograd = 4 / 9  # of the products of a direct convolution
+    front = sum(winograd * conv.weight.numel() * config.inputs * n for conv, n in zip(images, rows, strict=True))
     return 6.0 * (batch.frames * weights + attention + front)
 
 
