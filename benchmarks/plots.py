@@ -10,11 +10,11 @@ Row = Mapping[str, Any]
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """targets.svg: ratios beside their targets. density.svg: ratio over density, one panel per series."""
+    """targets.svg: ratios beside their targets. density.svg: over density, in float32 with most threads."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "dmao", "font.size": 8})
+    matplotlib.rcParams.update({"svg.hashsalt": "dmao", "svg.fonttype": "none", "font.size": 8})
     folder.mkdir(parents=True, exist_ok=True)
     made = [_targets(rows, folder / "targets.svg"), _density(rows, folder / "density.svg")]
     return [path for path in made if path is not None]
@@ -46,8 +46,10 @@ def _density(rows: Sequence[Row], path: Path) -> Path | None:
     from matplotlib import pyplot
 
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    most = max((row["threads"] for row in rows), default=0)
     for row in rows:
-        if row["series"] and row["density"] is not None and row["ratio"] is not None:
+        shown = row["series"] and row["threads"] == most and "bf16" not in row["case"]
+        if shown and row["density"] is not None and row["ratio"] is not None:
             panel = curves.setdefault(f"{row['series']} T{row['threads']}", {})
             panel.setdefault(row["peer"], []).append((row["density"], row["ratio"]))
     if not curves:
