@@ -35,7 +35,7 @@ help:
 	@echo "make test-all   the slow sweeps as well"
 	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
 	@echo "make emulate    the AVX-512 kernels in an emulator, on a machine without (Debian; installs nothing, says what it needs)"
-	@echo "make bench      all benchmarks, against their peers; benchmarks/results;  make bench-quick takes 5 minutes"
+	@echo "make bench      all benchmarks, against their peers, about an hour; benchmarks/results;  make bench-quick takes minutes"
 	@echo "make lint       ruff, mypy, clang-format (checks only);  make format rewrites"
 	@echo "make clean      remove build outputs;  make distclean removes .venv as well"
 	@echo "Variables: PYTHON=python3 (3.10 or newer), JOBS=2 (parallel test processes), ARGS (passed on to pytest, dmao demo, benchmarks)"
