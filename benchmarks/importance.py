@@ -31,7 +31,6 @@ class Encoder:
 
     def __init__(self, layers: list[list[Shape]], dtype: torch.dtype) -> None:
         """layers: of each module the shapes (repeats, components, run) of its tensors; components span all of them."""
-        self.layers = layers
         self.shapes = [shape for shapes in layers for shape in shapes]
         generator = torch.Generator().manual_seed(0)
         self.weights, self.grads = (
@@ -90,7 +89,7 @@ class TorchPruning:
         for i in range(0, len(encoder.weights), 2):
             inner = encoder.weights[i].numel() // width
             pair = nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False)
-            for linear, weight, grad in zip(pair, encoder.weights[i:], encoder.grads[i:], strict=False):
+            for linear, weight, grad in zip(pair, encoder.weights[i : i + 2], encoder.grads[i : i + 2], strict=True):
                 linear.weight = nn.Parameter(weight.view(linear.weight.shape))
                 linear.weight.grad = grad.view(linear.weight.shape)
             modules.append(nn.Sequential(pair[0], nn.SiLU(), pair[1]))

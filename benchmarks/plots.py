@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """targets.svg: ratios beside their targets. density.svg: over density, in float32 with most threads."""
+    """targets.svg: ratios beside their targets. density.svg: ratios over density (float32, most threads)."""
     import matplotlib
 
     matplotlib.use("svg")
