@@ -134,12 +134,12 @@ void forward(const ComponentConvForward& problem, const Workspace& workspace,
     const ForwardScratch scratch(f, workspace);
     const Parameters& p = scratch.parameters;
     p.fill<T>(f);
-    const std::int64_t tiles = count_tiles(f), workers = workspace.workers;
+    const std::int64_t workers = workspace.workers;
     const std::int64_t width = input_width(f);
     const T* x = static_cast<const T*>(f.x);
     T *y = static_cast<T*>(problem.y), *kept = static_cast<T*>(problem.normed);
 
-    const auto run = [&](std::int64_t worker) {
+    const auto run = [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
         zero_gaps(f, y, f.stored_channels * sizeof(T), worker, workers);
         zero_gaps(f, kept, f.channels * sizeof(T), worker, workers);
         zero_gaps(f, problem.scales, sizeof(float), worker, workers);
@@ -159,11 +159,9 @@ void forward(const ComponentConvForward& problem, const Workspace& workspace,
             }
             before = tile;
         };
-        each_tile(f, tiles * worker / workers, tiles * (worker + 1) / workers, run_tile);
+        each_tile(f, begin, end, run_tile);
     };
-    parallel(workers, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t worker = begin; worker < end; ++worker) run(worker);
-    });
+    parallel.shares(count_tiles(f), workers, run);
 }
 
 // --- Backward
@@ -378,15 +376,12 @@ void backward(const ComponentConvBackward& problem, const Workspace& workspace,
     scratch.parameters.fill<T>(f);
     const std::int64_t workers = workspace.workers;
     const std::int64_t width = input_width(f);
-    parallel(workers, 1, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t worker = first; worker < last; ++worker) {
-            zero_gaps(f, problem.grad_x, width * sizeof(T), worker, workers);
-            Arena own(scratch.buffers + worker * scratch.buffer_size);
-            const BackwardBuffers buffers(own, f);
-            backward_spans<T, Activate>(problem, scratch, scratch.spans * worker / workers,
-                                        scratch.spans * (worker + 1) / workers, buffers);
-        }
-    });
+    const auto run = [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
+        zero_gaps(f, problem.grad_x, width * sizeof(T), worker, workers);
+        Arena own(scratch.buffers + worker * scratch.buffer_size);
+        backward_spans<T, Activate>(problem, scratch, begin, end, BackwardBuffers(own, f));
+    };
+    parallel.shares(scratch.spans, workers, run);
     store_sums<T>(problem, scratch, parallel);
 }
 

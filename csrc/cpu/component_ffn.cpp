@@ -5,12 +5,12 @@
 // at the FMA peak of the core(s); reading x and writing y, 8 T d bytes, hides behind them. The
 // backward pass recomputes no product: the forward one keeps the pre-activations (T H values).
 // Beyond the products there are, per hidden unit and token, two exponentials, two transpositions
-// and 12 bytes to and from memory: a tenth of the time at d = 384.
+// and 12 bytes to and from memory.
 //
 // Forward: tiles of tokens go through the hidden units chunk by chunk. A tile, its chunk of hidden
 // values and its output stay in L2; each packed weight is read once per tile (from L3, asked for
 // ahead) and used for all of the tile's tokens. Tokens are packed as strips, which the products
-// read a third faster than rows. Sums start from the bias.
+// read faster than rows. Sums start from the bias.
 //
 // Backward: pass 1, the same walk mirrored: grad_y W2 -> gradient of the hidden units -> W1 ->
 // grad_x. On its way it writes the hidden gradients and the activations as packed panels, so that

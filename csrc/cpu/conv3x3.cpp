@@ -138,19 +138,17 @@ void convolve(const ConvolveScratch& scratch, const T* taps, const Source& sourc
     const Bands& bands = scratch.bands;
     transform_taps(taps, source.channels(), target.channels(), scratch.taps, scratch.taps_size);
     std::memset(scratch.zero, 0, scratch.out_lanes * sizeof(float));
-    parallel(workers, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t worker = begin; worker < end; ++worker) {
-            const Convolver own(scratch, worker);
-            const std::int64_t last = bands.count * (worker + 1) / workers;
-            for (std::int64_t b = bands.count * worker / workers; b < last; ++b) {
-                const std::int64_t image = bands.image(b), first = bands.first(b),
-                                   count = bands.rows_in(b), pairs = divide_up(count, 2);
-                read_rows(source, image, first - 1, 2 * pairs + 2, 1, scratch.row_size, own.rows);
-                own.band(pairs);
-                target.write(image, first, count, own.sums, scratch.sums_row);
-            }
+    const auto run = [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
+        const Convolver own(scratch, worker);
+        for (std::int64_t b = begin; b < end; ++b) {
+            const std::int64_t image = bands.image(b), first = bands.first(b),
+                               count = bands.rows_in(b), pairs = divide_up(count, 2);
+            read_rows(source, image, first - 1, 2 * pairs + 2, 1, scratch.row_size, own.rows);
+            own.band(pairs);
+            target.write(image, first, count, own.sums, scratch.sums_row);
         }
-    });
+    };
+    parallel.shares(bands.count, workers, run);
 }
 
 template <class T>

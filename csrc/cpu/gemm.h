@@ -69,7 +69,7 @@ void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E
         }
         const std::int64_t span = spans == 1 ? words : divide_up(words, spans);
         std::int64_t k = span;
-        // Not one at a time: counting them would take a tenth of the time.
+        // Not one at a time: short sums would spend a good part of theirs on counting.
         for (; k >= at_once; k -= at_once) {
             if constexpr (order == Order::strips) {
                 prefetch_far(ahead);

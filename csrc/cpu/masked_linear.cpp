@@ -356,7 +356,7 @@ void backward_block(const MaskedLinearBackward& problem, const BackwardScratch<E
             }
         }
     };
-    share(live.count, workers, parallel, work);
+    parallel.shares(live.count, workers, work);
 }
 
 template <class T, class Activate>

@@ -58,17 +58,6 @@ void pack_piece(const Selection<T>& w, const LivePiece& piece, E* packed) {
     }
 }
 
-// work(worker, begin, end): the tasks dealt out evenly, to every worker those that follow another.
-template <class Work>
-void share(std::int64_t tasks, std::int64_t workers, const ParallelFor& parallel,
-           const Work& work) {
-    parallel(workers, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t worker = begin; worker < end; ++worker) {
-            work(worker, tasks * worker / workers, tasks * (worker + 1) / workers);
-        }
-    });
-}
-
 // Rows times the live pieces. Where the sums of a group do not form in place, they do so in a
 // buffer, with those of gates behind the others.
 template <class E>
@@ -168,11 +157,11 @@ struct Sweep {
     // work(begin, end, buffers): every worker with its share of the tasks and its own buffers.
     template <class Work>
     void each_task(std::int64_t tasks, const ParallelFor& parallel, const Work& work) const {
-        share(tasks, workers, parallel,
-              [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
-                  Arena own(buffers + worker * buffer_size);
-                  work(begin, end, Buffers(own, *this));
-              });
+        parallel.shares(tasks, workers,
+                        [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
+                            Arena own(buffers + worker * buffer_size);
+                            work(begin, end, Buffers(own, *this));
+                        });
     }
 };
 

@@ -27,15 +27,15 @@ struct Described {
     }
 };
 
-// pooling: none, or rows and columns of a window.
-Described describe(const Tensor& x, std::int64_t out, const std::optional<Tensor>& valid,
-                   const Sizes& pooling) {
+// Of x only its sizes; any strides. pooling: none, or rows and columns of a window.
+Described describe(const Tensor& x, DType dtype, std::int64_t out,
+                   const std::optional<Tensor>& valid, const Sizes& pooling) {
     check(x.dim() == 4, kOp, ": x must be [B, H, W, C], got ", x.dim(), " dimensions");
     check(pooling.empty() || (pooling.size() == 2 && pooling[0] >= 1 && pooling[1] >= 1 &&
                               pooling[0] <= kConv3x3Window / pooling[1]),
           kOp, ": pooling must be two sizes of a window of at most ", kConv3x3Window, " pixels");
     const bool pooled = !pooling.empty();
-    Described d{{float_dtype(kOp, "x", x), x.size(0), x.size(1), x.size(2), x.size(3), out, pooled,
+    Described d{{dtype, x.size(0), x.size(1), x.size(2), x.size(3), out, pooled,
                  pooled ? pooling[0] : 1, pooled ? pooling[1] : 1, nullptr},
                 std::nullopt};
     if (valid.has_value()) {
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor> conv3x3(const Tensor& x_, const Tensor& taps_,
     const Tensor x = torch::stable::contiguous(x_);
     check(taps_.dim() == 4, kOp, ": taps must be [3, 3, C, O], got ", taps_.dim(), " dimensions");
     const std::int64_t out = taps_.size(3);
-    const Described d = describe(x, out, valid, pooling);
+    const Described d = describe(x, float_dtype(kOp, "x", x), out, valid, pooling);
     const Tensor taps = checked("taps", taps_, x.scalar_type(), {3, 3, d.conv.in, out});
     std::optional<Tensor> bias;
     if (bias_.has_value()) bias = checked("bias", *bias_, x.scalar_type(), {out});
@@ -101,13 +101,13 @@ std::tuple<Tensor, Tensor> conv3x3(const Tensor& x_, const Tensor& taps_,
 
 // taps [3, 3, O, C]: upside down and back to front. Of x only sizes and dtype matter.
 Tensor conv3x3_backward_images(const Tensor& grad_y, const Tensor& choice, const Tensor& taps_,
-                               const Tensor& x_, const std::optional<Tensor>& valid,
+                               const Tensor& x, const std::optional<Tensor>& valid,
                                const Sizes& pooling) {
-    const Tensor x = torch::stable::contiguous(x_);
     check(taps_.dim() == 4, kOp, ": taps must be [3, 3, O, C], got ", taps_.dim(), " dimensions");
     const std::int64_t out = taps_.size(2);
-    const Described d = describe(x, out, valid, pooling);
-    const Tensor taps = checked("taps", taps_, x.scalar_type(), {3, 3, out, d.conv.in});
+    const Tensor own_taps = torch::stable::contiguous(taps_);
+    const Described d = describe(x, float_dtype(kOp, "taps", own_taps), out, valid, pooling);
+    const Tensor taps = checked("taps", own_taps, x.scalar_type(), {3, 3, out, d.conv.in});
     const Gradient gradient(d, x.scalar_type(), grad_y, choice);
     Tensor grad_x = on_large_pages(torch::stable::new_empty(x, d.image_sizes()));
     if (grad_x.numel() == 0) return grad_x;
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor> conv3x3_backward_filters(const Tensor& grad_y, const 
     const Tensor x = torch::stable::contiguous(x_);
     check(grad_y.dim() == 4, kOp, ": grad_y must be [B, H, W, O], got ", grad_y.dim(),
           " dimensions");
-    const Described d = describe(x, grad_y.size(3), valid, pooling);
+    const Described d = describe(x, float_dtype(kOp, "x", x), grad_y.size(3), valid, pooling);
     const Gradient gradient(d, x.scalar_type(), grad_y, choice);
     Tensor grad_taps = torch::stable::new_empty(x, Sizes{3, 3, d.conv.in, d.conv.out});
     Tensor grad_bias = torch::stable::new_empty(x, Sizes{d.conv.out});

@@ -47,6 +47,17 @@ class ParallelFor {
         });
     }
 
+    // body(worker, begin, end): the items of [0, count) dealt out evenly, to every worker those
+    // that follow another.
+    template <class Function>
+    void shares(std::int64_t count, std::int64_t workers, const Function& body) const {
+        (*this)(workers, 1, [&](std::int64_t first, std::int64_t last) {
+            for (std::int64_t worker = first; worker < last; ++worker) {
+                body(worker, count * worker / workers, count * (worker + 1) / workers);
+            }
+        });
+    }
+
   private:
     Run run_;
 };
