@@ -5,9 +5,9 @@
 //     forward   4 D n flops,   backward  10 D n flops
 //     forward   6 D n flops,   backward  16 D n flops   with relative positions
 // at the FMA peak of the core(s). Beside them stand about 20 instructions per vector of scores for
-// the exponential, which with D = 64 is a tenth of the forward pass; tensors are read and written
-// from once to a few times. Where utterances are short that is a good part of the time, unless the
-// rows of the next head are asked for while this one is computed (Upcoming).
+// the exponential; tensors are read and written from once to a few times. Where utterances are
+// short that is a good part of the time, unless the rows of the next head are asked for while this
+// one is computed (Upcoming).
 //
 // Forward (block_attention_forward.h): a worker packs keys and values of a head once and goes
 // through its tiles of 64 queries; of each, the pieces of up to 256 keys that are seen: scores,

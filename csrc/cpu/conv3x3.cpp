@@ -5,9 +5,9 @@
 // FMA peak; a pass reads x and writes y once.
 //
 // That is Winograd's convolution of tiles of 2 x 2 pixels (winograd.h): 16 products per tile,
-// channel and filter where the sum above has 36. The transforms are linear in the channels and cost
-// about a tenth of the products at 64 channels. A worker takes the image in bands of a few rows; a
-// band's inputs, padded by zeros, and what is computed of it stay in the second-level cache.
+// channel and filter where the sum above has 36. The transforms are linear in the channels, the
+// products quadratic. A worker takes the image in bands of a few rows; a band's inputs, padded by
+// zeros, and what is computed of it stay in the second-level cache.
 // Gradients of pooled outputs become those of all pixels as a band is read: neither they nor
 // what stands before the pooling are ever in memory.
 //
