@@ -67,10 +67,19 @@ class Step:
         self.low = dtype == torch.bfloat16
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
-    def loss(self) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.low):
+    def loss(self, low: bool | None = None) -> Tensor:
+        """low: another precision than the step's own."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.low if low is None else low):
             log_probs, lengths = self.forward(self.batch.features, self.batch.lengths)
         return ctc_loss(log_probs, lengths, self.batch.targets, self.batch.target_lengths).loss
+
+    def gradients(self, low: bool | None = None) -> dict[str, Tensor]:
+        """Of every parameter, and the loss itself, without dropout."""
+        named = dict(self.model.named_parameters())
+        with without_dropout(self.model):
+            loss = self.loss(low)
+            found = torch.autograd.grad(loss, list(named.values()))
+        return {"loss": loss.detach(), **dict(zip(named, found, strict=True))}
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -79,20 +88,22 @@ class Step:
 
 
 def check(ours: Step, peer: Step) -> None:
-    """Raises AssertionError unless loss and gradients agree where there is no dropout."""
-    results = []
-    with without_dropout(ours.model, peer.model):
-        for step in (ours, peer):
-            loss = step.loss()
-            named = dict(step.model.named_parameters())
-            results.append((loss, dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))))
-    (our_loss, our_grads), (loss, grads) = results
-    tolerance = 0.05 if ours.low else 1e-3
-    torch.testing.assert_close(our_loss, loss, rtol=tolerance, atol=0.0)
-    least = 1e-3 * max(float(grad.norm()) for grad in grads.values())  # some are zero but for rounding
-    for name, grad in grads.items():
-        error = (our_grads[name] - grad).norm() / max(float(grad.norm()), least)
-        assert error <= 4 * tolerance, f"gradient of {name} differs by {error:.1%}"
+    """Raises AssertionError unless loss and gradients agree with the peer's where there is no dropout.
+
+    In bfloat16 both are compared with the peer in float32, and ours may be twice as far from that.
+    """
+    exact, found = peer.gradients(low=False), ours.gradients()
+    allowed = {name: 4e-3 * float(value.norm()) for name, value in exact.items()}
+    if ours.low:
+        coarse = peer.gradients()
+        allowed = {name: 10 * allowed[name] + 2 * float((coarse[name] - exact[name]).norm()) for name in exact}
+    # some are zero but for rounding
+    least = 1e-3 * max(float(value.norm()) for name, value in exact.items() if name != "loss")
+    for name, value in exact.items():
+        error, bound = float((found[name] - value).norm()), max(allowed[name], 4e-3 * least)
+        assert error <= bound, (
+            f"{name if name == 'loss' else 'gradient of ' + name}: error {error:.2g} exceeds {bound:.2g}"
+        )
 
 
 def half_of_the_ffn(model: ConformerCTC) -> ConformerCTC:

@@ -11,6 +11,7 @@ from dmao_kernels.nn.common import require_odd
 from dmao_kernels.nn.conformer import Positions, attention_class
 from dmao_kernels.nn.feedforward import FeedForward
 from dmao_kernels.nn.linear import MaskedLinear
+from dmao_kernels.nn.norm import layer_norm
 from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed, residual_chain
 from dmao_kernels.ops import depthwise_conv1d, dropout_add
 
@@ -48,7 +49,7 @@ class MergedBranches(Branch):
             if branch.empty:
                 parts.append(torch.zeros_like(normed))
                 continue
-            y = branch.transform(x, normed if branch is self.attention else branch.norm(x), rows)
+            y = branch.transform(x, normed if branch is self.attention else layer_norm(x, branch.norm), rows)
             p = active(branch, branch.dropout)
             parts.append(dropout_add(None, y, p=p, seed=draw_seed(p, y.device)) if p > 0.0 else y)
         both = torch.cat(parts, dim=-1)

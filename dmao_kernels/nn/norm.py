@@ -11,6 +11,17 @@ from torch import Tensor, nn
 from dmao_kernels.nn.common import require_divisible, require_positive
 
 
+def layer_norm(x: Tensor, norm: nn.LayerNorm | ComponentLayerNorm) -> Tensor:
+    """LayerNorm of ``x`` [..., channels] with the parameters of ``norm``, computed in float32 at least.
+
+    PyTorch's CPU kernel adds up the gradients of weight and bias in the dtype of ``x``: over many rows of bfloat16
+    little of them is left.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    weight, bias = (None if p is None else p.to(wide.dtype) for p in (norm.weight, norm.bias))
+    return F.layer_norm(wide, (wide.shape[-1],), weight, bias, norm.eps).to(x.dtype)
+
+
 class ComponentLayerNorm(nn.Module):
     """LayerNorm over ``channels`` whose mean and variance weigh each component.
 
@@ -73,7 +84,7 @@ class ComponentLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [..., channels]."""
         if self.unequal_weights() is None:
-            return F.layer_norm(x, (self.weight.numel(),), self.weight, self.bias, self.eps)
+            return layer_norm(x, self)
         share = self._channel_share()
         wide = x.to(share.dtype)
         # Products and sums, not a matrix product: autocast must not lower the precision of statistics.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dmao_kernels.nn.norm import layer_norm
 from dmao_kernels.ops import dropout_add, dropout_add_layer_norm
 
 
@@ -81,7 +82,7 @@ class Branch(nn.Module, ABC):
         """
         if self.empty:
             return torch.zeros_like(x)
-        y = self.transform(x, self.norm(x), Rows.of(x, mask, offsets, positions))
+        y = self.transform(x, layer_norm(x, self.norm), Rows.of(x, mask, offsets, positions))
         p = active(self, self.dropout)
         return dropout_add(None, y, p=p, seed=draw_seed(p, x.device)) if p > 0.0 else y
 
@@ -93,7 +94,7 @@ def residual_chain(x: Tensor, steps: Iterable[tuple[Branch, float]], norm: nn.La
     """
     live = [(branch, scale) for branch, scale in steps if not branch.empty]
     norms = [*(branch.norm for branch, _ in live), norm]
-    normed = norms[0](x)
+    normed = layer_norm(x, norms[0])
     for (branch, scale), following in zip(live, norms[1:], strict=True):
         p = active(branch, branch.dropout)
         y = branch.transform(x, normed, rows)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dmao_kernels.nn import ComponentLayerNorm
+from dmao_kernels.nn.norm import layer_norm
 
 
 def make(channels: int = 12, components: int = 3, dtype: torch.dtype = torch.float64) -> ComponentLayerNorm:
@@ -127,3 +128,16 @@ def test_bad_sizes() -> None:
         ComponentLayerNorm(10, 3)
     with pytest.raises(ValueError, match="components must be at least 1, got 0"):
         ComponentLayerNorm(10, 0)
+
+
+@pytest.mark.parametrize(
+    "norm", [torch.nn.LayerNorm(24), ComponentLayerNorm(24, 3)], ids=lambda norm: type(norm).__name__
+)
+def test_gradients_in_bfloat16_are_summed_in_float32(norm: torch.nn.Module) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2000, 24).bfloat16()
+    grad = (torch.randn(2000, 24) + 0.3).bfloat16()  # sums far above one term: what bfloat16 sums lose
+    layer_norm(x, norm).backward(grad)
+    normed = F.layer_norm(x.double(), (24,))
+    for found, exact in ((norm.bias.grad, grad.double().sum(0)), (norm.weight.grad, (grad.double() * normed).sum(0))):
+        assert (found - exact).norm() < 1e-4 * exact.norm()
