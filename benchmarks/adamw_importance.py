@@ -50,7 +50,7 @@ class Training:
         with torch.no_grad():
             for module in self.scores.elastic.modules.values():
                 name = module.layout.scored
-                weight = module.slot(name).tensor
+                weight = module.place(name).tensor
                 w, g = (module.view(name, t).unbind(1) for t in (weight, weight.grad))
                 torch.stack([(a * b).abs().mean() for a, b in zip(w, g, strict=True)])
         self.fused.step()

@@ -28,7 +28,7 @@ def copy_cosines(elastic: Elastic, copies: Pairs) -> dict[str, dict[str, list[fl
         m = elastic.modules[name]
         sides: dict[str, list[Tensor]] = {"input": [], "output": []}
         for tensor_name, tensor in m.tensors():
-            if m.slot(tensor_name).is_parameter and tensor.dim() > 1:
+            if m.place(tensor_name).is_parameter and tensor.dim() > 1:
                 side = "output" if tensor_name in m.layout.output else "input"
                 sides[side].append(_by_component(m, tensor_name, tensor))
         first, second = ([pair[i] for pair in pairs] for i in (0, 1))

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from dmao_kernels.structure.empty import set_empty
 from dmao_kernels.structure.fresh import fresh_values
 from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw, moved, share, weights_index
+from dmao_kernels.structure.places import get_attribute, set_attribute
 from dmao_kernels.structure.plan import ModulePlan, Plan
-from dmao_kernels.structure.slots import get_attribute, set_attribute
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -170,13 +170,13 @@ def _prepare(
     for name, tensor in m.tensors():
         noise = draw(m.view(name, tensor), plan, split, generator) if name in m.layout.output else None
         edit = _TensorEdit(m, plan, name, fresh.get(name), split, noise, follow, gathering)
-        slot = m.slot(name)
-        if slot.is_parameter:
+        place = m.place(name)
+        if place.is_parameter:
             changes += _parameter_changes(edit, tensor, optimizers)
         else:
-            changes.append(_item_change(slot.owner._buffers, slot.leaf, edit.weights(tensor)))
+            changes.append(_item_change(place.owner._buffers, place.leaf, edit.weights(tensor)))
         for module in counterparts:
-            other = m.slot(name, module)
+            other = m.place(name, module)
             if other.tensor is None:
                 raise ValueError(f"apply_plan: {m.name}: {name} is None in a companion, but not in the model")
             if other.is_parameter:
@@ -187,7 +187,7 @@ def _prepare(
             full_name = f"{m.name}.{name}".removeprefix(".")
             if full_name in table:
                 changes.append(_item_change(table, full_name, edit.weights(table[full_name])))
-            elif slot.is_parameter:
+            elif place.is_parameter:
                 raise ValueError(f"apply_plan: a companion mapping has no {full_name}")
     if m.components == 0:
         for module in (m.module, *counterparts):
@@ -291,14 +291,14 @@ def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool
 def _output_biases(m: ElasticModule) -> list[str]:
     """The biases behind the outputs, which no component owns."""
     names = (f"{name.rpartition('.')[0]}.bias".removeprefix(".") for name in m.layout.output)
-    return [name for name in names if name in m.layout.shared and m.slot(name).tensor is not None]
+    return [name for name in names if name in m.layout.shared and m.place(name).tensor is not None]
 
 
 def _silence_output_biases(m: ElasticModule, module: nn.Module, optimizers: Sequence[Optimizer]) -> list[_Change]:
     """Zero biases behind the outputs of a module that comes back: it contributed nothing, nor may they at once."""
     changes = []
     for name in _output_biases(m):
-        tensor = m.slot(name, module).tensor
+        tensor = m.place(name, module).tensor
         if tensor is None:
             continue
         changes.append(_data_change(tensor, torch.zeros_like(tensor)))

@@ -11,8 +11,8 @@ from dmao_kernels.layout import ComponentLayout, Pattern
 from dmao_kernels.structure.edit import Companion
 from dmao_kernels.structure.empty import handles_empty
 from dmao_kernels.structure.families import find_family
+from dmao_kernels.structure.places import Place, find_place, get_attribute
 from dmao_kernels.structure.plan import Group
-from dmao_kernels.structure.slots import Slot, find_slot, get_attribute
 from dmao_kernels.structure.state import load_structure, structure_state
 
 
@@ -49,7 +49,7 @@ class ElasticModule:
             raise ValueError(f"{name}: {error}") from None
         if not handles_empty(module) and self.sizes.get("d") != self.sizes.get("e", self.sizes.get("d")):
             self.can_be_empty = False  # zeros of the shape of its input would not have the shape of its output
-        self.own_cost = sum(t.numel() for n, t in self.tensors() if self.slot(n).is_parameter) // components
+        self.own_cost = sum(t.numel() for n, t in self.tensors() if self.place(n).is_parameter) // components
         if not self.own_cost:
             raise ValueError(f"{name}: the components of a {layout.family} module must own parameters")
         self.shared_cost = sum(t.numel() for t in self.shared_parameters())
@@ -66,22 +66,22 @@ class ElasticModule:
         """Parameters in use: an empty module uses none, not even the shared ones."""
         return self.components * self.own_cost + (self.shared_cost if self.components else 0)
 
-    def slot(self, tensor_name: str, module: nn.Module | None = None) -> Slot:
+    def place(self, tensor_name: str, module: nn.Module | None = None) -> Place:
         """The place of a tensor in this module (or in ``module``, a copy of it)."""
-        return find_slot(module or self.module, tensor_name, self.name)
+        return find_place(module or self.module, tensor_name, self.name)
 
     def tensors(self, module: nn.Module | None = None) -> Iterator[tuple[str, Tensor]]:
         """The layout's tensors that are there: a bias switched off is passed over."""
         for name in self.layout.tensors:
-            if (tensor := self.slot(name, module).tensor) is not None:
+            if (tensor := self.place(name, module).tensor) is not None:
                 yield name, tensor
 
     def shared_parameters(self) -> Iterator[Tensor]:
         """The parameters that no component owns."""
         for name in self.layout.shared:
-            slot = self.slot(name)
-            if slot.is_parameter and slot.tensor is not None:
-                yield slot.tensor
+            place = self.place(name)
+            if place.is_parameter and place.tensor is not None:
+                yield place.tensor
 
     def attributes(self, components: int) -> dict[str, int]:
         """The integer attributes that belong to this number of components."""
@@ -178,7 +178,7 @@ class Elastic:
                     users.setdefault(id(tensor), []).append(f"{owner_name}.{leaf}".removeprefix("."))
         claims: dict[int, str] = {}
         for m in self.modules.values():
-            named = [*m.tensors(), *((n, t) for n in m.layout.shared if (t := m.slot(n).tensor) is not None)]
+            named = [*m.tensors(), *((n, t) for n in m.layout.shared if (t := m.place(n).tensor) is not None)]
             for name, tensor in named:
                 if len(users[id(tensor)]) > 1:
                     raise ValueError(f"{m.name}: {name} is tied: {' and '.join(users[id(tensor)])} are one tensor")

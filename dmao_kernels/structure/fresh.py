@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dmao_kernels.structure.slots import Gate
+from dmao_kernels.structure.places import Gate
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import ElasticModule
@@ -30,16 +30,16 @@ def fresh_values(m: ElasticModule, count: int, seed: int) -> dict[str, Tensor]:
         templates: dict[int, nn.Module] = {}
         for name, tensor in m.tensors():
             pattern = m.layout.pattern(name)
-            slot = m.slot(name)
-            template = templates.get(id(slot.owner))
+            place = m.place(name)
+            template = templates.get(id(place.owner))
             if template is None and name not in m.layout.output and name not in m.layout.even:
-                template = templates[id(slot.owner)] = _template(m, slot.owner, count)
+                template = templates[id(place.owner)] = _template(m, place.owner, count)
             if name in m.layout.output:
                 value = tensor.new_zeros(pattern.shape(count, m.sizes))
-            elif name in m.layout.even or isinstance(slot.owner, Gate):
+            elif name in m.layout.even or isinstance(place.owner, Gate):
                 value = tensor.new_ones(pattern.shape(count, m.sizes))
             else:
-                value = getattr(template, slot.leaf).detach()
+                value = getattr(template, place.leaf).detach()
             values[name] = value.reshape(pattern.triple(count, m.sizes))
     return values
 
@@ -49,14 +49,14 @@ def _template(m: ElasticModule, owner: nn.Module, count: int) -> nn.Module:
     template = copy.deepcopy(owner)
     resized: list[tuple[str, Tensor]] = []
     for name, tensor in m.tensors():
-        slot = m.slot(name)
-        if slot.owner is owner:
+        place = m.place(name)
+        if place.owner is owner:
             new = tensor.detach().new_zeros(m.layout.pattern(name).shape(count, m.sizes))
-            if slot.is_parameter:
-                template._parameters[slot.leaf] = nn.Parameter(new, requires_grad=False)
+            if place.is_parameter:
+                template._parameters[place.leaf] = nn.Parameter(new, requires_grad=False)
             else:
-                template._buffers[slot.leaf] = new
-            resized.append((slot.leaf, new))
+                template._buffers[place.leaf] = new
+            resized.append((place.leaf, new))
     if callable(reset := getattr(template, "reset_parameters", None)):
         reset()
         return template

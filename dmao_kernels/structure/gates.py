@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dmao_kernels.layout import Pattern
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
-from dmao_kernels.structure.slots import Gate
+from dmao_kernels.structure.places import Gate
 
 
 class ComponentGate(Gate):
@@ -112,6 +112,6 @@ def _output(m: ElasticModule, module: nn.Module) -> tuple[nn.Module, str]:
 
 def _gate(m: ElasticModule) -> nn.Parameter:
     assert m.gate is not None
-    gate = m.slot(m.gate).tensor
+    gate = m.place(m.gate).tensor
     assert isinstance(gate, nn.Parameter)
     return gate

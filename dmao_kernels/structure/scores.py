@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dmao_kernels.ops.importance import METRICS, importance_
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
+from dmao_kernels.structure.places import Place
 from dmao_kernels.structure.plan import FRESH, Plan
-from dmao_kernels.structure.slots import Slot
 
 Metric = Literal["taylor", "gradient", "magnitude", "signed", "gate"]
 Scope = Literal["slice", "component"]
@@ -68,8 +68,8 @@ class Scores:
         self.elastic, self.metric, self.scope, self.beta, self.every = elastic, metric, scope, beta, every
         self.calls = self.updates = 0
         self._counts, self._edits = elastic.counts(), elastic.edits
-        self._slots: list[tuple[ElasticModule, list[tuple[str, Slot]]]] = []
-        self._slots_version = -1
+        self._places: list[tuple[ElasticModule, list[tuple[str, Place]]]] = []
+        self._places_version = -1
         self._table: _Table | None = None
         device = next(t.device for m in elastic.modules.values() for _, t in m.tensors())
         self.ema = torch.zeros(sum(self._counts.values()), dtype=torch.float32, device=device)
@@ -122,7 +122,7 @@ class Scores:
         return {
             m.name
             for m in self.elastic.modules.values()
-            if not any(slot.tensor is not None and slot.tensor.requires_grad for _, slot in self._scored(m))
+            if not any(place.tensor is not None and place.tensor.requires_grad for _, place in self._scored(m))
         }
 
     def reset(self) -> None:
@@ -179,7 +179,7 @@ class Scores:
         self.beta = float(state["beta"])
         self.calls, self.updates = int(state["calls"]), int(state["updates"])
 
-    def _scored(self, m: ElasticModule) -> list[tuple[str, Slot]]:
+    def _scored(self, m: ElasticModule) -> list[tuple[str, Place]]:
         """The parameters whose entries are averaged, frozen ones among them."""
         if self.metric == "gate":
             if m.gate is None:
@@ -189,29 +189,32 @@ class Scores:
             names = [m.layout.scored]
         else:
             names = [name for name, _ in m.tensors() if name != m.gate]
-        slots = [(name, m.slot(name)) for name in names]
-        return [(name, slot) for name, slot in slots if slot.is_parameter]
+        places = [(name, m.place(name)) for name in names]
+        return [(name, place) for name, place in places if place.is_parameter]
 
     def _current_table(self) -> _Table:
         """The table, rebuilt where the structure, a parameter's identity or its being frozen has changed."""
-        if self._slots_version != self.elastic.version:
-            self._slots = [(m, self._scored(m)) for m in self.elastic.modules.values()]
-            self._slots_version = self.elastic.version
+        if self._places_version != self.elastic.version:
+            self._places = [(m, self._scored(m)) for m in self.elastic.modules.values()]
+            self._places_version = self.elastic.version
         key = tuple(
-            (id(t), t.requires_grad) for _, slots in self._slots for _, slot in slots if (t := slot.tensor) is not None
+            (id(t), t.requires_grad)
+            for _, places in self._places
+            for _, place in places
+            if (t := place.tensor) is not None
         )
-        if self._table is None or self._table.key != (self._slots_version, key):
-            self._table = self._build_table((self._slots_version, key))
+        if self._table is None or self._table.key != (self._places_version, key):
+            self._table = self._build_table((self._places_version, key))
         return self._table
 
     def _build_table(self, key: tuple[object, ...]) -> _Table:
         tensors: list[Tensor] = []
         rows: list[tuple[int, int, int, int, int]] = []
         entries: list[int] = []
-        for m, slots in self._slots:
+        for m, places in self._places:
             of_component = 0
-            for name, slot in slots:
-                tensor = cast(Tensor, slot.tensor)
+            for name, place in places:
+                tensor = cast(Tensor, place.tensor)
                 repeats, components, run = m.layout.pattern(name).triple(m.components, m.sizes)
                 if components and (tensor.requires_grad or self.metric in ("magnitude", "gate")):
                     rows.append((len(tensors), repeats, components, run, len(entries)))

@@ -74,7 +74,7 @@ def test_optimizer_state_follows_its_components(kind):
     assert old
     for (name, n, k), before in old.items():
         m = elastic.modules[name]
-        tensor = m.slot(n).tensor
+        tensor = m.place(n).tensor
         now = m.view(n, tensor.grad if k == "grad" else optimizer.state[tensor][k])
         assert torch.equal(now, before[:, list(plan.sources[name])]), (name, n, k)
     train(model, optimizer, 2)

@@ -159,14 +159,14 @@ def test_empty_modules_contribute_nothing_and_can_be_revived():
     # The output weights are zero, and the output biases, which were trained before, are silenced with them.
     assert torch.equal(model(x), model.classify(model.norm(x)))
     for m in elastic.modules.values():
-        bias = m.slot(m.layout.shared[-1]).tensor
+        bias = m.place(m.layout.shared[-1]).tensor
         assert not any(bool(value.any()) for key, value in optimizer.state[bias].items() if key != "step")
     optimizer.zero_grad()
     model(x).square().sum().backward()
     for m in elastic.modules.values():
         for name in m.layout.output:
-            assert m.slot(name).tensor.grad.abs().sum() > 0
-            assert not m.slot(name).tensor.any()
+            assert m.place(name).tensor.grad.abs().sum() > 0
+            assert not m.place(name).tensor.any()
     optimizer.step()
     optimizer.step()
 

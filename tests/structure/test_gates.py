@@ -14,7 +14,7 @@ from tests.structure.plain import build, inputs, mixed, plan_for, train
 
 def gate_of(elastic, name):
     m = elastic.modules[name]
-    return m.slot(m.gate).tensor
+    return m.place(m.gate).tensor
 
 
 def test_gates_begin_as_nothing_and_scale_components():
@@ -37,7 +37,7 @@ def test_gates_begin_as_nothing_and_scale_components():
     torch.testing.assert_close(model(x), shut)
     assert {id(p) for p in model.parameters()} == set(parameters)
     for m in elastic.modules.values():
-        first = m.view(m.layout.output[0], m.slot(m.layout.output[0]).tensor)[:, 0]
+        first = m.view(m.layout.output[0], m.place(m.layout.output[0]).tensor)[:, 0]
         assert not first.any()  # its gate was 0
     torch.testing.assert_close(twin(x), before)  # copies are not touched
     assert Elastic(model).counts() == elastic.counts()
@@ -119,7 +119,7 @@ def test_training_the_gates_finds_the_useless_components():
     elastic = Elastic(teacher)
     with torch.no_grad():
         for m in elastic.modules.values():
-            view = m.view(m.layout.output[0], m.slot(m.layout.output[0]).tensor)
+            view = m.view(m.layout.output[0], m.place(m.layout.output[0]).tensor)
             view.mul_(4.0)
             view[:, useless[m.name]] = 0.0
     for module in teacher.modules():
@@ -129,7 +129,7 @@ def test_training_the_gates_finds_the_useless_components():
     elastic = Elastic(student)
     with torch.no_grad():
         for m in elastic.modules.values():
-            view = m.view(m.layout.output[0], m.slot(m.layout.output[0]).tensor)
+            view = m.view(m.layout.output[0], m.place(m.layout.output[0]).tensor)
             view[:, useless[m.name]] = 0.2 * torch.randn_like(view[:, useless[m.name]])
     gates = ComponentGates(elastic)
     scores = Scores(elastic, "gate", beta=0.5)

@@ -14,7 +14,7 @@ class Gate(nn.Module):
 
 
 @dataclass(frozen=True)
-class Slot:
+class Place:
     """The place of one registered tensor: ``owner._parameters[leaf]`` or ``owner._buffers[leaf]``."""
 
     owner: nn.Module
@@ -32,8 +32,8 @@ class Slot:
         return table[self.leaf]
 
 
-def find_slot(module: nn.Module, name: str, where: str) -> Slot:
-    """The slot of the tensor that ``name`` stands for; under a gate, the tensor behind it.
+def find_place(module: nn.Module, name: str, where: str) -> Place:
+    """The place of the tensor that ``name`` stands for; under a gate, the tensor behind it.
 
     Raises ValueError (beginning with ``where``) where there is none, or where it is computed from others.
     """
@@ -49,7 +49,7 @@ def find_slot(module: nn.Module, name: str, where: str) -> Slot:
     if leaf not in owner._parameters and leaf not in owner._buffers:
         found = f"is a {type(getattr(owner, leaf)).__name__}" if hasattr(owner, leaf) else "does not exist"
         raise ValueError(f"{where}: {name} must be a parameter or a buffer of {type(owner).__name__}, but it {found}")
-    return Slot(owner, leaf)
+    return Place(owner, leaf)
 
 
 def get_attribute(module: nn.Module, name: str, where: str) -> Any:
