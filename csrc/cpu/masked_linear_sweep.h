@@ -109,6 +109,14 @@ struct Sweep {
         return piece.output < half ? piece.output : piece.output - half + gates;
     }
 
+    // The rows that will be needed after those of piece i: another piece's, or the next tile's.
+    const E* after(std::int64_t i, const Rows<E>& a) const {
+        while (++i < live.count) {
+            if (live.pieces[i].inputs > 0) return a.data + live.pieces[i].input;
+        }
+        return a[tile];
+    }
+
     // Each output's sum starts from its place in `start`: its first piece brings that.
     void multiply_group(const OutputGroup& group, const Rows<E>& a, std::int64_t rows, float* sums,
                         std::int64_t sums_stride) const {
@@ -120,9 +128,10 @@ struct Sweep {
                 store_row(start + piece.output, piece.outputs, out + row * sums_stride);
             }
             if (piece.inputs == 0) continue;  // nothing lives
-            multiply<Order::row>(rows, piece.outputs, piece.inputs, a.data + piece.input, a.stride,
-                                 packed + piece.packed, out, sums_stride,
-                                 piece.output == last ? nullptr : start + piece.output);
+            multiply<Order::row, Data::far>(rows, piece.outputs, piece.inputs, a.data + piece.input,
+                                            a.stride, packed + piece.packed, out, sums_stride,
+                                            piece.output == last ? nullptr : start + piece.output,
+                                            after(i, a));
             last = piece.output;
         }
     }
