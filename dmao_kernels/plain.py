@@ -175,7 +175,7 @@ class Attention(Branch):
             scores = scores * q.shape[-1] ** -0.5
             seen = scores if seen is None else scores.masked_fill(~seen, -torch.inf)
         y = F.scaled_dot_product_attention(q, k, v, seen, self.rate if self.training else 0.0)
-        # Not a view: PyTorch's kernels differ in the strides of y, and torch.export would write down those of one of them.
+        # Not a view: kernels differ in the strides of y, and torch.export would write down those of one of them.
         return self.out(torch.cat(y.unbind(1), -1))
 
     def split(self, x: Tensor) -> Tensor:
