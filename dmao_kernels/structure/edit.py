@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from dmao_kernels.structure.empty import set_empty
 from dmao_kernels.structure.fresh import fresh_values
 from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw, moved, share, weights_index
+from dmao_kernels.structure.moments import follow_state, refuse_flat_state
 from dmao_kernels.structure.places import get_attribute, set_attribute
 from dmao_kernels.structure.plan import ModulePlan, Plan
 
@@ -62,8 +63,8 @@ def apply_plan(
 
     Parameters keep their identity, so optimizers, their ``param_groups`` and schedulers stay as they are.
     Gradients and every optimizer tensor of a parameter's shape (moments, momentum, maxima) follow their
-    components; fresh components start with zero state; scalars such as ``step`` stay. Between an edit and the
-    next forward pass nothing computed before it may be differentiated.
+    components, and so do Adafactor's factors; fresh components start with zero state; scalars such as ``step``
+    stay. Between an edit and the next forward pass nothing computed before it may be differentiated.
 
     Copies preserve the function up to rounding: source and copy share the output weights. A module revived by
     fresh components contributes nothing at first: their output weights and the module's output bias are zero.
@@ -83,6 +84,8 @@ def apply_plan(
         raise ValueError(f"apply_plan: split must be one of {', '.join(SPLITS)}, got '{split}'")
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     generator = generator or torch.Generator().manual_seed(plan.seed)
+    for each in optimizers:
+        refuse_flat_state(each)
     edited = _check(plan, elastic)
     copies = _Companions(elastic, companions)
     before = elastic.live_parameters()
@@ -92,6 +95,7 @@ def apply_plan(
         changes += _prepare(m, module_plan, plan.seed, optimizers, copies, split, generator, gathering)
     gathering.make()
     _commit(changes)
+    torch.clear_autocast_cache()  # an autocast region around the loop keeps casts of the old weights
     elastic.edits += 1
     elastic.version += 1
     return EditReport(
@@ -169,7 +173,7 @@ def _prepare(
     changes = []
     for name, tensor in m.tensors():
         noise = draw(m.view(name, tensor), plan, split, generator) if name in m.layout.output else None
-        edit = _TensorEdit(m, plan, name, fresh.get(name), split, noise, follow, gathering)
+        edit = TensorEdit(m, plan, name, fresh.get(name), split, noise, follow, gathering)
         place = m.place(name)
         if place.is_parameter:
             changes += _parameter_changes(edit, tensor, optimizers)
@@ -202,7 +206,7 @@ def _prepare(
 
 
 @dataclass(frozen=True)
-class _TensorEdit:
+class TensorEdit:
     """The edit of one tensor of the layout, and of whatever has its shape."""
 
     m: ElasticModule
@@ -256,7 +260,7 @@ class _TensorEdit:
             )
 
 
-def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]) -> list[_Change]:
+def _parameter_changes(edit: TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]) -> list[_Change]:
     """New data, gradient and optimizer state of one parameter."""
     old_data, old_grad = parameter.data, parameter.grad
     new_data = edit.weights(parameter)
@@ -269,23 +273,8 @@ def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequenc
     ]
     for optimizer in optimizers:
         state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if _follows(edit, parameter, key, value):
-                changes.append(_item_change(state, key, edit.follow(value, f"optimizer state '{key}'")))
+        changes += [_item_change(state, key, value) for key, value in follow_state(edit, parameter, state).items()]
     return changes
-
-
-def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool:
-    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay."""
-    if isinstance(value, Tensor) and value.shape == parameter.shape:
-        return True
-    if value is None or isinstance(value, int | float | str) or (isinstance(value, Tensor) and value.numel() == 1):
-        return False
-    found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise ValueError(
-        f"apply_plan: {edit.m.name}: {edit.name}: optimizer state '{key}' must be a scalar or have the "
-        f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
-    )
 
 
 def _output_biases(m: ElasticModule) -> list[str]:

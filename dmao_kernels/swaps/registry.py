@@ -29,6 +29,11 @@ def register_swap(cls: type[nn.Module], fast: type[nn.Module], why_not: Callable
     _FAST.add(fast)
 
 
+def without_swap(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class from which `accelerate` made ``kind``, or ``kind`` itself."""
+    return kind.__mro__[1] if kind in _FAST else kind
+
+
 @dataclass(frozen=True)
 class Entry:
     """A module of the model: its dotted name, its class before, and what became of it or why it was left."""
