@@ -119,6 +119,6 @@ def _doubled_ranks(values: Sequence[float]) -> list[int]:
 def _require_keys(state: Mapping[str, Any], expected: Any) -> None:
     if set(state) != set(expected):
         raise ValueError(
-            f"load_state_dict: the schedule's state must have the keys {sorted(expected)}, got {sorted(state)}: it is of "
-            "another kind of schedule"
+            f"load_state_dict: the schedule's state must have the keys {sorted(expected)}, got {sorted(state)}: it is "
+            "of another kind of schedule"
         )
