@@ -162,6 +162,10 @@ class Elastic:
             if len(numbers) != m.components:
                 raise ValueError(f"groups: {name} has {m.components} components, got {len(numbers)} scores")
             keep, multiple = 0 if m.can_be_empty else 1, aligned_components(m, align)
+            if m.components % multiple:
+                raise ValueError(
+                    f"groups: {name}: align={align} needs a multiple of {multiple} components, got {m.components}"
+                )
             groups.append(Group(name, numbers, costs.own[name], costs.shared[name], m.standard, keep, multiple))
         return groups
 

@@ -163,7 +163,8 @@ def _cost_model(model: ConformerCTC, config: TrainConfig) -> CostModel:
 
 def saved_costs(state: Mapping[str, Any] | None) -> Costs | None:
     """The costs in a checkpoint's state; None where it has no controller."""
-    return Costs.from_dict(state["controller"]["costs"]) if state and state["controller"] else None
+    costs = state["controller"].get("costs") if state and state["controller"] else None
+    return costs and Costs.from_dict(costs)
 
 
 def build_model(config: TrainConfig, outputs: int, inputs: int = 80) -> ConformerCTC:

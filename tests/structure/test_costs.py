@@ -217,5 +217,5 @@ def test_widths_stay_aligned():
         for name, tensor in m.tensors():
             if name.endswith("weight") and tensor.dim() == 2:
                 assert tensor.shape[0] % 12 == tensor.shape[1] % 12 == 0
-    with pytest.raises(ValueError, match=r"branches.0: the components must be a multiple of 8, got 4"):
+    with pytest.raises(ValueError, match=r"branches.0: align=16 needs a multiple of 8 components, got 4"):
         Elastic(build(PlainFeedForward)).groups({"branches.0": [1.0] * 4}, align=16)
