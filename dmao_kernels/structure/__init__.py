@@ -10,6 +10,7 @@
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.structure.adamw import ScoringAdamW
 from dmao_kernels.structure.copies import Pairs, copy_cosines, follow_copies
+from dmao_kernels.structure.costs import CostModel, Costs, MacCost, ParameterCost, register_macs
 from dmao_kernels.structure.edit import EditReport, apply_plan
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.families import (
@@ -22,22 +23,29 @@ from dmao_kernels.structure.families import (
 )
 from dmao_kernels.structure.gates import ComponentGates
 from dmao_kernels.structure.gather import SPLITS, Split
-from dmao_kernels.structure.plan import Group, ModulePlan, Plan, given_plan
+from dmao_kernels.structure.latency import LatencyCost
+from dmao_kernels.structure.plan import Caps, Group, ModulePlan, Plan, given_plan
 from dmao_kernels.structure.scores import Metric, Scope, Scores
-from dmao_kernels.structure.selection import SELECTIONS, Selection, make_plan
+from dmao_kernels.structure.selection import SELECTIONS, Selection, budget_range, make_plan
 
 __all__ = [
     "SELECTIONS",
     "SPLITS",
+    "Caps",
     "ComponentGates",
     "ComponentLayout",
+    "CostModel",
+    "Costs",
     "EditReport",
     "Elastic",
     "ElasticModule",
     "Group",
+    "LatencyCost",
+    "MacCost",
     "Metric",
     "ModulePlan",
     "Pairs",
+    "ParameterCost",
     "Plan",
     "Scope",
     "Scores",
@@ -46,6 +54,7 @@ __all__ = [
     "Split",
     "apply_plan",
     "attention_layout",
+    "budget_range",
     "cgmlp_layout",
     "copy_cosines",
     "feedforward_layout",
@@ -55,4 +64,5 @@ __all__ = [
     "make_plan",
     "packed_attention_layout",
     "register_family",
+    "register_macs",
 ]

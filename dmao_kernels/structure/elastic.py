@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dmao_kernels.layout import ComponentLayout, Pattern
+from dmao_kernels.structure.costs import Costs, ParameterCost, aligned_components
 from dmao_kernels.structure.edit import Companion
 from dmao_kernels.structure.empty import handles_empty
 from dmao_kernels.structure.families import find_family
@@ -144,8 +145,14 @@ class Elastic:
         elastic |= {id(t) for m in self.modules.values() for t in m.shared_parameters()}
         return sum(p.numel() for p in self.model.parameters() if id(p) not in elastic)
 
-    def groups(self, scores: Mapping[str, Tensor | Sequence[float]]) -> list[Group]:
-        """What ``make_plan`` needs to know, from one score per component of every module."""
+    def groups(
+        self, scores: Mapping[str, Tensor | Sequence[float]], costs: Costs | None = None, align: int = 1
+    ) -> list[Group]:
+        """What ``make_plan`` needs to know, from one score per component of every module.
+
+        costs: default: parameters.  align: widths stay multiples of this (``costs.aligned_components``).
+        """
+        costs = costs or ParameterCost().measure(self)
         if missing := self.modules.keys() - scores.keys():
             raise ValueError(f"groups: scores of {sorted(missing)} are missing")
         groups = []
@@ -154,7 +161,12 @@ class Elastic:
             numbers = tuple(values.tolist() if isinstance(values, Tensor) else values)
             if len(numbers) != m.components:
                 raise ValueError(f"groups: {name} has {m.components} components, got {len(numbers)} scores")
-            groups.append(Group(name, numbers, m.own_cost, m.shared_cost, m.standard, 0 if m.can_be_empty else 1))
+            keep, multiple = 0 if m.can_be_empty else 1, aligned_components(m, align)
+            if m.components % multiple:
+                raise ValueError(
+                    f"groups: {name}: align={align} needs a multiple of {multiple} components, got {m.components}"
+                )
+            groups.append(Group(name, numbers, costs.own[name], costs.shared[name], m.standard, keep, multiple))
         return groups
 
     def state_dict(self) -> dict[str, Any]:

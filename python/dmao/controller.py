@@ -13,9 +13,9 @@ for step, batch in enumerate(batches, 1):
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -24,15 +24,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmao.distributed import averaged, require_same, unwrap
+from dmao.event import Copies, Event, join_copies
 from dmao.randomness import derive_seed
-from dmao.schedule import Schedule
+from dmao.schedule import Schedule, WhenSettled
 from dmao_kernels.structure import (
     SELECTIONS,
     SPLITS,
+    Caps,
     ComponentGates,
+    CostModel,
+    Costs,
     Elastic,
+    Group,
     Metric,
-    Pairs,
+    ParameterCost,
     Plan,
     Scope,
     Scores,
@@ -40,59 +45,15 @@ from dmao_kernels.structure import (
     Selection,
     Split,
     apply_plan,
+    budget_range,
     copy_cosines,
     follow_copies,
     make_plan,
 )
 
+__all__ = ["Event", "GrowAndDrop"]
+
 _log = logging.getLogger(__name__)
-
-Copies = dict[str, list[tuple[int, int]]]
-
-
-@dataclass(frozen=True)
-class Event:
-    """What one event did; plain data.
-
-    step: optimizer steps done before it.  index: 0 for the first event.
-    counts_before, counts_after: components of every module.  scores: of the components before, as the plan
-        saw them.
-    dropped, grown: numbers of components.  removed, added: parameters that went and that came with them.
-    parameters_before, parameters: in use before and after.  seconds: time the event took.
-    digest: SHA-256 of the plan, the same on every rank.  copies: (source, copy) pairs, numbered as
-        afterwards.
-    """
-
-    step: int
-    index: int
-    counts_before: dict[str, int]
-    counts_after: dict[str, int]
-    scores: dict[str, list[float]]
-    dropped: int
-    grown: int
-    removed: float
-    added: float
-    parameters_before: int
-    parameters: int
-    seconds: float
-    digest: str
-    copies: Copies
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Event:
-        """The inverse of to_dict, also of what JSON made of it."""
-        return cls(**{**values, "copies": _join({}, values["copies"])})
-
-    def __str__(self) -> str:
-        return (
-            f"event {self.index + 1} after step {self.step}: {self.dropped} components dropped, "
-            f"{self.grown} grown, {self.parameters_before:,} -> {self.parameters:,} parameters, "
-            f"{1000 * self.seconds:.0f} ms"
-        )
 
 
 class GrowAndDrop:
@@ -102,12 +63,19 @@ class GrowAndDrop:
         (dmao_kernels.structure.register_family). They return what they contribute, and residual sums stand
         outside of them: a module that lost all its components returns zeros.
     optimizer: its moments follow the components; None where there is none to follow.
-    schedule, total_steps: when the events fall.  Modules whose scored parameters are all frozen keep their width.
+    schedule, total_steps: when the events fall: at fixed steps (Schedule), or once the ranking of the components has
+        settled (WhenSettled).  Modules whose scored parameters are all frozen keep their width.
     metric: taylor, gradient, magnitude, signed, or gate (a learnable gate per component, added to the
         optimizer).
     scope: "slice" scores the published slice, "component" all that a component owns.
     beta: of the moving average of scores.
-    selection: "exact" never exceeds the parameters that the model starts with; "paper" selects as published.
+    selection: "exact" never exceeds the budget; "paper" selects as published.
+    cost: what the model's parts cost: ParameterCost(), MacCost(length=...), LatencyCost(example), or Costs that were
+        measured before.
+    budget: what the model may cost after an event, in the unit of `cost`: None: as much as at the start; a float: this
+        share of it; an int: so much.
+    max_growth: an event adds at most this share of all components (rounded up).  max_width: no module grows beyond this
+        multiple of its standard width.  align: the widths of modules stay multiples of this.
     components: per module, for known classes that do not tell their own number.
     split: how a copy shares its source's output weights.
     per_cost, keep_at_least: see make_plan.  revive: every event gives modules that are empty one fresh
@@ -129,13 +97,18 @@ class GrowAndDrop:
         self,
         model: nn.Module,
         optimizer: Optimizer | None,
-        schedule: Schedule,
+        schedule: Schedule | WhenSettled,
         total_steps: int,
         *,
         metric: Metric = "taylor",
         scope: Scope = "slice",
         beta: float = 0.99,
         selection: Selection = "exact",
+        cost: CostModel | None = None,
+        budget: int | float | None = None,
+        max_growth: float | None = None,
+        max_width: float | None = None,
+        align: int = 1,
         components: int | Mapping[str, int] = 4,
         split: Split = "asymmetric",
         seed: int = 0,
@@ -145,12 +118,14 @@ class GrowAndDrop:
         companions: Sequence[nn.Module] = (),
         observe_every: int = 1,
     ):
-        if observe_every < 1:
-            raise ValueError(f"GrowAndDrop: observe_every must be 1 or more, got {observe_every}")
+        for name, value in (("observe_every", observe_every), ("align", align)):
+            if value < 1:
+                raise ValueError(f"GrowAndDrop: {name} must be 1 or more, got {value}")
         _require_choice("selection", selection, SELECTIONS)
         _require_choice("split", split, SPLITS)
         self.schedule = schedule
-        self.event_steps = schedule.steps(total_steps)
+        self.total_steps = total_steps
+        self.trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = Elastic(unwrap(model), components)
         self.gates = _add_gates(self.elastic, optimizer, companions) if metric == "gate" else None
@@ -159,13 +134,15 @@ class GrowAndDrop:
             optimizer.scores = self.scores
         self.events: list[Event] = []
         self._copies: Copies = {}
-        self.budget = self.elastic.live_parameters()
+        self.costs = (cost or ParameterCost()).measure(self.elastic)
         self._selection = selection
         self._split = split
         self._seed = seed
         self._per_cost, self._keep_at_least, self._revive = per_cost, keep_at_least, revive
+        self._caps, self._align = Caps(max_growth, max_width), align
         self._companions = tuple(companions)
         self._step = 0
+        self.budget = self._checked_budget(budget)
 
     def observe(self) -> None:
         """Takes the gradients as backward left them into the scores. Nothing waits for the device.
@@ -177,17 +154,27 @@ class GrowAndDrop:
         self.scores.update()
 
     def due(self, step: int) -> bool:
-        """Whether an event falls now, `step` optimizer steps being done."""
+        """Whether an event falls now, `step` optimizer steps being done; none falls after the last step.
+
+        Raises ValueError for a step after the end of the training.
+        """
+        if step > self.total_steps:
+            raise ValueError(f"GrowAndDrop: step must be at most total_steps, {self.total_steps}, got {step}")
         self._step = step
-        return len(self.events) < len(self.event_steps) and step >= self.event_steps[len(self.events)]
+        return step < self.total_steps and self.trigger.due(step, len(self.events), self._ranked)
 
     @torch.inference_mode(False)
     def adapt(self) -> Event:
         """Drops and grows components of the model, in place: same Parameter objects, same order in the optimizer.
 
-        Raises RuntimeError where no gradient was observed or the ranks' plans differ, ValueError where the plan
-        cannot be met; nothing is changed then.
+        Raises RuntimeError where no gradient was observed, the training is over or the ranks' plans differ, ValueError
+        where the plan cannot be met; nothing is changed then.
         """
+        if self._step >= self.total_steps:
+            raise RuntimeError(
+                f"GrowAndDrop: an event must fall before the last step, {self.total_steps}, got step {self._step}: "
+                "nothing would train what it changes"
+            )
         if self.scores.calls == 0:
             raise RuntimeError("GrowAndDrop: call observe() after backward, before an event: there are no scores yet")
         start = time.perf_counter()
@@ -208,7 +195,7 @@ class GrowAndDrop:
             split=self._split,
         )
         self.scores.follow(plan)
-        self._copies = _join(follow_copies(self._copies, plan), report.copies)
+        self._copies = join_copies(follow_copies(self._copies, plan), report.copies)
         event = Event(
             step=self._step,
             index=len(self.events),
@@ -219,11 +206,14 @@ class GrowAndDrop:
             grown=plan.grown,
             removed=plan.removed,
             added=plan.added,
+            cost_before=plan.before,
+            cost=plan.after,
+            unit=plan.unit,
             parameters_before=parameters_before,
             parameters=self.elastic.live_parameters(),
             seconds=time.perf_counter() - start,
             digest=plan.digest(),
-            copies=_join({}, report.copies),
+            copies=join_copies({}, report.copies),
         )
         self.events.append(event)
         return event
@@ -245,24 +235,83 @@ class GrowAndDrop:
         return self.gates.penalty(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Structure, scores and events; plain values and tensors."""
+        """Structure, scores, costs, schedule and events; plain values and tensors."""
         return {
             "structure": self.elastic.state_dict(),
             "scores": self.scores.state_dict(),
             "events": [event.to_dict() for event in self.events],
             "copies": self._copies,
+            "costs": self.costs.to_dict(),
             "budget": self.budget,
+            "trigger": self.trigger.state_dict(),
             "step": self._step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Gives a freshly built model the saved widths: then its state and the optimizer's can be loaded."""
+        """Gives a freshly built model the saved widths: then its state and the optimizer's can be loaded.
+
+        Measured costs and the budget are those of the saved run. Raises ValueError, and changes nothing, where the
+        state is of another model, or of other costs or another kind of schedule.
+        """
+        if lacking := self.state_dict().keys() - state.keys():
+            raise ValueError(f"GrowAndDrop: state must be of a GrowAndDrop, but it lacks {sorted(lacking)}")
+        for what in ("metric", "scope"):
+            if state["scores"].get(what) != getattr(self.scores, what):
+                raise ValueError(
+                    f"GrowAndDrop: {what} must be {getattr(self.scores, what)}, got a state with "
+                    f"{state['scores'].get(what)}"
+                )
+        costs = Costs.from_dict(state["costs"])
+        self.costs.require_same(costs)
+        trigger = self.schedule.trigger(self.total_steps)
+        trigger.load_state_dict(state["trigger"])
         self.elastic.load_state_dict(state["structure"], self._companions)
         self.scores.load_state_dict(state["scores"])
+        self.trigger = trigger
         self.events = [Event.from_dict(event) for event in state["events"]]
-        self._copies = _join({}, state["copies"])
-        self.budget = state["budget"]
+        self._copies = join_copies({}, state["copies"])
+        self.costs, self.budget = costs, state["budget"]
         self._step = state["step"]
+
+    def _checked_budget(self, budget: int | float | None) -> int:
+        """The budget as a cost. Raises ValueError where one event cannot meet it, or the widths are not aligned."""
+        frozen = self.scores.frozen()
+        groups = self._groups({name: [0.0] * n for name, n in self.elastic.counts().items()}, frozen)
+        least, most = budget_range(
+            groups, fixed=self._fixed(frozen), keep_at_least=self._keep_at_least, caps=self._caps
+        )
+        start = self.costs.total(self.elastic.counts())
+        if budget is None:
+            return start
+        if self._selection == "paper":
+            raise ValueError("GrowAndDrop: budget needs selection='exact'; 'paper' follows the published thresholds")
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+            raise ValueError(f"GrowAndDrop: budget must be a positive number, got {budget!r}")
+        cost = budget if isinstance(budget, int) else int(budget * start)
+        if cost < least:
+            raise ValueError(
+                f"GrowAndDrop: budget must be at least {least} {self.costs.unit}, which always remain, got {cost}"
+            )
+        if cost > most and self._caps.max_growth is None:
+            raise ValueError(
+                f"GrowAndDrop: budget must be at most {most} {self.costs.unit}, what one event can reach, got {cost}"
+            )
+        return cost
+
+    def _ranked(self) -> list[float]:
+        """The scores of all components that can go; waits for the device."""
+        frozen = self.scores.frozen()
+        values = [values for name, values in self.scores.values().items() if name not in frozen]
+        return torch.cat(values).tolist() if values else []
+
+    def _groups(self, scores: Mapping[str, list[float]], frozen: set[str]) -> list[Group]:
+        groups = self.elastic.groups(scores, self.costs, self._align)
+        return [group for group in groups if group.name not in frozen]
+
+    def _fixed(self, frozen: set[str]) -> int:
+        """The cost of all that an event cannot change."""
+        counts = self.elastic.counts()
+        return self.costs.fixed + sum(self.costs.of(name, counts[name]) for name in frozen)
 
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
         # A module that is frozen has no scores; zeros would say that it is worth nothing.
@@ -270,38 +319,33 @@ class GrowAndDrop:
         empty = [name for name, count in self.elastic.counts().items() if count == 0 and name not in frozen]
         plan = partial(
             make_plan,
-            [group for group in self.elastic.groups(scores) if group.name not in frozen],
+            self._groups(scores, frozen),
             self.schedule.fraction_per_event,
             self._selection,
-            fixed=self.elastic.fixed_parameters() + sum(self.elastic.modules[name].parameters for name in frozen),
+            fixed=self._fixed(frozen),
+            unit=self.costs.unit,
             per_cost=self._per_cost,
             keep_at_least=self._keep_at_least,
+            caps=self._caps,
             seed=derive_seed(self._seed, "event", len(self.events)),
         )
         revive = empty if self._revive else ()
         if self._selection == "paper":
             return plan(revive=revive)
         try:
-            # the size at the start, not the present one: what one event falls short of, the next may spend
+            # the budget, not the present cost: what one event falls short of, the next may spend
             return plan(budget=self.budget, revive=revive)
         except ValueError as error:
             if not self._revive:
                 raise
             # After a revival the budget may be out of reach; a training must not end by that.
             _log.warning("GrowAndDrop: this event revives nothing and keeps the present size: %s", error)
-            return plan()
+            return plan(budget=min(self.budget, self.costs.total(self.elastic.counts())))
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"GrowAndDrop: {name} must be {' or '.join(choices)}, got {value!r}")
-
-
-def _join(first: Pairs, second: Pairs) -> Copies:
-    return {
-        name: [(source, copy) for source, copy in (*first.get(name, ()), *second.get(name, ()))]
-        for name in {**first, **second}
-    }
 
 
 def _add_gates(elastic: Elastic, optimizer: Optimizer | None, companions: Sequence[nn.Module]) -> ComponentGates:
