@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmao.distributed import averaged, require_same, unwrap
+from dmao.distributed import averaged, first_ranks, require_same, unwrap
 from dmao.event import Copies, Event, join_copies
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule, WhenSettled
@@ -134,7 +134,7 @@ class GrowAndDrop:
             optimizer.scores = self.scores
         self.events: list[Event] = []
         self._copies: Copies = {}
-        self.costs = (cost or ParameterCost()).measure(self.elastic)
+        self.costs = Costs.from_dict(first_ranks((cost or ParameterCost()).measure(self.elastic).to_dict()))
         self._selection = selection
         self._split = split
         self._seed = seed
@@ -301,7 +301,7 @@ class GrowAndDrop:
     def _ranked(self) -> list[float]:
         """The scores of all components that can go; waits for the device."""
         frozen = self.scores.frozen()
-        values = [values for name, values in self.scores.values().items() if name not in frozen]
+        values = [values for name, values in averaged(self.scores.values()).items() if name not in frozen]
         return torch.cat(values).tolist() if values else []
 
     def _groups(self, scores: Mapping[str, list[float]], frozen: set[str]) -> list[Group]:
