@@ -121,6 +121,11 @@ class GrowAndDrop:
         for name, value in (("observe_every", observe_every), ("align", align)):
             if value < 1:
                 raise ValueError(f"GrowAndDrop: {name} must be 1 or more, got {value}")
+        if isinstance(schedule, WhenSettled) and schedule.every < observe_every:
+            raise ValueError(
+                f"GrowAndDrop: observe_every must be at most {schedule.every}, as often as the schedule compares, "
+                f"got {observe_every}"
+            )
         _require_choice("selection", selection, SELECTIONS)
         _require_choice("split", split, SPLITS)
         self.schedule = schedule

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from dmao.config import OptimizerConfig, TrainConfig
+from dmao.config import ConfigError, OptimizerConfig, TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.distributed import Team, wrap
 from dmao.models import ConformerCTC, ctc_loss
@@ -129,11 +129,20 @@ def make_controller(
 ) -> GrowAndDrop | None:
     """The controller that the config asks for; None for the uniform baseline.
 
-    costs: what was measured when the training began, where it goes on.
+    costs: what was measured when the training began, where it goes on. Raises ConfigError where the model cannot be
+    trained so.
     """
-    settings = config.grow_and_drop
-    if settings.schedule is None:
+    if config.grow_and_drop.schedule is None:
         return None
+    try:
+        return _controller(model, optimizer, config, costs or _cost_model(model, config))
+    except ValueError as error:
+        raise ConfigError(f"config: grow_and_drop: {error}") from error
+
+
+def _controller(model: ConformerCTC, optimizer: ScoringAdamW, config: TrainConfig, cost: CostModel) -> GrowAndDrop:
+    settings = config.grow_and_drop
+    assert settings.schedule is not None
     return GrowAndDrop(
         model,
         optimizer,
@@ -143,7 +152,7 @@ def make_controller(
         scope=settings.scope,
         beta=settings.beta,
         selection=settings.selection,
-        cost=costs or _cost_model(model, config),
+        cost=cost,
         budget=settings.budget,
         max_growth=settings.max_growth,
         max_width=settings.max_width,

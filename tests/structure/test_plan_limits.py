@@ -113,8 +113,8 @@ def test_components_of_like_rank_go_and_double_together():
 
 
 def test_a_block_ranks_by_its_mean():
-    groups = [Group("a", (10.0, 0.0), 1, multiple=2), Group("b", (4.0, 4.0), 1), Group("c", (1.0, 1.0), 1)]
-    assert make_plan(groups, fraction=0.3).sources == {"a": (0, 0, 1, 1), "b": (0, 1), "c": ()}
+    groups = [Group("a", (6.0, 0.0), 1, multiple=2), Group("b", (4.0, 4.0), 1), Group("c", (1.0, 1.0), 1)]
+    assert make_plan(groups, fraction=0.3).sources == {"a": (0, 1), "b": (0, 0, 1, 1), "c": ()}
 
 
 def test_the_cap_of_a_module_passes_growth_on():
@@ -125,6 +125,13 @@ def test_the_cap_of_a_module_passes_growth_on():
     # one that is wider than its cap already keeps what it has, and comes back to no more than that
     wide = [Group("wide", (9.0, 8.0, 0.1, 0.2), 1, standard=2), Group("low", (0.3, 0.4), 1)]
     assert make_plan(wide, 0.6, caps=Caps(max_width=1.0)).counts() == {"wide": 4, "low": 2}
+
+
+@pytest.mark.parametrize("selection", ["exact", "paper"])
+def test_what_a_module_drops_makes_room_under_its_cap(selection):
+    groups = [Group("a", (9.0, 8.0, 0.2, 0.1), 1, standard=4)]
+    plan = make_plan(groups, 0.3, selection, caps=Caps(max_width=1.0))
+    assert plan.sources == {"a": (0, 0, 1, 1)}
 
 
 def test_the_cap_of_an_event():

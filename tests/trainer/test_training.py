@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from dmao import checkpoint
-from dmao.config import load_config
+from dmao.config import ConfigError, load_config
 from dmao.evaluate import evaluate, load_model
 from dmao.metrics import read_json_lines
 from dmao.models import ConformerCTC
@@ -144,6 +144,21 @@ def test_a_calibration_is_made_once_and_saved(tmp_path, monkeypatch):
     assert all(event["cost"] <= int(0.8 * start) for event in result.events)
     assert restore(checkpoint.load_latest(tmp_path / "checkpoints")[1])[2].costs.fixed == 9999
     assert calibrations == [7]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("budget=10", "config: grow_and_drop: GrowAndDrop: budget must be at least"),
+        ("align=64", "config: grow_and_drop: groups: blocks.0.conv: align=64 needs a multiple of 16 components"),
+    ],
+)
+def test_what_the_model_does_not_allow_is_a_line_about_the_config(override, message):
+    config = tiny_config(f"grow_and_drop.{override}")
+    model = _fresh_model()
+    with pytest.raises(ConfigError) as caught:
+        make_controller(model, make_optimizer(model, config.optimizer), config)
+    assert str(caught.value).startswith(message)
 
 
 def test_what_latency_is_timed_on():

@@ -94,7 +94,7 @@ def test_asking_twice_and_skipping_steps_change_nothing():
     assert script.asked == 2
     assert twice.due(15, 0, script)
     assert twice.due(15, 0, script)
-    assert fires(once, Script("aaaa"), (4, 7, 11, 19, 20)) == [19]  # checks at 7, 11 and 19
+    assert fires(once, Script("aaaa"), (4, 7, 21, 22, 26)) == [26]  # checks at 7, 21 and 26
 
 
 def test_state_goes_on():
@@ -152,6 +152,11 @@ def test_wrong_settings(arguments, message):
 def test_events_that_do_not_fit_into_the_training(schedule, message):
     with pytest.raises(ValueError, match=message):
         GrowAndDrop(build(), None, schedule, 40)
+
+
+def test_rankings_are_compared_no_more_often_than_scores_are_made():
+    with pytest.raises(ValueError, match="observe_every must be at most 5, as often as the schedule compares, got 6"):
+        setup(WhenSettled(5, 30, every=5), observe_every=6)
 
 
 EARLY = WhenSettled(earliest=5, latest=30, every=2, threshold=0.9, patience=2, events=2, fraction=0.4)
