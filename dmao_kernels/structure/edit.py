@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw
 from dmao_kernels.structure.places import get_attribute, set_attribute
 from dmao_kernels.structure.plan import FRESH, ModulePlan, Plan
 from dmao_kernels.structure.slots.edit import edit_slots, slot_sources
+from dmao_kernels.structure.slots.plan import SlotPlan
 from dmao_kernels.structure.targets import Companion, Companions, expect, follows, output_biases
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
 
+_LOG = logging.getLogger("dmao_kernels")
 MAX_DROPOUT = 0.9  # a rate that follows a module many times its standard width must stay a rate
 
 
@@ -71,7 +74,8 @@ def apply_plan(
     Otherwise what no component owns (norms over the input, output biases) is not touched. Memory: until the
     end, old and new tensors of the changed modules are both there.
 
-    In slots storage tensors keep their shapes and are rewritten in place, and dropout rates stay as they are.
+    In slots storage tensors keep their shapes and are rewritten in place, and dropout rates stay as they are. In tight
+    storage shapes change, and whatever was compiled with torch.compile is compiled once more.
 
     optimizer: the optimizer(s) whose state follows.
     companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or
@@ -97,6 +101,8 @@ def apply_plan(
         generator = generator or torch.Generator().manual_seed(plan.seed)
         _edit(edited, elastic, optimizers, copies, split, generator, fresh)
         elastic.edits += 1
+        if elastic.edits == 1:
+            _LOG.info("tight storage: every event changes shapes, so a compiled model is compiled anew after each")
     return EditReport(
         copies={m.name: p.copies for m, p in edited if p.copies},
         dropped={m.name: p.dropped for m, p in edited if p.dropped},
@@ -105,6 +111,29 @@ def apply_plan(
         after=elastic.live_parameters(),
         seconds=time.perf_counter() - start,
     )
+
+
+@torch.no_grad()
+def apply_slot_plan(
+    plan: SlotPlan,
+    elastic: Elastic,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    companions: Iterable[Companion] = (),
+    split: Split = "asymmetric",
+    generator: Generator | None = None,
+) -> None:
+    """``apply_plan`` with a plan that only the device knows: nothing is waited for. What it did tells ``plan.plan``.
+
+    Raises ValueError, before anything is changed, where the plan, a companion or an optimizer's state does not fit.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"apply_slot_plan: split must be one of {', '.join(SPLITS)}, got '{split}'")
+    if elastic.storage != "slots" or plan.edits != elastic.edits or plan.sources.keys() - elastic.modules.keys():
+        raise ValueError("apply_slot_plan: the plan was not made for this model as it is now")
+    modules = [elastic.modules[name] for name in plan.sources]
+    fresh = {m.name: fresh_values(m, 1, plan.seed) for m in modules} if plan.revive else {}
+    generator = generator or torch.Generator(modules[0].device).manual_seed(plan.seed)
+    edit_slots(elastic, plan.sources, _as_list(optimizer), Companions(elastic, companions), split, generator, fresh)
 
 
 def resize(

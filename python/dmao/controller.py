@@ -17,12 +17,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dmao.lazy import Lazy
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule
 from dmao_kernels.structure import (
@@ -37,11 +38,15 @@ from dmao_kernels.structure import (
     Scores,
     ScoringAdamW,
     Selection,
+    SlotPlan,
     Split,
+    Storage,
     apply_plan,
+    apply_slot_plan,
     copy_cosines,
     follow_copies,
     make_plan,
+    make_slot_plan,
 )
 
 _log = logging.getLogger(__name__)
@@ -114,6 +119,9 @@ class GrowAndDrop:
     companions: models of the same structure edited along, for example an average of the weights; loading a state
         gives them its widths, metric "gate" gives them gates.
     observe_every: score every n-th step only.
+    storage, headroom: "slots" keeps all shapes and waits for nothing, within `headroom` times the widths (see
+        dmao_kernels.structure.Elastic.to_slots). Then a budget that cannot be met is no error (Event.dropped is 0, or
+        the nearest plan is taken), and neither are scores that are all zero.
 
     A ScoringAdamW scores in its own step(): then nobody calls observe().
 
@@ -140,6 +148,8 @@ class GrowAndDrop:
         revive: bool = False,
         companions: Sequence[nn.Module] = (),
         observe_every: int = 1,
+        storage: Storage = "tight",
+        headroom: float = 2.0,
     ):
         if observe_every < 1:
             raise ValueError(f"GrowAndDrop: observe_every must be 1 or more, got {observe_every}")
@@ -149,6 +159,8 @@ class GrowAndDrop:
         self.event_steps = schedule.steps(total_steps)
         self.optimizer = optimizer
         self.elastic = Elastic(model, components)
+        if storage == "slots":
+            self.elastic.to_slots(headroom, optimizer, companions)
         self.gates = _add_gates(self.elastic, optimizer, companions) if metric == "gate" else None
         self.scores = Scores(self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
         if isinstance(optimizer, ScoringAdamW):
@@ -162,6 +174,7 @@ class GrowAndDrop:
         self._per_cost, self._keep_at_least, self._revive = per_cost, keep_at_least, revive
         self._companions = tuple(companions)
         self._step = 0
+        self._unread: list[SlotPlan] = []
 
     def observe(self) -> None:
         """Takes the gradients as backward left them into the scores. Nothing waits for the device.
@@ -186,6 +199,8 @@ class GrowAndDrop:
         """
         if self.scores.calls == 0:
             raise RuntimeError("GrowAndDrop: call observe() after backward, before an event: there are no scores yet")
+        if self.elastic.storage == "slots":
+            return self._adapt_slots()
         start = time.perf_counter()
         before, parameters_before = self.elastic.counts(), self.elastic.live_parameters()
         scores = {name: values.tolist() for name, values in self.scores.values().items()}
@@ -195,7 +210,7 @@ class GrowAndDrop:
                 "zero_grad, on a model that is not frozen)"
             )
         plan = self._plan(scores)
-        report = apply_plan(
+        apply_plan(
             plan,
             self.elastic,
             optimizer=self.optimizer,
@@ -203,7 +218,7 @@ class GrowAndDrop:
             split=self._split,
         )
         self.scores.follow(plan)
-        self._copies = _join(follow_copies(self._copies, plan), report.copies)
+        self._follow_copies(plan)
         event = Event(
             step=self._step,
             index=len(self.events),
@@ -218,7 +233,7 @@ class GrowAndDrop:
             parameters=self.elastic.live_parameters(),
             seconds=time.perf_counter() - start,
             digest=plan.digest(),
-            copies=_join({}, report.copies),
+            copies=_copies(plan),
         )
         self.events.append(event)
         return event
@@ -228,6 +243,7 @@ class GrowAndDrop:
 
         At 1 a copy is dead weight: it does what its source does. Empty while no event has grown anything.
         """
+        self._read_plans()
         return copy_cosines(self.elastic, self._copies)
 
     def penalty(self, weight: float) -> Tensor:
@@ -241,6 +257,7 @@ class GrowAndDrop:
 
     def state_dict(self) -> dict[str, Any]:
         """Structure, scores and events; plain values and tensors."""
+        self._read_plans()
         return {
             "structure": self.elastic.state_dict(),
             "scores": self.scores.state_dict(),
@@ -258,6 +275,38 @@ class GrowAndDrop:
         self._copies = _join({}, state["copies"])
         self.budget = state["budget"]
         self._step = state["step"]
+
+    def _adapt_slots(self) -> Event:
+        """`adapt` in slots storage. The event is read off the device when somebody looks at it."""
+        start, scores = time.perf_counter(), self.scores.values()
+        plan = make_slot_plan(
+            self.elastic,
+            scores,
+            self.schedule.fraction_per_event,
+            self._selection,
+            budget=None if self._selection == "paper" else self.budget,
+            per_cost=self._per_cost,
+            keep_at_least=self._keep_at_least,
+            revive=self._revive,
+            frozen=self.scores.frozen(),
+            seed=derive_seed(self._seed, "event", len(self.events)),
+        )
+        apply_slot_plan(plan, self.elastic, self.optimizer, self._companions, self._split)
+        self.scores.follow_slots(plan.sources)
+        self._unread.append(plan)
+        seconds = time.perf_counter() - start
+        event = cast(Event, Lazy(partial(_read_event, plan, scores, self._step, len(self.events), seconds)))
+        self.events.append(event)
+        return event
+
+    def _read_plans(self) -> None:
+        """Lets the pairs of copies follow the plans that nobody has read yet."""
+        for plan in self._unread:
+            self._follow_copies(plan.plan)
+        self._unread = []
+
+    def _follow_copies(self, plan: Plan) -> None:
+        self._copies = _join(follow_copies(self._copies, plan), _copies(plan))
 
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
         # A module that is frozen has no scores; zeros would say that it is worth nothing.
@@ -285,6 +334,32 @@ class GrowAndDrop:
             # After a revival the budget may be out of reach; a training must not end by that.
             _log.warning("GrowAndDrop: this event revives nothing and keeps the present size: %s", error)
             return plan()
+
+
+def _copies(plan: Plan) -> Copies:
+    """The (source, copy) pairs that a plan makes."""
+    return {m.name: list(m.copies) for m in plan.modules if m.copies}
+
+
+def _read_event(slot_plan: SlotPlan, scores: Mapping[str, Tensor], step: int, index: int, seconds: float) -> Event:
+    plan = slot_plan.plan
+    counts = {m.name: m.components for m in plan.modules}
+    return Event(
+        step=step,
+        index=index,
+        counts_before=counts,
+        counts_after=plan.counts(),
+        scores={name: values.tolist()[: counts[name]] for name, values in scores.items() if name in counts},
+        dropped=plan.dropped,
+        grown=plan.grown,
+        removed=plan.removed,
+        added=plan.added,
+        parameters_before=plan.before,
+        parameters=plan.after,
+        seconds=seconds,
+        digest=plan.digest(),
+        copies=_copies(plan),
+    )
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
