@@ -155,6 +155,7 @@ class GrowAndDrop:
             raise ValueError(f"GrowAndDrop: observe_every must be 1 or more, got {observe_every}")
         _require_choice("selection", selection, SELECTIONS)
         _require_choice("split", split, SPLITS)
+        _require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
         self.schedule = schedule
         self.event_steps = schedule.steps(total_steps)
         self.optimizer = optimizer
@@ -272,7 +273,7 @@ class GrowAndDrop:
         self.elastic.load_state_dict(state["structure"], self._companions)
         self.scores.load_state_dict(state["scores"])
         self.events = [Event.from_dict(event) for event in state["events"]]
-        self._copies = _join({}, state["copies"])
+        self._copies, self._unread = _join({}, state["copies"]), []
         self.budget = state["budget"]
         self._step = state["step"]
 

@@ -72,7 +72,7 @@ def test_a_state_of_other_slots_is_refused():
     other = Elastic(encoder(), storage="slots", headroom=3)
     for target, state in ((slots, tight), (tight, slots), (slots, other)):
         before = target.counts()
-        with pytest.raises(ValueError, match="load_state_dict: the slots must be .*same storage and headroom"):
+        with pytest.raises(ValueError, match=r"load_state_dict: the slots must be .*same storage and headroom"):
             target.load_state_dict(state.state_dict())
         assert target.counts() == before
 
@@ -147,7 +147,7 @@ def test_an_empty_module_contributes_nothing_and_learns_nothing():
 def test_what_cannot_be_kept_in_slots():
     with pytest.raises(ValueError, match="storage must be tight or slots, got 'loose'"):
         Elastic(encoder(), storage="loose")
-    with pytest.raises(ValueError, match="headroom must be finite and 1 or more, got 0.5"):
+    with pytest.raises(ValueError, match=r"headroom must be finite and 1 or more, got 0\.5"):
         Elastic(encoder(), storage="slots", headroom=0.5)
     elastic = Elastic(encoder(), storage="slots")
     with pytest.raises(ValueError, match="to_slots: the model is in slots storage already"):
@@ -165,7 +165,7 @@ def test_what_cannot_be_kept_in_slots():
     with pytest.raises(ValueError, match="to_tight: the model is in tight storage already"):
         elastic.to_tight()
     apply_plan(given_plan({"shaw": (0, 0, 1, 1, 2, 2)}, elastic.counts()), elastic)
-    with pytest.raises(ValueError, match="shaw has 6 components, more than a headroom of 1.5 has room for: 5"):
+    with pytest.raises(ValueError, match=r"shaw has 6 components, more than a headroom of 1\.5 has room for: 5"):
         elastic.to_slots(1.5)
     model.shaw.q.mask = BlockMask.full(model.shaw.q.weight, 16)
     with pytest.raises(ValueError, match="shaw: q has a block mask, which cannot follow its slots"):
