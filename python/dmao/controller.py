@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dmao.distributed import averaged, require_same, unwrap
 from dmao.lazy import Lazy
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule
@@ -125,6 +126,9 @@ class GrowAndDrop:
 
     A ScoringAdamW scores in its own step(): then nobody calls observe().
 
+    On several processes (torch.distributed), scores are averaged over the ranks at an event and the plans compared.
+    `model` may be wrapped in DistributedDataParallel; after an event, go on with `distributed.rewrap` of it.
+
     A run is a function of `seed`. Saves and restores with state_dict: load this before the model's and the
     optimizer's state, into a model built as at the start.
     """
@@ -159,7 +163,7 @@ class GrowAndDrop:
         self.schedule = schedule
         self.event_steps = schedule.steps(total_steps)
         self.optimizer = optimizer
-        self.elastic = Elastic(model, components)
+        self.elastic = Elastic(unwrap(model), components)
         if storage == "slots":
             self.elastic.to_slots(headroom, optimizer, companions)
         self.gates = _add_gates(self.elastic, optimizer, companions) if metric == "gate" else None
@@ -175,7 +179,7 @@ class GrowAndDrop:
         self._per_cost, self._keep_at_least, self._revive = per_cost, keep_at_least, revive
         self._companions = tuple(companions)
         self._step = 0
-        self._unread: list[SlotPlan] = []
+        self._unread: list[Plan | SlotPlan] = []
 
     def observe(self) -> None:
         """Takes the gradients as backward left them into the scores. Nothing waits for the device.
@@ -195,8 +199,8 @@ class GrowAndDrop:
     def adapt(self) -> Event:
         """Drops and grows components of the model, in place: same Parameter objects, same order in the optimizer.
 
-        Raises RuntimeError where no gradient was observed, ValueError where the plan cannot be met; nothing is
-        changed then.
+        Raises RuntimeError where no gradient was observed or the ranks' plans differ, ValueError where the plan
+        cannot be met; nothing is changed then.
         """
         if self.scores.calls == 0:
             raise RuntimeError("GrowAndDrop: call observe() after backward, before an event: there are no scores yet")
@@ -204,13 +208,14 @@ class GrowAndDrop:
             return self._adapt_slots()
         start = time.perf_counter()
         before, parameters_before = self.elastic.counts(), self.elastic.live_parameters()
-        scores = {name: values.tolist() for name, values in self.scores.values().items()}
+        scores = {name: values.tolist() for name, values in averaged(self.scores.values()).items()}
         if not any(any(values) for values in scores.values()):
             raise RuntimeError(
                 "GrowAndDrop: all scores are zero: observe() has seen no gradients (call it after backward and before "
                 "zero_grad, on a model that is not frozen)"
             )
         plan = self._plan(scores)
+        require_same("GrowAndDrop: the plan", plan.digest())
         apply_plan(
             plan,
             self.elastic,
@@ -219,7 +224,7 @@ class GrowAndDrop:
             split=self._split,
         )
         self.scores.follow(plan)
-        self._follow_copies(plan)
+        self._unread.append(plan)
         event = Event(
             step=self._step,
             index=len(self.events),
@@ -279,7 +284,7 @@ class GrowAndDrop:
 
     def _adapt_slots(self) -> Event:
         """`adapt` in slots storage. The event is read off the device when somebody looks at it."""
-        start, scores = time.perf_counter(), self.scores.values()
+        start, scores = time.perf_counter(), averaged(self.scores.values())
         plan = make_slot_plan(
             self.elastic,
             scores,
@@ -302,12 +307,10 @@ class GrowAndDrop:
 
     def _read_plans(self) -> None:
         """Lets the pairs of copies follow the plans that nobody has read yet."""
-        for plan in self._unread:
-            self._follow_copies(plan.plan)
+        for unread in self._unread:
+            plan = unread.plan if isinstance(unread, SlotPlan) else unread
+            self._copies = _join(follow_copies(self._copies, plan), _copies(plan))
         self._unread = []
-
-    def _follow_copies(self, plan: Plan) -> None:
-        self._copies = _join(follow_copies(self._copies, plan), _copies(plan))
 
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
         # A module that is frozen has no scores; zeros would say that it is worth nothing.
