@@ -11,7 +11,7 @@ from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.structure.adamw import ScoringAdamW
 from dmao_kernels.structure.copies import Pairs, copy_cosines, follow_copies
 from dmao_kernels.structure.costs import CostModel, Costs, MacCost, ParameterCost, register_macs
-from dmao_kernels.structure.edit import EditReport, apply_plan
+from dmao_kernels.structure.edit import EditReport, apply_plan, apply_slot_plan
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.families import (
     attention_layout,
@@ -27,6 +27,8 @@ from dmao_kernels.structure.latency import LatencyCost
 from dmao_kernels.structure.plan import Caps, Group, ModulePlan, Plan, given_plan
 from dmao_kernels.structure.scores import Metric, Scope, Scores
 from dmao_kernels.structure.selection import SELECTIONS, Selection, budget_range, make_plan
+from dmao_kernels.structure.slots.plan import SlotPlan, make_slot_plan
+from dmao_kernels.structure.slots.storage import Storage
 
 __all__ = [
     "SELECTIONS",
@@ -51,8 +53,11 @@ __all__ = [
     "Scores",
     "ScoringAdamW",
     "Selection",
+    "SlotPlan",
     "Split",
+    "Storage",
     "apply_plan",
+    "apply_slot_plan",
     "attention_layout",
     "budget_range",
     "cgmlp_layout",
@@ -62,6 +67,7 @@ __all__ = [
     "given_plan",
     "glu_convolution_layout",
     "make_plan",
+    "make_slot_plan",
     "packed_attention_layout",
     "register_family",
     "register_macs",

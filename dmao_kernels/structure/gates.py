@@ -46,6 +46,8 @@ class ComponentGates:
 
     def __init__(self, elastic: Elastic, companions: Iterable[nn.Module] = ()) -> None:
         self.elastic = elastic
+        if elastic.storage == "slots":
+            raise ValueError("ComponentGates: gates need tight storage, the model is in slots storage")
         for m in elastic.modules.values():
             if m.gate is not None:
                 raise ValueError(f"ComponentGates: {m.name} has gates already")

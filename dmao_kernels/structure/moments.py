@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dmao_kernels.layout import COMPONENT, Pattern
+from dmao_kernels.structure.targets import follows
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.edit import TensorEdit
@@ -42,24 +43,14 @@ def follow_state(edit: TensorEdit, parameter: Tensor, state: Mapping[str, Any]) 
     """
     values: Values = {}
     for key, value in state.items():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            values[key] = edit.follow(value, f"optimizer state '{key}'")
-        elif key in FACTORS and FACTORS[key] in state:
+        if key in FACTORS and FACTORS[key] in state:
             values |= _follow_factor(edit, parameter, key, value)
-        elif not _is_scalar(value):
-            found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"apply_plan: {edit.m.name}: {edit.name}: optimizer state '{key}' must be a scalar or have the "
-                f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
-            )
+        elif follows(edit.m, edit.name, parameter, key, value):
+            values[key] = edit.follow(value, f"optimizer state '{key}'")
     for key, partner in FACTORS.items():
         if partner in values and key in state and key not in values:
             values[key] = _rescaled(edit, state[key], state[partner], values[partner])
     return values
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, int | float | str) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _component_axis(edit: TensorEdit) -> tuple[int, Pattern]:

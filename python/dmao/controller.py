@@ -17,14 +17,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmao.distributed import averaged, first_ranks, require_same, unwrap
-from dmao.event import Copies, Event, join_copies
+from dmao.event import Copies, Event, Lazy, copies_of, join_copies
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule, WhenSettled
 from dmao_kernels.structure import (
@@ -43,12 +43,16 @@ from dmao_kernels.structure import (
     Scores,
     ScoringAdamW,
     Selection,
+    SlotPlan,
     Split,
+    Storage,
     apply_plan,
+    apply_slot_plan,
     budget_range,
     copy_cosines,
     follow_copies,
     make_plan,
+    make_slot_plan,
 )
 
 __all__ = ["Event", "GrowAndDrop"]
@@ -83,6 +87,9 @@ class GrowAndDrop:
     companions: models of the same structure edited along, for example an average of the weights; loading a state
         gives them its widths, metric "gate" gives them gates.
     observe_every: score every n-th step only.
+    storage, headroom: "slots" keeps all shapes and waits for nothing, within `headroom` times the widths (see
+        dmao_kernels.structure.Elastic.to_slots). Then a budget that cannot be met is no error (Event.dropped is 0, or
+        the nearest plan is taken), and neither are scores that are all zero.
 
     A ScoringAdamW scores in its own step(): then nobody calls observe().
 
@@ -117,6 +124,8 @@ class GrowAndDrop:
         revive: bool = False,
         companions: Sequence[nn.Module] = (),
         observe_every: int = 1,
+        storage: Storage = "tight",
+        headroom: float = 2.0,
     ):
         for name, value in (("observe_every", observe_every), ("align", align)):
             if value < 1:
@@ -128,11 +137,14 @@ class GrowAndDrop:
             )
         _require_choice("selection", selection, SELECTIONS)
         _require_choice("split", split, SPLITS)
+        _require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
         self.schedule = schedule
         self.total_steps = total_steps
         self.trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = Elastic(unwrap(model), components)
+        if storage == "slots":
+            self.elastic.to_slots(headroom, optimizer, companions)
         self.gates = _add_gates(self.elastic, optimizer, companions) if metric == "gate" else None
         self.scores = Scores(self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
         if isinstance(optimizer, ScoringAdamW):
@@ -147,6 +159,9 @@ class GrowAndDrop:
         self._caps, self._align = Caps(max_growth, max_width), align
         self._companions = tuple(companions)
         self._step = 0
+        self._unread: list[Plan | SlotPlan] = []
+        if storage == "slots" and (self._caps != Caps() or align != 1):
+            raise ValueError("GrowAndDrop: max_growth, max_width and align need storage='tight'")
         self.budget = self._checked_budget(budget)
 
     def observe(self) -> None:
@@ -182,8 +197,9 @@ class GrowAndDrop:
             )
         if self.scores.calls == 0:
             raise RuntimeError("GrowAndDrop: call observe() after backward, before an event: there are no scores yet")
+        if self.elastic.storage == "slots":
+            return self._adapt_slots()
         start = time.perf_counter()
-        before, parameters_before = self.elastic.counts(), self.elastic.live_parameters()
         scores = {name: values.tolist() for name, values in averaged(self.scores.values()).items()}
         if not any(any(values) for values in scores.values()):
             raise RuntimeError(
@@ -192,7 +208,7 @@ class GrowAndDrop:
             )
         plan = self._plan(scores)
         require_same("GrowAndDrop: the plan", plan.digest())
-        report = apply_plan(
+        apply_plan(
             plan,
             self.elastic,
             optimizer=self.optimizer,
@@ -200,26 +216,9 @@ class GrowAndDrop:
             split=self._split,
         )
         self.scores.follow(plan)
-        self._copies = join_copies(follow_copies(self._copies, plan), report.copies)
-        event = Event(
-            step=self._step,
-            index=len(self.events),
-            counts_before=before,
-            counts_after=self.elastic.counts(),
-            scores=scores,
-            dropped=plan.dropped,
-            grown=plan.grown,
-            removed=plan.removed,
-            added=plan.added,
-            cost_before=plan.before,
-            cost=plan.after,
-            unit=plan.unit,
-            parameters_before=parameters_before,
-            parameters=self.elastic.live_parameters(),
-            seconds=time.perf_counter() - start,
-            digest=plan.digest(),
-            copies=join_copies({}, report.copies),
-        )
+        self._unread.append(plan)
+        seconds = time.perf_counter() - start
+        event = Event.of(plan, self.elastic, self._step, len(self.events), scores, seconds)
         self.events.append(event)
         return event
 
@@ -228,6 +227,7 @@ class GrowAndDrop:
 
         At 1 a copy is dead weight: it does what its source does. Empty while no event has grown anything.
         """
+        self._read_plans()
         return copy_cosines(self.elastic, self._copies)
 
     def penalty(self, weight: float) -> Tensor:
@@ -241,6 +241,7 @@ class GrowAndDrop:
 
     def state_dict(self) -> dict[str, Any]:
         """Structure, scores, costs, schedule and events; plain values and tensors."""
+        self._read_plans()
         return {
             "structure": self.elastic.state_dict(),
             "scores": self.scores.state_dict(),
@@ -274,9 +275,41 @@ class GrowAndDrop:
         self.scores.load_state_dict(state["scores"])
         self.trigger = trigger
         self.events = [Event.from_dict(event) for event in state["events"]]
-        self._copies = join_copies({}, state["copies"])
+        self._copies, self._unread = join_copies({}, state["copies"]), []
         self.costs, self.budget = costs, state["budget"]
         self._step = state["step"]
+
+    def _adapt_slots(self) -> Event:
+        """`adapt` in slots storage. The event is read off the device when somebody looks at it."""
+        start, scores = time.perf_counter(), averaged(self.scores.values())
+        plan = make_slot_plan(
+            self.elastic,
+            scores,
+            self.schedule.fraction_per_event,
+            self._selection,
+            budget=None if self._selection == "paper" else self.budget,
+            costs=self.costs,
+            per_cost=self._per_cost,
+            keep_at_least=self._keep_at_least,
+            revive=self._revive,
+            frozen=self.scores.frozen(),
+            seed=derive_seed(self._seed, "event", len(self.events)),
+        )
+        apply_slot_plan(plan, self.elastic, self.optimizer, self._companions, self._split)
+        self.scores.follow_slots(plan.sources)
+        self._unread.append(plan)
+        seconds = time.perf_counter() - start
+        read = partial(_read_event, plan, self.elastic, self._step, len(self.events), scores, seconds)
+        event = cast(Event, Lazy(read))
+        self.events.append(event)
+        return event
+
+    def _read_plans(self) -> None:
+        """Lets the pairs of copies follow the plans that nobody has read yet."""
+        for unread in self._unread:
+            plan = unread.plan if isinstance(unread, SlotPlan) else unread
+            self._copies = join_copies(follow_copies(self._copies, plan), copies_of(plan))
+        self._unread = []
 
     def _checked_budget(self, budget: int | float | None) -> int:
         """The budget as a cost. Raises ValueError where one event cannot meet it, or the widths are not aligned."""
@@ -346,6 +379,10 @@ class GrowAndDrop:
             # After a revival the budget may be out of reach; a training must not end by that.
             _log.warning("GrowAndDrop: this event revives nothing and keeps the present size: %s", error)
             return plan(budget=min(self.budget, self.costs.total(self.elastic.counts())))
+
+
+def _read_event(plan: SlotPlan, elastic: Elastic, *record: Any) -> Event:
+    return Event.of(plan.plan, elastic, *record)
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dmao_kernels.structure import Pairs
+from torch import Tensor
+
+from dmao_kernels.structure import Elastic, Pairs, Plan
 
 Copies = dict[str, list[tuple[int, int]]]
 
@@ -43,6 +45,40 @@ class Event:
     digest: str
     copies: Copies
 
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        elastic: Elastic,
+        step: int,
+        index: int,
+        scores: Mapping[str, Tensor | Sequence[float]],
+        seconds: float,
+    ) -> Event:
+        """Of a plan that was applied to the model; modules without a place in it are as they were."""
+        before = {**elastic.counts(), **{m.name: m.components for m in plan.modules}}
+        after = {**before, **plan.counts()}
+        numbers = {name: values.tolist() if isinstance(values, Tensor) else values for name, values in scores.items()}
+        return cls(
+            step=step,
+            index=index,
+            counts_before=before,
+            counts_after=after,
+            scores={name: list(values[: before[name]]) for name, values in numbers.items()},
+            dropped=plan.dropped,
+            grown=plan.grown,
+            removed=plan.removed,
+            added=plan.added,
+            cost_before=plan.before,
+            cost=plan.after,
+            unit=plan.unit,
+            parameters_before=elastic.live_parameters(before),
+            parameters=elastic.live_parameters(after),
+            seconds=seconds,
+            digest=plan.digest(),
+            copies=copies_of(plan),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values."""
         return asdict(self)
@@ -60,6 +96,31 @@ class Event:
             f"event {self.index + 1} after step {self.step}: {self.dropped} components dropped, "
             f"{self.grown} grown, {', '.join(sizes)}, {1000 * self.seconds:.0f} ms"
         )
+
+
+class Lazy:
+    """A record that lies on the device until somebody looks at it: any attribute, or ``str``, reads it, once."""
+
+    def __init__(self, read: Callable[[], Any]):
+        self._read = read
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copying and pickling ask for these
+            raise AttributeError(name)
+        return getattr(self._value(), name)
+
+    def __str__(self) -> str:
+        return str(self._value())
+
+    def _value(self) -> Any:
+        if "_found" not in self.__dict__:
+            self._found = self._read()
+        return self._found
+
+
+def copies_of(plan: Plan) -> Copies:
+    """The (source, copy) pairs that a plan makes."""
+    return {m.name: list(m.copies) for m in plan.modules if m.copies}
 
 
 def join_copies(first: Pairs, second: Pairs) -> Copies:
