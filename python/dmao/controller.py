@@ -143,15 +143,9 @@ class GrowAndDrop:
         self.trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = Elastic(unwrap(model), components)
-        if storage == "slots":
-            self.elastic.to_slots(headroom, optimizer, companions)
-        self.gates = _add_gates(self.elastic, optimizer, companions) if metric == "gate" else None
-        self.scores = Scores(self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
-        if isinstance(optimizer, ScoringAdamW):
-            optimizer.scores = self.scores
+        self.costs = Costs.from_dict(first_ranks((cost or ParameterCost()).measure(self.elastic).to_dict()))
         self.events: list[Event] = []
         self._copies: Copies = {}
-        self.costs = Costs.from_dict(first_ranks((cost or ParameterCost()).measure(self.elastic).to_dict()))
         self._selection = selection
         self._split = split
         self._seed = seed
@@ -162,7 +156,15 @@ class GrowAndDrop:
         self._unread: list[Plan | SlotPlan] = []
         if storage == "slots" and (self._caps != Caps() or align != 1):
             raise ValueError("GrowAndDrop: max_growth, max_width and align need storage='tight'")
-        self.budget = self._checked_budget(budget)
+        make_scores = partial(Scores, self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
+        # the budget is checked before anything changes the model; with gates nothing counts as frozen
+        self.budget = self._checked_budget(budget, set() if metric == "gate" else make_scores().frozen())
+        if storage == "slots":
+            self.elastic.to_slots(headroom, optimizer, companions)
+        self.gates = _add_gates(self.elastic, optimizer, self._companions) if metric == "gate" else None
+        self.scores = make_scores()
+        if isinstance(optimizer, ScoringAdamW):
+            optimizer.scores = self.scores
 
     def observe(self) -> None:
         """Takes the gradients as backward left them into the scores. Nothing waits for the device.
@@ -181,6 +183,8 @@ class GrowAndDrop:
         if step > self.total_steps:
             raise ValueError(f"GrowAndDrop: step must be at most total_steps, {self.total_steps}, got {step}")
         self._step = step
+        if step == self.total_steps and (missed := self.schedule.events - len(self.events)):
+            _log.warning("GrowAndDrop: the training is over, and %d of its events did not fall", missed)
         return step < self.total_steps and self.trigger.due(step, len(self.events), self._ranked)
 
     @torch.inference_mode(False)
@@ -311,9 +315,8 @@ class GrowAndDrop:
             self._copies = join_copies(follow_copies(self._copies, plan), copies_of(plan))
         self._unread = []
 
-    def _checked_budget(self, budget: int | float | None) -> int:
+    def _checked_budget(self, budget: int | float | None, frozen: set[str]) -> int:
         """The budget as a cost. Raises ValueError where one event cannot meet it, or the widths are not aligned."""
-        frozen = self.scores.frozen()
         groups = self._groups({name: [0.0] * n for name, n in self.elastic.counts().items()}, frozen)
         least, most = budget_range(
             groups, fixed=self._fixed(frozen), keep_at_least=self._keep_at_least, caps=self._caps
@@ -377,7 +380,7 @@ class GrowAndDrop:
             if not self._revive:
                 raise
             # After a revival the budget may be out of reach; a training must not end by that.
-            _log.warning("GrowAndDrop: this event revives nothing and keeps the present size: %s", error)
+            _log.warning("GrowAndDrop: this event revives nothing: %s", error)
             return plan(budget=min(self.budget, self.costs.total(self.elastic.counts())))
 
 

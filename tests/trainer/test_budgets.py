@@ -95,6 +95,15 @@ def test_wrong_settings_fail_before_anything_is_changed(settings, message):
         setup(**settings)
 
 
+def test_gates_come_after_the_budget():
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="budget must be at most"):
+        GrowAndDrop(model, optimizer, Schedule(start=1), 4, metric="gate", budget=9.0)
+    assert model.state_dict().keys() == build().state_dict().keys()
+    assert len(optimizer.param_groups) == 1
+
+
 def test_frozen_modules_count_as_fixed():
     model = build()
     model.blocks[:4].requires_grad_(False)
@@ -155,11 +164,12 @@ def test_a_revival_out_of_reach_still_keeps_the_budget(caplog):
     assert "revives nothing" in caplog.text
 
 
-def test_events_after_the_end_of_training():
+def test_events_after_the_end_of_training(caplog):
     model, _, controller = setup(Schedule(start=30))
     observe(controller)
     assert not controller.due(29)
     assert not controller.due(40)  # the last step: nothing would train what the event changes
+    assert "the training is over, and 1 of its events did not fall" in caplog.text
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match=r"an event must fall before the last step, 40, got step 40"):
         controller.adapt()
