@@ -60,6 +60,15 @@ SUPPORTS = {
 }
 
 
+LEGEND = (
+    "*Scoring* is one evaluation of all scores; this library takes it at every step, the others once before the edit. "
+    "*Right moments*: the share of the kept rows of the first matrices whose first moment is what it was before the "
+    "edit. *All parameters train*: whether one step of the optimizer changes every parameter that has a gradient. "
+    "Masks leave the number of parameters, and the arithmetic, as they were; the masked products come on top. A new "
+    "AdamW takes large steps at first: compare losses of rows with the same treatment of the optimizer. One run each."
+)
+
+
 class Block(nn.Module):
     """LayerNorm, Linear, SiLU, Linear."""
 
@@ -347,12 +356,7 @@ def page(results: list[Result], times: dict[str, float], threads: int) -> str:
             *rows,
             "",
             f"A dense step takes {1e3 * dense:.1f} ms; {threads} threads, {platform.machine()}, PyTorch "
-            f"{torch.__version__}, Torch-Pruning {metadata.version('torch-pruning')}. *Scoring* is one evaluation of "
-            "all scores; this library takes it at every step, the others once before the edit. *Right moments*: the share "
-            "of the kept rows of the first matrices whose first moment is what it was before the edit. *All parameters "
-            "train*: whether one step of the optimizer changes every parameter that has a gradient. Masks leave the "
-            "number of parameters, and the arithmetic, as they were; the masked products come on top. A new AdamW takes large "
-            "steps at first: compare losses of rows with the same treatment of the optimizer. One run each.",
+            f"{torch.__version__}, Torch-Pruning {metadata.version('torch-pruning')}. " + LEGEND,
             "",
             "What each supports:",
             "",
