@@ -11,14 +11,16 @@ from dmao_kernels.structure import ScoringAdamW
 
 
 def attach(controller: GrowAndDrop, optimizers: Sequence[Optimizer]) -> None:
-    """Let events edit these optimizers' state, too; a ScoringAdamW among them takes the scores."""
+    """Let events edit the optimizer's state, too; a ScoringAdamW takes the scores.
+
+    Raises ValueError unless there is one optimizer.
+    """
+    if len(optimizers) != 1:
+        raise ValueError(f"GrowAndDrop: one optimizer is expected, got {len(optimizers)}")
     # accelerate's wrapper passes on state and groups, but its class hides what it wraps
-    wrapped = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]
-    scoring = [optimizer for optimizer in wrapped if isinstance(optimizer, ScoringAdamW)]
-    if len(wrapped) != 1:
-        raise ValueError(f"GrowAndDrop: one optimizer is expected, got {len(wrapped)}")
-    controller.optimizer = wrapped[0]
-    for optimizer in scoring:
+    optimizer = getattr(optimizers[0], "optimizer", optimizers[0])
+    controller.optimizer = optimizer
+    if isinstance(optimizer, ScoringAdamW):
         optimizer.scores = controller.scores
 
 

@@ -39,7 +39,7 @@ class GrowAndDropCallback(Callback):
 
             # Lightning loads the module before its callbacks; this hook of the module's is the last moment for widths.
             def load_widths_first(checkpoint: dict[str, Any]) -> None:
-                self._load(checkpoint["callbacks"])
+                self._load(checkpoint.get("callbacks", {}))
                 load(checkpoint)
 
             pl_module.on_load_checkpoint = load_widths_first
