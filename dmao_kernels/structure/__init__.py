@@ -8,6 +8,7 @@
 """
 
 from dmao_kernels.layout import ComponentLayout
+from dmao_kernels.structure import foreign  # noqa: F401 - it registers
 from dmao_kernels.structure.adamw import ScoringAdamW
 from dmao_kernels.structure.copies import Pairs, copy_cosines, follow_copies
 from dmao_kernels.structure.edit import EditReport, apply_plan
@@ -18,11 +19,11 @@ from dmao_kernels.structure.families import (
     feedforward_layout,
     glu_convolution_layout,
     packed_attention_layout,
-    register_family,
 )
 from dmao_kernels.structure.gates import ComponentGates
 from dmao_kernels.structure.gather import SPLITS, Split
 from dmao_kernels.structure.plan import Group, ModulePlan, Plan, given_plan
+from dmao_kernels.structure.register import Family, find_family, register_family
 from dmao_kernels.structure.scores import Metric, Scope, Scores
 from dmao_kernels.structure.selection import SELECTIONS, Selection, make_plan
 
@@ -34,6 +35,7 @@ __all__ = [
     "EditReport",
     "Elastic",
     "ElasticModule",
+    "Family",
     "Group",
     "Metric",
     "ModulePlan",
@@ -49,6 +51,7 @@ __all__ = [
     "cgmlp_layout",
     "copy_cosines",
     "feedforward_layout",
+    "find_family",
     "follow_copies",
     "given_plan",
     "glu_convolution_layout",

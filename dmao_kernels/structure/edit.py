@@ -17,6 +17,7 @@ from dmao_kernels.structure.fresh import fresh_values
 from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw, moved, share, weights_index
 from dmao_kernels.structure.places import get_attribute, set_attribute
 from dmao_kernels.structure.plan import ModulePlan, Plan
+from dmao_kernels.structure.register import prepare
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -135,6 +136,7 @@ class _Companions:
             if companion is elastic.model:
                 raise ValueError("apply_plan: companions must be copies of the model, got the model itself")
             if isinstance(companion, nn.Module):
+                prepare(companion)
                 self.models.append(companion)
             else:
                 self.tables.append(companion)
