@@ -26,13 +26,14 @@ export XDG_CACHE_HOME := $(CURDIR)/build/cache
 export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 
-.PHONY: help setup demo test test-all sanitize emulate bench bench-quick lint format clean distclean
+.PHONY: help setup demo test test-all test-zoo sanitize emulate bench bench-quick lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       set up, then train the uniform baseline and the grow-and-drop model; runs/demo/report.html"
 	@echo "make test       set up, then run the quick tests"
 	@echo "make test-all   the slow sweeps as well"
+	@echo "make test-zoo   grow and drop on models of other packages, in an environment of their own; build/zoo.md"
 	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
 	@echo "make emulate    the AVX-512 kernels in an emulator, on a machine without (Debian; installs nothing, says what it needs)"
 	@echo "make bench      all benchmarks, against their peers, about an hour; benchmarks/results;  make bench-quick takes minutes"
@@ -52,6 +53,14 @@ test: $(NATIVE)
 test-all: $(NATIVE)
 	@mkdir -p build
 	$(PYTEST) -m "not emulator" $(ARGS)
+
+# Other people's models: their packages stand beside those of .venv, which this environment sees as well.
+ZOO := .venv-zoo
+ZOO_TOOLS := $(ZOO)/.tools
+
+test-zoo: $(NATIVE) $(ZOO_TOOLS)
+	@mkdir -p build
+	HF_HUB_OFFLINE=1 $(ZOO)/bin/python -m pytest -q -s -p no:cacheprovider tests/zoo $(ARGS)
 
 sanitize: $(NATIVE)
 	@mkdir -p build
@@ -86,7 +95,7 @@ clean:
 	find dmao_kernels -name '*.so' -delete 2>/dev/null || true
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ZOO)
 
 $(ENVIRONMENT):
 	@command -v $(PYTHON) >/dev/null || { echo "dmao: '$(PYTHON)' not found: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
@@ -102,4 +111,14 @@ $(TOOLS): requirements/constraints.txt | $(ENVIRONMENT)
 
 $(NATIVE): $(TOOLS) $(NATIVE_SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[recipes,dev]'
+	@touch $@
+
+# torchaudio's compiled parts need CUDA; without them it imports, and its models are pure Python.
+$(ZOO_TOOLS): requirements/zoo.txt | $(TOOLS)
+	$(BIN)/python -m venv --clear $(ZOO)
+	$(ZOO)/bin/python -c 'import sys, sysconfig; from pathlib import Path; \
+	    Path(sysconfig.get_path("purelib"), "project.pth").write_text("import site; site.addsitedir(%r)" % sys.argv[1])' \
+	    "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(ZOO)/bin/python -m pip install -q --no-deps -r requirements/zoo.txt
+	find $(ZOO) -path '*/torchaudio/lib/*.so' -delete
 	@touch $@
