@@ -11,6 +11,7 @@ from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.structure import foreign  # noqa: F401 - it registers
 from dmao_kernels.structure.adamw import ScoringAdamW
 from dmao_kernels.structure.copies import Pairs, copy_cosines, follow_copies
+from dmao_kernels.structure.discovery import Discovery, discover
 from dmao_kernels.structure.edit import EditReport, apply_plan
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.families import (
@@ -32,6 +33,7 @@ __all__ = [
     "SPLITS",
     "ComponentGates",
     "ComponentLayout",
+    "Discovery",
     "EditReport",
     "Elastic",
     "ElasticModule",
@@ -50,6 +52,7 @@ __all__ = [
     "attention_layout",
     "cgmlp_layout",
     "copy_cosines",
+    "discover",
     "feedforward_layout",
     "find_family",
     "follow_copies",

@@ -12,7 +12,7 @@ from dmao_kernels.structure.edit import Companion
 from dmao_kernels.structure.empty import handles_empty
 from dmao_kernels.structure.places import Place, find_place, get_attribute
 from dmao_kernels.structure.plan import Group
-from dmao_kernels.structure.register import find_family, prepare
+from dmao_kernels.structure.register import describe, find_family, prepare
 from dmao_kernels.structure.state import load_structure, structure_state
 
 
@@ -198,18 +198,14 @@ class Elastic:
 
 def _discover(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | str | None:
     """The module as an elastic one; the reason why it is none though it is registered; None if nothing is known."""
-    if callable(own := getattr(module, "component_layout", None)):
-        layout, components = own()
-        return ElasticModule(name, module, layout, components)
-    if (family := find_family(module)) is None:
-        return None
-    described = family.describe(module)
+    described = describe(module)
     if described is None or isinstance(described, str):
         return described
     layout, components = described if isinstance(described, tuple) else (described, None)
     if components is None:
         components = _count(name, module, layout, default)
-    return ElasticModule(name, module, layout, components, family.can_be_empty)
+    family = find_family(module)
+    return ElasticModule(name, module, layout, components, family is None or family.can_be_empty)
 
 
 def _count(name: str, module: nn.Module, layout: ComponentLayout, default: int | Mapping[str, int]) -> int:

@@ -22,10 +22,6 @@ class Family:
     returns: int = 1
     prepare: Callable[[nn.Module], None] | None = None
 
-    def describe(self, module: nn.Module) -> Described:
-        """The layout of one module, with its components where they are told; or why it is not elastic; or None."""
-        return self.layout(module) if callable(self.layout) else self.layout
-
 
 _FAMILIES: dict[type[nn.Module] | str, Family] = {}
 _OWN = "_elastic_family"  # a module's own entry, in its __dict__: copied and pickled with it
@@ -73,6 +69,15 @@ def find_family(module: nn.Module) -> Family | None:
             if key in _FAMILIES:
                 return _FAMILIES[key]
     return None
+
+
+def describe(module: nn.Module) -> Described:
+    """The layout of one module, with its components where they are told; or why it is not elastic; or None."""
+    if callable(own := getattr(module, "component_layout", None)):
+        return own()
+    if (family := find_family(module)) is None:
+        return None
+    return family.layout(module) if callable(family.layout) else family.layout
 
 
 def prepare(model: nn.Module) -> None:
