@@ -135,7 +135,7 @@ class Elastic:
         if not self.modules:
             reasons = "".join(f"; {name}: {reason}" for name, reason in self.refused.items())
             raise ValueError(
-                f"Elastic: the model has no elastic module (see register_family and component_layout){reasons}"
+                f"Elastic: the model has no elastic module (see register_family, component_layout, discover){reasons}"
             )
         self._refuse_tied()
 

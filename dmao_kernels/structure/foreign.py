@@ -50,25 +50,28 @@ def _convolution(
 # PyTorch
 
 
-def _multihead(module: Any) -> Described:
-    if not isinstance(module, ElasticMultiheadAttention):
+def _why_not_multihead(module: Any) -> str | None:
+    if type(module) is not nn.MultiheadAttention and not isinstance(module, ElasticMultiheadAttention):
         return "a class derived from MultiheadAttention, whose forward may be another"
     if module.in_proj_weight is None:
         return "keys or values of another width than queries (kdim, vdim)"
     if module.bias_k is not None or module.add_zero_attn:
         return "additional keys (bias_k, add_zero_attn)"
-    return ComponentLayout(
-        family="packed_attention",
-        tensors={"in_proj_weight": "(three C k) d", "in_proj_bias": "(three C k)", "out_proj.weight": "e (C k)"},
-        output=("out_proj.weight",),
-        scored="out_proj.weight",
-        shared=("out_proj.bias",),
-        attributes={"num_heads": "C", "out_proj.in_features": "(C k)"},
-    )
+    return None
 
 
-def _prepare_multihead(module: nn.Module) -> None:
-    if type(module) is nn.MultiheadAttention:
+_MULTIHEAD = ComponentLayout(
+    family="packed_attention",
+    tensors={"in_proj_weight": "(three C k) d", "in_proj_bias": "(three C k)", "out_proj.weight": "e (C k)"},
+    output=("out_proj.weight",),
+    scored="out_proj.weight",
+    shared=("out_proj.bias",),
+    attributes={"num_heads": "C", "out_proj.in_features": "(C k)"},
+)
+
+
+def _any_heads(module: nn.Module) -> None:
+    if _why_not_multihead(module) is None and not isinstance(module, ElasticMultiheadAttention):
         module.__class__ = ElasticMultiheadAttention
 
 
@@ -83,7 +86,9 @@ def _without_nested_tensors(module: Any) -> None:
 
 
 _TRANSFORMER_FF = feedforward_layout("linear1", "linear2", norm=None)
-register_family(nn.MultiheadAttention, _multihead, returns=2, prepare=_prepare_multihead)
+register_family(
+    nn.MultiheadAttention, lambda module: _why_not_multihead(module) or _MULTIHEAD, returns=2, prepare=_any_heads
+)
 register_family(nn.TransformerEncoderLayer, _TRANSFORMER_FF, can_be_empty=False, prepare=_without_fast_path)
 register_family(nn.TransformerEncoder, None, prepare=_without_nested_tensors)
 register_family(nn.TransformerDecoderLayer, _TRANSFORMER_FF, can_be_empty=False)
