@@ -18,7 +18,7 @@ class Entry:
     """A model of the zoo.
 
     build: makes it.  inputs: arguments of its forward.  output: the tensor to look at in what it returns.
-    elastic: how many elastic modules of each family it has.
+    elastic: how many elastic modules of each family it has.  discovered: not by families, but by a run.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Entry:
     inputs: Callable[[], tuple[Any, ...]]
     elastic: dict[str, int]
     output: Output = field(default=lambda y: y)
+    discovered: bool = False
 
 
 def _frames(*shape: int) -> Tensor:
@@ -133,6 +134,32 @@ def _speechbrain() -> nn.Module:
     return Encoder()
 
 
+_TEXT = {
+    "hidden_size": D,
+    "num_attention_heads": HEADS,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "vocab_size": 50,
+}
+
+
+def _t5() -> nn.Module:
+    import transformers
+
+    return transformers.T5EncoderModel(
+        transformers.T5Config(
+            d_model=D,
+            num_heads=HEADS,
+            d_kv=D // HEADS,
+            d_ff=HIDDEN,
+            num_layers=LAYERS,
+            vocab_size=50,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+        )
+    )
+
+
 def _timm() -> nn.Module:
     import timm
 
@@ -160,6 +187,10 @@ def _valid(y: Any) -> Tensor:
 
 def _images() -> tuple[Tensor]:
     return (_frames(3, 64, 64),)
+
+
+def _tokens() -> tuple[Tensor]:
+    return (torch.randint(50, (2, FRAMES), generator=torch.Generator().manual_seed(5)),)
 
 
 def _wave() -> tuple[Tensor]:
@@ -217,4 +248,14 @@ ZOO = (
     Entry("SpeechBrain Conformer", _speechbrain, lambda: (_frames(),), _PACKED_CONFORMER),
     Entry("timm ViT", _timm, _images, _PACKED),
     Entry("torchvision ViT", _torchvision, _images, _PACKED),
+    Entry(
+        "HF BERT (discovered)",
+        _huggingface("Bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **_TEXT),
+        _tokens,
+        {"feedforward": LAYERS},
+        _first,
+        discovered=True,
+    ),
+    Entry("HF Llama (discovered)", _huggingface("Llama", **_TEXT), _tokens, {"gated": LAYERS}, _first, discovered=True),
+    Entry("HF T5 encoder (discovered)", _t5, _tokens, {"gated": LAYERS}, _first, discovered=True),
 )

@@ -16,7 +16,7 @@ from dmao.schedule import Schedule
 from torch import Tensor, nn
 
 import dmao_kernels
-from dmao_kernels.structure import Elastic, ElasticModule, apply_plan, given_plan
+from dmao_kernels.structure import Elastic, ElasticModule, apply_plan, discover, given_plan
 from tests.zoo.models import ZOO, Entry
 
 every_model = pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
@@ -28,6 +28,8 @@ def build(entry: Entry) -> nn.Module:
     with torch.no_grad():  # away from initial values that hide errors: zero biases, unit norms
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
+    if entry.discovered:
+        discover(model, entry.inputs())
     return model.eval()
 
 
