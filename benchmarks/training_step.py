@@ -3,8 +3,8 @@
 12 blocks of width 384, dropout 0.1, batches of 16 utterances of 5 to 10 s (a quarter of the frames is padding),
 forward, CTC loss, backward, AdamW. The peers (benchmarks/_eager_conformer.py) start from the same weights: one with
 relative positions as ours, and, for the published form without positions, one with F.scaled_dot_product_attention.
-Four utterances serve where 16 would take minutes: in bfloat16 without hardware for it, and with two blocks, which
-are compared with torch.compile too.
+Fewer utterances serve where 16 would take minutes: two in bfloat16, which PyTorch computes slowly where the CPU has no
+instructions for it, and four with two blocks, which are compared with torch.compile too.
 
 Floor: the products of the front end (as Winograd has them), of all linear layers and of attention, for the frames that
 are no padding.
@@ -25,7 +25,7 @@ from benchmarks._eager_conformer import EagerConformerCTC
 from benchmarks.registry import Case, Problem, register
 from dmao_kernels.structure import Elastic, apply_plan, given_plan
 
-UTTERANCES, FEW, LONGEST = 16, 4, 1000
+UTTERANCES, FEW, LEAST, LONGEST = 16, 4, 2, 1000
 EAGER = {"relative": "eager, relative positions", "none": "eager, SDPA"}
 COMPILED = "torch.compile"
 
@@ -179,9 +179,7 @@ def _register(
     dropped: bool = False,
     quick: bool = False,
 ) -> None:
-    # Where the CPU has no bfloat16, PyTorch is far slower with it.
-    small = blocks == 2 or dtype == torch.bfloat16
-    utterances = FEW if small else UTTERANCES
+    utterances = LEAST if dtype == torch.bfloat16 else FEW if blocks == 2 else UTTERANCES
     register(
         Case(
             "training_step",
@@ -190,7 +188,7 @@ def _register(
             dtype=dtype,
             targets=_targets(positions, dtype, padded, dropped) if blocks == 12 else {},
             quick=quick,
-            rounds=3 if small else 2,
+            rounds=3 if utterances == FEW else 2,
         )
     )
 

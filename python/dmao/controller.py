@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dmao.distributed import averaged, require_same, unwrap
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule
 from dmao_kernels.structure import (
@@ -117,6 +118,9 @@ class GrowAndDrop:
 
     A ScoringAdamW scores in its own step(): then nobody calls observe().
 
+    On several processes (torch.distributed), scores are averaged over the ranks at an event and the plans compared.
+    `model` may be wrapped in DistributedDataParallel; after an event, go on with `distributed.rewrap` of it.
+
     A run is a function of `seed`. Saves and restores with state_dict: load this before the model's and the
     optimizer's state, into a model built as at the start.
     """
@@ -148,7 +152,7 @@ class GrowAndDrop:
         self.schedule = schedule
         self.event_steps = schedule.steps(total_steps)
         self.optimizer = optimizer
-        self.elastic = Elastic(model, components)
+        self.elastic = Elastic(unwrap(model), components)
         self.gates = _add_gates(self.elastic, optimizer, companions) if metric == "gate" else None
         self.scores = Scores(self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
         if isinstance(optimizer, ScoringAdamW):
@@ -181,20 +185,21 @@ class GrowAndDrop:
     def adapt(self) -> Event:
         """Drops and grows components of the model, in place: same Parameter objects, same order in the optimizer.
 
-        Raises RuntimeError where no gradient was observed, ValueError where the plan cannot be met; nothing is
-        changed then.
+        Raises RuntimeError where no gradient was observed or the ranks' plans differ, ValueError where the plan
+        cannot be met; nothing is changed then.
         """
         if self.scores.calls == 0:
             raise RuntimeError("GrowAndDrop: call observe() after backward, before an event: there are no scores yet")
         start = time.perf_counter()
         before, parameters_before = self.elastic.counts(), self.elastic.live_parameters()
-        scores = {name: values.tolist() for name, values in self.scores.values().items()}
+        scores = {name: values.tolist() for name, values in averaged(self.scores.values()).items()}
         if not any(any(values) for values in scores.values()):
             raise RuntimeError(
                 "GrowAndDrop: all scores are zero: observe() has seen no gradients (call it after backward and before "
                 "zero_grad, on a model that is not frozen)"
             )
         plan = self._plan(scores)
+        require_same("GrowAndDrop: the plan", plan.digest())
         report = apply_plan(
             plan,
             self.elastic,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import get_total_norm
 
 from dmao.config import OptimizerConfig, TrainConfig
 from dmao.controller import GrowAndDrop
+from dmao.distributed import Team, wrap
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.randomness import derive_seed, generator
 from dmao_kernels.structure import ScoringAdamW
@@ -26,7 +27,7 @@ class StepResult:
     """What one step did.
 
     loss: per label.  labels: how many.  unaligned: utterances whose labels do not fit into their frames (left
-        out).
+        out). All of the whole batch, on every rank.
     problem: why the step changed nothing, or "".
     """
 
@@ -51,35 +52,48 @@ class TrainingStep:
         optimizer: ScoringAdamW,
         config: TrainConfig,
         controller: GrowAndDrop | None,
+        team: Team | None = None,
     ):
         self.model = model
+        self.team = team or Team()
+        self.rewrap()
         self.optimizer = optimizer
         self.config = config
         self.controller = controller
 
+    def rewrap(self) -> None:
+        """To be called whenever the model's widths have changed."""
+        self.forward = wrap(self.model)
+
     def __call__(self, batch: Batch, step: int) -> StepResult:
         seed = self.config.seed
-        torch.manual_seed(derive_seed(seed, "step", step))
+        torch.manual_seed(derive_seed(seed, "step" if self.team.leads else f"step, rank {self.team.rank}", step))
         rate = self.config.learning_rate.at(step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        features = batch.features
         if self.config.spec_augment is not None:
             masks = generator(seed, "spec_augment", step)
-            features = self.config.spec_augment(features, batch.feature_lengths, masks)
+            augmented = self.config.spec_augment(batch.features, batch.feature_lengths, masks)
+            batch = replace(batch, features=augmented)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        return self._learn(features, batch)
+        return self._learn(*self.team.share(batch))
 
-    def _learn(self, features: Tensor, batch: Batch) -> StepResult:
+    def _learn(self, batch: Batch, weight: float) -> StepResult:
+        """weight: of the batch's loss, see Team.share."""
         with autocast(self.config.precision):
-            log_probs, lengths = self.model(features, batch.feature_lengths)
-        loss, labels, unaligned = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
-        value = loss.item()
+            log_probs, lengths = self.forward(batch.features, batch.feature_lengths)
+        loss, own_labels, own_unaligned = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
+        counted = (weight * value for value in (loss.item() * own_labels, own_labels, own_unaligned))
+        value, *counts = self.team.total(list(counted))
+        labels, unaligned = (int(count) for count in counts)
         if labels == 0:
             return StepResult(value, 0.0, 0, unaligned, "no utterance has an alignment")
+        value /= labels
         if not math.isfinite(value):
             return StepResult(value, math.nan, labels, unaligned, f"the loss is {value}")
+        if self.team.size > 1:  # gradients are averaged over ranks
+            loss = loss * (weight * own_labels * self.team.size / labels)
         penalty = self.config.grow_and_drop.gate_penalty
         if self.controller is not None and penalty:
             loss = loss + self.controller.penalty(penalty)

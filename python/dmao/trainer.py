@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dmao import checkpoint
 from dmao.config import ConfigError, TrainConfig, save_config
+from dmao.distributed import Team, team
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
 from dmao.metrics import Recorder, read_json_lines
@@ -93,6 +94,8 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
     resume: continue from the newest usable checkpoint in `run_dir`, to the bit; a finished run is returned as
         it is. False refuses a folder that holds checkpoints.
 
+    Under torchrun the ranks share every batch; the first one writes. A checkpoint fits any number of ranks.
+
     Sets the number of threads and seeds torch's global generator. SIGINT and SIGTERM finish the step, save,
     and raise TrainingInterrupted. Raises ConfigError where `run_dir` holds another training, CheckpointError
     where its checkpoints are all damaged, TrainingFailed after `max_skipped` steps in a row without a finite
@@ -104,14 +107,17 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
     found = checkpoint.load_latest(run_dir / "checkpoints")
     if found is not None:
         _check_same_training(config, found[1]["config"], run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(config, run_dir / "config.yaml")
     torch.set_num_threads(config.threads)
-    training = _Training(config, run_dir, data or CorpusSource(config), found[1] if found else None)
-    try:
-        return training.run()
-    finally:
-        training.recorder.close()
+    with team() as mine:
+        mine.wait()  # all have looked before the first one writes
+        if mine.leads:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            save_config(config, run_dir / "config.yaml")
+        training = _Training(config, run_dir, data or CorpusSource(config), found[1] if found else None, mine)
+        try:
+            return training.run()
+        finally:
+            training.close()
 
 
 def resume_command(run_dir: Path) -> str:
@@ -152,8 +158,9 @@ class _Place:
 class _Training:
     """All that one run holds while it is running."""
 
-    def __init__(self, config: TrainConfig, run_dir: Path, source: Source, state: dict[str, Any] | None):
+    def __init__(self, config: TrainConfig, run_dir: Path, source: Source, state: dict[str, Any] | None, team: Team):
         self.config = config
+        self.team = team
         self.run_dir = run_dir
         self.source = source
         self.place = _Place(**state["place"]) if state else _Place()
@@ -162,13 +169,15 @@ class _Training:
         self.controller = make_controller(self.model, self.optimizer, config)
         if state:
             self._restore(state)
-        self.step = TrainingStep(self.model, self.optimizer, config, self.controller)
-        self.recorder = Recorder(run_dir, self.place.step, config.tensorboard)
+        self.step = TrainingStep(self.model, self.optimizer, config, self.controller, team)
+        self.recorder = Recorder(run_dir, self.place.step, config.tensorboard) if team.leads else None
 
     def run(self) -> TrainResult:
         newest = self._steps() if self.place.step < self.config.steps else None
         path = newest or checkpoint.list_checkpoints(self.run_dir / "checkpoints")[0]
-        self.recorder.flush()
+        if self.recorder:
+            self.recorder.flush()
+        self.team.wait()
         return TrainResult(
             self.run_dir,
             path,
@@ -179,10 +188,15 @@ class _Training:
             list(read_json_lines(self.run_dir / "events.jsonl")),
         )
 
+    def close(self) -> None:
+        if self.recorder:
+            self.recorder.close()
+
     def _steps(self) -> Path:
         config, place = self.config, self.place
         batches = self._batches()
-        bar = tqdm(total=config.steps, initial=place.step, unit="step", disable=None, file=sys.stderr, leave=False)
+        hidden = None if self.team.leads else True
+        bar = tqdm(total=config.steps, initial=place.step, unit="step", disable=hidden, file=sys.stderr, leave=False)
         path = None
         with bar, _StopSignals() as stop:
             while place.step < config.steps:
@@ -202,13 +216,14 @@ class _Training:
                 self._evaluate()
                 bar.update()
                 bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{self._rate():.1e}", refresh=False)
-                if stop.received or place.step % config.checkpoint_every == 0 or place.step == config.steps:
+                stopped = any(self.team.total([stop.received]))  # ranks may get the signal in different steps
+                if stopped or place.step % config.checkpoint_every == 0 or place.step == config.steps:
                     path = self._save()
-                if stop.received and place.step < config.steps:
+                if stopped and place.step < config.steps:
                     raise TrainingInterrupted(
                         f"train: stopped at step {place.step} of {config.steps}; the state is saved, "
                         f"continue with: {resume_command(self.run_dir)}",
-                        stop.received,
+                        stop.received or signal.SIGTERM,
                     )
         assert path is not None
         return path
@@ -239,6 +254,8 @@ class _Training:
 
     def _record(self, batch: Batch, result: StepResult, timing: dict[str, float]) -> None:
         step, config = self.place.step, self.config
+        if not self.recorder:
+            return
         if step % config.log_every == 0 or step == config.steps or result.problem:
             self.recorder.train(
                 step,
@@ -263,21 +280,36 @@ class _Training:
     def _adapt(self) -> None:
         if self.controller is not None and self.controller.due(self.place.step):
             event = self.controller.adapt()
-            self.recorder.event(event.to_dict())
+            self.step.rewrap()
+            if self.recorder:
+                self.recorder.event(event.to_dict())
             _log.info("%s", event)
 
     def _evaluate(self) -> None:
         step, every = self.place.step, self.config.eval_every
         if step != self.config.steps and (every == 0 or step % every):
             return
+        if self.recorder:
+            self._evaluate_splits(self.recorder)
+        self.team.wait()
+
+    def _evaluate_splits(self, recorder: Recorder) -> None:
+        step = self.place.step
         for split in self.config.eval_splits:
             result = evaluate_model(self.model, self.source, split, self.config.precision)
-            self.recorder.evaluation(step, split, **result.to_dict())
+            recorder.evaluation(step, split, **result.to_dict())
             _log.info("step %d, %s: %s", step, split, result)
 
     def _save(self) -> Path:
-        self.recorder.flush()
-        state = {
+        """The checkpoint of this step; on every rank once it is there."""
+        if self.recorder:
+            self.recorder.flush()
+            checkpoint.save(self.run_dir / "checkpoints", self.place.step, self._state())
+        self.team.wait()
+        return checkpoint.list_checkpoints(self.run_dir / "checkpoints")[0]
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "config": self.config.to_dict(),
             "labels": self.source.labels.state_dict(),
             "inputs": self.source.inputs,
@@ -287,7 +319,6 @@ class _Training:
             "controller": self.controller.state_dict() if self.controller else None,
             "torch": str(torch.__version__),
         }
-        return checkpoint.save(self.run_dir / "checkpoints", self.place.step, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["labels"] != self.source.labels.state_dict():

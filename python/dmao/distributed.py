@@ -1,0 +1,158 @@
+"""One training on several processes: DistributedDataParallel under torchrun.
+
+Every rank holds the whole model and learns from its share of each batch's utterances; the gradients are those of the
+whole batch. Scores are averaged over the ranks at an event, and the plans that come out are compared, so that the
+ranks' models cannot part.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from dmao.data.loader import Batch
+
+# The others wait for the first rank while it decodes the evaluation splits. A rank that dies ends the job all the
+# same: torchrun sees to that.
+PATIENCE = timedelta(hours=6)
+
+
+def several() -> bool:
+    """Whether this process is one of several of torch.distributed."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside of a DistributedDataParallel; any other model itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """`model` in a DistributedDataParallel where there are several processes, else the model itself.
+
+    An event changes shapes that the wrapper counts on: call this again after each.
+    """
+    if not several():
+        return model
+    # Buffers are equal on all ranks. A module without components leaves its shared parameters without gradients.
+    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=_has_empty(model))
+
+
+def rewrap(wrapped: DistributedDataParallel) -> DistributedDataParallel:
+    """A new wrapper with the options of `wrapped`, which counts on the shapes from before an event.
+
+    Parameters without gradients are looked for where a module has lost all its components.
+    """
+    return DistributedDataParallel(
+        wrapped.module,
+        device_ids=wrapped.device_ids,
+        output_device=wrapped.output_device,
+        dim=wrapped.dim,
+        broadcast_buffers=wrapped.broadcast_buffers,
+        process_group=wrapped.process_group,
+        bucket_cap_mb=wrapped.bucket_bytes_cap / 2**20,
+        find_unused_parameters=wrapped.find_unused_parameters or _has_empty(wrapped.module),
+        gradient_as_bucket_view=wrapped.gradient_as_bucket_view,
+        static_graph=wrapped.static_graph,
+    )
+
+
+def _has_empty(model: nn.Module) -> bool:
+    return any(p.requires_grad and p.numel() == 0 for p in model.parameters())
+
+
+def averaged(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of the ranks' scores, the same to the bit on all of them. One exchange of a number per component."""
+    if not several():
+        return dict(scores)
+    total = torch.cat([values.double() for values in scores.values()])
+    dist.all_reduce(total)
+    mean = (total / dist.get_world_size()).float()
+    return dict(zip(scores, mean.split([len(values) for values in scores.values()]), strict=True))
+
+
+def require_same(what: str, digest: str) -> None:
+    """Raises RuntimeError, on every rank, unless all ranks hold the same digest."""
+    if not several():
+        return
+    found: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(found, digest)
+    if different := [rank for rank, other in enumerate(found) if other != found[0]]:
+        raise RuntimeError(
+            f"{what} differs between ranks: rank 0 has {found[0][:12]}, rank {different[0]} has "
+            f"{found[different[0]][:12]}; do all ranks have the same model, settings and seed?"
+        )
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one training. Of a single one, everything here changes nothing."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes records and checkpoints."""
+        return self.rank == 0
+
+    def share(self, batch: Batch) -> tuple[Batch, float]:
+        """This rank's utterances of a batch, and their weight: 0 where it has none and gets one of another's."""
+        if self.size == 1:
+            return batch, 1.0
+        mine = list(range(self.rank, len(batch.ids), self.size))
+        return (_part(batch, mine), 1.0) if mine else (_part(batch, [0]), 0.0)
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums)
+        return [float(value) for value in sums]
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def team() -> Iterator[Team]:
+    """The processes that torchrun started (it says so in the environment), or that have found each other already."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if started:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    mine = Team(dist.get_rank(), dist.get_world_size()) if several() else Team()
+    if not mine.leads:
+        logging.getLogger("dmao").setLevel(logging.ERROR)
+    try:
+        yield mine
+    finally:
+        if started:
+            dist.destroy_process_group()
+
+
+def _part(batch: Batch, utterances: list[int]) -> Batch:
+    lengths = batch.feature_lengths[utterances]
+    targets = batch.targets.split(batch.target_lengths.tolist())
+    return replace(
+        batch,
+        features=batch.features[utterances, : int(lengths.max())],
+        feature_lengths=lengths,
+        targets=torch.cat([targets[i] for i in utterances]),
+        target_lengths=batch.target_lengths[utterances],
+        ids=tuple(batch.ids[i] for i in utterances),
+        texts=tuple(batch.texts[i] for i in utterances),
+    )
