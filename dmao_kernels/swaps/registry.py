@@ -116,7 +116,7 @@ def accelerate(model: nn.Module) -> Acceleration:
         kind = type(module)
         decision = _decide(module)
         if isinstance(decision, str):
-            known = _is_ours(kind) or isinstance(module, tuple(_SWAPS))
+            known = _is_ours(kind) or isinstance(module, tuple(_SWAPS)) or class_path(kind) in _NAMED_SWAPS
             if id(module) not in inside and (known or any(True for _ in module.parameters(recurse=False))):
                 left.append(Entry(name, kind.__name__, decision))
         else:
