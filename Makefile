@@ -27,7 +27,8 @@ export XDG_CACHE_HOME := $(CURDIR)/build/cache
 export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 
-.PHONY: help setup demo test test-all test-integrations sanitize emulate bench bench-quick lint format clean distclean
+.PHONY: help setup demo test test-all test-zoo test-integrations sanitize emulate bench bench-quick lint format clean \
+    distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +36,7 @@ help:
 	@echo "make test       set up, then run the quick tests"
 	@echo "make test-all   the slow sweeps as well"
 	@echo "make test-integrations  Lightning, transformers, accelerate, peft, ONNX, in an environment of their own beside .venv"
+	@echo "make test-zoo   grow and drop on models of other packages, in an environment of their own; build/zoo.md"
 	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
 	@echo "make emulate    the AVX-512 kernels in an emulator, on a machine without (Debian; installs nothing, says what it needs)"
 	@echo "make bench      all benchmarks, against their peers, about an hour; benchmarks/results;  make bench-quick takes minutes"
@@ -54,6 +56,14 @@ test: $(NATIVE)
 test-all: $(NATIVE)
 	@mkdir -p build
 	$(PYTEST) -m "not emulator" $(ARGS)
+
+# Other people's models: their packages stand beside those of .venv, which this environment sees as well.
+ZOO := .venv-zoo
+ZOO_TOOLS := $(ZOO)/.tools
+
+test-zoo: $(NATIVE) $(ZOO_TOOLS)
+	@mkdir -p build
+	HF_HUB_OFFLINE=1 $(ZOO)/bin/python -m pytest -q -s -p no:cacheprovider tests/zoo $(ARGS)
 
 test-integrations: $(INTEGRATIONS)
 	@mkdir -p build
@@ -92,7 +102,7 @@ clean:
 	find dmao_kernels -name '*.so' -delete 2>/dev/null || true
 
 distclean: clean
-	rm -rf $(VENV) $(dir $(INTEGRATIONS))
+	rm -rf $(VENV) $(ZOO) $(dir $(INTEGRATIONS))
 
 $(ENVIRONMENT):
 	@command -v $(PYTHON) >/dev/null || { echo "dmao: '$(PYTHON)' not found: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
@@ -115,4 +125,14 @@ $(INTEGRATIONS): requirements/integrations.txt $(NATIVE)
 
 $(NATIVE): $(TOOLS) $(NATIVE_SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[recipes,dev]'
+	@touch $@
+
+# torchaudio's compiled parts need CUDA; without them it imports, and its models are pure Python.
+$(ZOO_TOOLS): requirements/zoo.txt | $(TOOLS)
+	$(BIN)/python -m venv --clear $(ZOO)
+	$(ZOO)/bin/python -c 'import sys, sysconfig; from pathlib import Path; \
+	    Path(sysconfig.get_path("purelib"), "project.pth").write_text("import site; site.addsitedir(%r)" % sys.argv[1])' \
+	    "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(ZOO)/bin/python -m pip install -q --no-deps -r requirements/zoo.txt
+	find $(ZOO) -path '*/torchaudio/lib/*.so' -delete
 	@touch $@

@@ -155,7 +155,9 @@ def _attention(module: layers.SelfAttention, convert: Plain) -> nn.Module:
 
 def _or_empty(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Branches without components contribute nothing."""
-    return lambda module, convert: plain.Empty(EmptyForward(None), {}) if module.empty else make(module, convert)
+    return lambda module, convert: (
+        plain.Empty(EmptyForward(None, returns=1), {}) if module.empty else make(module, convert)
+    )
 
 
 def _merge(module: MergedBranches, convert: Plain) -> nn.Module:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from dmao_kernels.layout import ComponentLayout, Pattern
 from dmao_kernels.structure.costs import Costs, ParameterCost, aligned_components
 from dmao_kernels.structure.empty import handles_empty
-from dmao_kernels.structure.families import find_family
 from dmao_kernels.structure.places import Place, find_place, get_attribute
 from dmao_kernels.structure.plan import Group
+from dmao_kernels.structure.register import describe, find_family, prepare
 from dmao_kernels.structure.slots.storage import LIVE, OptimizerOrMany, Storage, enter_slots, leave_slots
 from dmao_kernels.structure.state import load_structure, structure_state
 from dmao_kernels.structure.targets import Companion
@@ -136,9 +136,10 @@ class ElasticModule:
 class Elastic:
     """Find the elastic modules of ``model``, in module order.
 
-    A module is elastic if it has a method ``component_layout() -> (ComponentLayout, components)``, or if its
+    A module is elastic if it has a method ``component_layout() -> (ComponentLayout, components)``, or if it or its
     class was registered with ``register_family``. ``components`` is the number for registered modules that do
-    not tell their own; it may be a mapping from module or family name to number.
+    not tell their own; it may be a mapping from module or family name to number. ``refused`` tells of every
+    registered module that is not elastic the reason.
 
     storage: "tight": tensors shrink and grow at events, and compute what there is. "slots": they are enlarged once, to
         ``headroom`` times the number of components (rounded up), the live ones come first and the others hold zeros;
@@ -162,11 +163,19 @@ class Elastic:
         self.edits = 0  # counts the plans applied
         self.version = 0  # counts edits and changes of layouts: what is derived from these compares this number
         self.modules: dict[str, ElasticModule] = {}
+        self.refused: dict[str, str] = {}
+        prepare(model)
         for name, module in model.named_modules():
-            if (found := _discover(name, module, components)) is not None:
+            found = _discover(name, module, components)
+            if isinstance(found, str):
+                self.refused[name] = found
+            elif found is not None:
                 self.modules[name] = found
         if not self.modules:
-            raise ValueError("Elastic: the model has no elastic module (see register_family and component_layout)")
+            reasons = "".join(f"; {name}: {reason}" for name, reason in self.refused.items())
+            raise ValueError(
+                f"Elastic: the model has no elastic module (see register_family, component_layout, discover){reasons}"
+            )
         self._refuse_tied()
         if storage == "slots":
             self.to_slots(headroom)
@@ -269,17 +278,16 @@ class Elastic:
                 claims[id(tensor)] = m.name
 
 
-def _discover(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | None:
-    if callable(own := getattr(module, "component_layout", None)):
-        layout, components = own()
-        return ElasticModule(name, module, layout, components)
-    if (family := find_family(module)) is None:
-        return None
-    described = family.layout(module) if callable(family.layout) else family.layout
+def _discover(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | str | None:
+    """The module as an elastic one; the reason why it is none though it is registered; None if nothing is known."""
+    described = describe(module)
+    if described is None or isinstance(described, str):
+        return described
     layout, components = described if isinstance(described, tuple) else (described, None)
     if components is None:
         components = _count(name, module, layout, default)
-    return ElasticModule(name, module, layout, components, family.can_be_empty)
+    family = find_family(module)
+    return ElasticModule(name, module, layout, components, family is None or family.can_be_empty)
 
 
 def _count(name: str, module: nn.Module, layout: ComponentLayout, default: int | Mapping[str, int]) -> int:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dmao_kernels.structure.register import prepare
+
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
 
@@ -26,6 +28,7 @@ class Companions:
             if companion is elastic.model:
                 raise ValueError("apply_plan: companions must be copies of the model, got the model itself")
             if isinstance(companion, nn.Module):
+                prepare(companion)
                 self.models.append(companion)
             else:
                 self.tables.append(companion)

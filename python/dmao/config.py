@@ -221,12 +221,17 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     Raises ConfigError with one line that names the key, what it takes and what was found.
     """
     values = _read_yaml(Path(path)) if path is not None else {}
+    return TrainConfig.from_dict(apply_overrides(values, overrides))
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Sets "key=value" after "key=value" in `values`; a value is YAML. Raises ConfigError."""
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"config: an override must look like key=value, got '{override}'")
         set_path(values, key.strip(), _parse_yaml(text, f"override '{override}'"))
-    return TrainConfig.from_dict(values)
+    return values
 
 
 def save_config(config: TrainConfig, path: str | Path) -> None:

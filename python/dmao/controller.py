@@ -302,9 +302,8 @@ class GrowAndDrop:
         apply_slot_plan(plan, self.elastic, self.optimizer, self._companions, self._split)
         self.scores.follow_slots(plan.sources)
         self._unread.append(plan)
-        seconds = time.perf_counter() - start
-        read = partial(_read_event, plan, self.elastic, self._step, len(self.events), scores, seconds)
-        event = cast(Event, Lazy(read))
+        step, index, seconds = self._step, len(self.events), time.perf_counter() - start
+        event = cast(Event, Lazy(lambda: Event.of(plan.plan, self.elastic, step, index, scores, seconds)))
         self.events.append(event)
         return event
 
@@ -382,10 +381,6 @@ class GrowAndDrop:
             # After a revival the budget may be out of reach; a training must not end by that.
             _log.warning("GrowAndDrop: this event revives nothing: %s", error)
             return plan(budget=min(self.budget, self.costs.total(self.elastic.counts())))
-
-
-def _read_event(plan: SlotPlan, elastic: Elastic, *record: Any) -> Event:
-    return Event.of(plan.plan, elastic, *record)
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

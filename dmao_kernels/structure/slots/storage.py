@@ -106,11 +106,13 @@ def _tell_norms(module: nn.Module, in_slots: bool) -> None:
             part.in_slots = in_slots  # type: ignore[assignment]
 
 
-def _silence_empty(module: nn.Module, _args: Any, output: Any) -> Tensor:
+def _silence_empty(module: nn.Module, _args: Any, output: Any) -> Any:
     """Forward hook of ordinary modules: an empty one contributes nothing, not even its output bias."""
-    if not isinstance(output, Tensor):
-        raise TypeError(f"slots: {type(module).__name__} must return a tensor, got {type(output).__name__}")
-    return torch.where(cast(Tensor, module.live_slots).any(), output, 0)
+    first, *others = output if isinstance(output, tuple) else (output,)
+    if not isinstance(first, Tensor):
+        raise TypeError(f"slots: {type(module).__name__} must return a tensor, got {type(first).__name__}")
+    silenced = torch.where(cast(Tensor, module.live_slots).any(), first, 0)
+    return (silenced, *others) if isinstance(output, tuple) else silenced
 
 
 def _watch_gradient(m: ElasticModule, name: str, parameter: nn.Parameter) -> Any:
