@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -60,15 +60,19 @@ def register_family(
         )
 
 
-def find_family(module: nn.Module) -> Family | None:
-    """The module's own family, or that of its nearest registered class."""
+def _families(module: nn.Module) -> Iterator[Family]:
+    """The module's own family, then those of its classes, the nearest first."""
     if (own := module.__dict__.get(_OWN)) is not None:
-        return own
+        yield own
     for cls in type(module).__mro__:
         for key in (cls, f"{cls.__module__}.{cls.__qualname__}"):
             if key in _FAMILIES:
-                return _FAMILIES[key]
-    return None
+                yield _FAMILIES[key]
+
+
+def find_family(module: nn.Module) -> Family | None:
+    """The module's own family, or that of its nearest registered class."""
+    return next(_families(module), None)
 
 
 def describe(module: nn.Module) -> Described:
@@ -81,7 +85,8 @@ def describe(module: nn.Module) -> Described:
 
 
 def prepare(model: nn.Module) -> None:
-    """Do what the families of the modules want done before a layout is read."""
+    """Do what the families of the modules, those of base classes included, want done before a layout is read."""
     for module in model.modules():
-        if (family := find_family(module)) is not None and family.prepare is not None:
-            family.prepare(module)
+        for family in _families(module):
+            if family.prepare is not None:
+                family.prepare(module)
