@@ -143,6 +143,14 @@ def test_no_module_outgrows_its_slots(groups, options, selection, data):
         assert found.plan == plan
 
 
+def test_an_emptied_module_comes_back_with_what_it_shares_or_not_at_all():
+    """Without both of "a", 7 remain: enough for its second component, but not for what that needs besides."""
+    groups = [Group("a", (0.2, 0.1), 5, shared=100, standard=2), Group("b", (1.0,), 103)]
+    plan = make_plan(groups, 0.4)
+    assert plan.sources == {"a": (0, 0), "b": (0,)}
+    assert on_the_device(groups, [4, 2], fraction=0.4).plan == plan
+
+
 def test_refuses():
     groups = [Group("a", (1.0, 2.0), 3)]
     for options, message in (

@@ -144,6 +144,19 @@ def test_an_empty_module_contributes_nothing_and_learns_nothing():
     )
 
 
+def test_norms_notice_an_edit_in_place():
+    """Without headroom all weights of a norm's statistics are equal at first, and then they are not."""
+    outputs = []
+    for storage in ("tight", "slots"):
+        model = encoder()
+        elastic = Elastic(model, storage=storage, headroom=1.0)
+        model(sample(24, 0))
+        plan = given_plan({n: (*range(1, c), c - 1) for n, c in elastic.counts().items()}, elastic.counts())
+        apply_plan(plan, elastic, split="halves")
+        outputs.append(model(sample(24, 0)))
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-5)
+
+
 def test_what_cannot_be_kept_in_slots():
     with pytest.raises(ValueError, match="storage must be tight or slots, got 'loose'"):
         Elastic(encoder(), storage="loose")

@@ -61,6 +61,7 @@ def edit_slots(
         writes += [(live, moves.live) for live in _live_lists(m, companions)]
     for target, value in writes:
         target.copy_(value.view_as(target))
+    torch.clear_autocast_cache()  # an autocast region around the loop keeps casts of the old weights
     elastic.edits += 1
     elastic.version += 1
 
