@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmao.distributed import averaged, first_ranks, require_same, unwrap
+from dmao.distributed import averaged, first_ranks, require_same, several, unwrap
 from dmao.event import Copies, Event, Lazy, copies_of, join_copies
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule, WhenSettled
@@ -299,6 +299,8 @@ class GrowAndDrop:
             frozen=self.scores.frozen(),
             seed=derive_seed(self._seed, "event", len(self.events)),
         )
+        if several():
+            require_same("GrowAndDrop: the plan", plan.plan.digest())
         apply_slot_plan(plan, self.elastic, self.optimizer, self._companions, self._split)
         self.scores.follow_slots(plan.sources)
         self._unread.append(plan)

@@ -150,3 +150,16 @@ def assert_dead_slots_hold_zeros(elastic, optimizer):
                 assert not m.view(name, t)[:, ~m.slots].any(), (m.name, name)
                 dead += m.view(name, t)[:, ~m.slots].numel()
     assert dead
+
+
+@pytest.mark.parametrize("heads", [(), (1,), (0, 0, 1)])
+def test_attention_that_returns_a_pair(heads):
+    torch.manual_seed(0)
+    tight = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2)
+    slots, x = copy.deepcopy(tight), torch.randn(2, 5, 16)
+    outputs = []
+    for model, storage in ((tight, "tight"), (slots, "slots")):
+        elastic = Elastic(model, storage=storage)
+        apply_plan(given_plan({"layers.0.self_attn": heads}, elastic.counts()), elastic, split="halves")
+        outputs.append(model(x))
+    torch.testing.assert_close(*outputs)
