@@ -15,27 +15,28 @@ def _normal_distribution(h):
 def activate(h, ACTIVATION: tl.constexpr):
     """The activation "none", "silu", "relu" or "gelu" (the exact one) of float32 values."""
     if ACTIVATION == "silu":
-        return h * tl.sigmoid(h)
+        value = h * tl.sigmoid(h)
     elif ACTIVATION == "relu":
-        return tl.where(h <= 0, 0.0, h)
+        value = tl.where(h <= 0, 0.0, h)
     elif ACTIVATION == "gelu":
-        return h * _normal_distribution(h)
+        value = h * _normal_distribution(h)
     else:
         tl.static_assert(ACTIVATION == "none")
-        return h
+        value = h
+    return value
 
 
 @triton.jit
 def slope(h, ACTIVATION: tl.constexpr):
-    """The derivative of `activate` at h; 0 at 0 for relu."""
+    """The derivative of `activate` at h, of "none" as well; 0 at 0 for relu."""
     if ACTIVATION == "silu":
         s = tl.sigmoid(h)
-        return s + h * s * (1 - s)
+        rate = s + h * s * (1 - s)
     elif ACTIVATION == "relu":
-        return tl.where(h > 0, 1.0, 0.0)
+        rate = tl.where(h > 0, 1.0, 0.0)
     elif ACTIVATION == "gelu":
-        density = tl.exp(-0.5 * h * h) * 0.3989422804014327
-        return _normal_distribution(h) + h * density
+        rate = _normal_distribution(h) + h * tl.exp(-0.5 * h * h) * 0.3989422804014327
     else:
         tl.static_assert(ACTIVATION == "none")
-        return tl.full(h.shape, 1.0, tl.float32)
+        rate = tl.full(h.shape, 1.0, tl.float32)
+    return rate
