@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.philox import keep_tile, load_seed, threshold_of
-from dmao_kernels.ops._triton.sums import sum_parts
+from dmao_kernels.ops._triton.sums import add_parts
 
 _TILE = 4096  # elements of a tile: with 4 warps 32 a thread, which fill loads of 16 bytes from two arrays
 _NORM_TILE = 2048  # elements that a program of the norm holds per array
@@ -119,7 +119,7 @@ def dropout_add_layer_norm_backward(
         DROP=p > 0,
         num_warps=warps,
     )
-    _add_parts[(triton.cdiv(width, 64), 2)](partial, grad_weight, grad_bias, parts, width, COLUMNS=64)
+    add_parts(partial, grad_weight, grad_bias)
     return grad_x, grad_y, grad_weight, grad_bias
 
 
@@ -135,9 +135,9 @@ def _columns(width: int, most: int | None = None) -> int:
 
 
 def _row_tile(width: int) -> tuple[int, int, int]:
-    """Rows and columns of a tile of whole rows, and warps: at most 32 elements a thread, as far as that goes."""
+    """Rows and columns of a tile of whole rows, and warps: 16 elements a thread, as far as that goes."""
     columns = _columns(width)
-    return max(1, _NORM_TILE // columns), columns, min(32, max(4, columns // 1024))
+    return max(1, _NORM_TILE // columns), columns, min(32, max(4, columns // 512))
 
 
 @triton.jit
@@ -273,14 +273,3 @@ def _layer_norm_backward(
     part = partial_ptr + tl.program_id(0).to(tl.int64) * 2 * width + columns
     tl.store(part, tl.sum(for_weight, 0), columns < width)
     tl.store(part + width, tl.sum(for_bias, 0), columns < width)
-
-
-@triton.jit(do_not_specialize=["parts"])
-def _add_parts(partial_ptr, grad_weight_ptr, grad_bias_ptr, parts, width, COLUMNS: tl.constexpr):
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    of = tl.program_id(1)
-    total = sum_parts(partial_ptr + of * width + columns, 2 * width, parts, columns < width, COLUMNS)
-    if of == 0:
-        tl.store(grad_weight_ptr + columns, total.to(grad_weight_ptr.dtype.element_ty), columns < width)
-    else:
-        tl.store(grad_bias_ptr + columns, total.to(grad_bias_ptr.dtype.element_ty), columns < width)
