@@ -119,7 +119,10 @@ class _Launch:
         pieces = self._pieces
         table = self._addresses.table(
             [
-                (params[i], grads[i], exp_avgs[i] if updated else None, exp_avg_sqs[i] if updated else None)
+                (params[i], grads[i], exp_avgs[i], exp_avg_sqs[i])
+                if updated
+                # Magnitudes are scored without a gradient: the kernel reads something in its place.
+                else (params[i], grads[i] if grads[i].numel() else params[i], None, None)
                 for i, updated in self._entries
             ]
         )
@@ -197,8 +200,7 @@ def _step(
     for row in range(0, rows, ROWS):
         at, there = tile_of_piece(first, rest, stride, columns, row, EVEN)
         w = tl.load(weights + at, mask=there, other=0.0).to(tl.float32)
-        has_grad = there & updated if METRIC == "magnitude" else there  # what is only scored may have none
-        g = tl.load(grads + at, mask=has_grad, other=0.0).to(tl.float32)
+        g = tl.load(grads + at, mask=there, other=0.0).to(tl.float32)
         terms += terms_of(w, g, METRIC)
         if updated:
             scaled = g * scale
