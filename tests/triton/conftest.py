@@ -29,8 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if INTERPRETED and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-        if not INTERPRETED and item.get_closest_marker("interpreter"):
-            item.add_marker(pytest.mark.skip(reason="is about the interpreter"))
 
 
 @pytest.fixture
