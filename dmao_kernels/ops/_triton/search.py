@@ -22,6 +22,7 @@ class Utterances:
     Attributes:
         rows: number of rows.
         arguments: lengths_ptr ... row_count of `tile_rows`.
+        padding: lengths_ptr ... row_count of `spoken`.
     """
 
     def __init__(self, x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> None:
@@ -31,6 +32,7 @@ class Utterances:
         self._count = x.shape[0] if offsets is None else offsets.shape[0] - 1
         lengths, offsets = (None if t is None else t.contiguous() for t in (lengths, offsets))
         self.arguments = lengths, offsets, self._count, search_steps(self._count), self._frames, self.rows
+        self.padding = lengths, self._frames, self.rows
 
     def tiles(self, rows: int) -> int:
         """How many tiles of `rows` rows `tile_rows` numbers; some of packed utterances may be empty."""
