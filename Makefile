@@ -26,6 +26,7 @@ export PIP_NO_CACHE_DIR := 1
 export XDG_CACHE_HOME := $(CURDIR)/build/cache
 export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
+export TRITON_HOME := $(CURDIR)/build/cache
 
 .PHONY: help setup demo test test-all test-interp test-zoo test-integrations sanitize emulate bench bench-quick lint \
     format clean distclean

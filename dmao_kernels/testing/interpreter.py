@@ -22,6 +22,7 @@ TRITON_INTERPRET=1 has to be set before Triton is imported, and holds for the wh
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import gc
 import os
@@ -86,12 +87,15 @@ class _Memory:
 
     def _open_tables(self) -> None:
         """Adds the tensors whose addresses stand in arguments."""
-        addresses = {address for table in self._tables for address in table.flatten().tolist()}
+        addresses = sorted({address for table in self._tables for address in table.flatten().tolist()})
         self._tables = []
         tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
         for tensor in tensors:
-            if tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.data_ptr() in addresses:
-                self._add(tensor)
+            if tensor.layout == torch.strided and tensor.device.type == "cpu":
+                storage = tensor.untyped_storage()
+                first = bisect.bisect_left(addresses, storage.data_ptr())
+                if first < len(addresses) and addresses[first] < storage.data_ptr() + storage.nbytes():
+                    self._add(tensor)
 
     def load(self, pointers: Array, mask: Array, size: int) -> None:
         for region, offsets in self._hit("load", pointers, mask, size):
@@ -170,13 +174,13 @@ def _narrowed(value: TensorHandle) -> TensorHandle:
     return TensorHandle(float32_to_bfloat16(value.data), tl.bfloat16)
 
 
-class _GuardedBuilder(InterpreterBuilder):  # type: ignore[misc] # Triton has no types
+class _GuardedBuilder(InterpreterBuilder):
     """What runs the operations of a program."""
 
     def __init__(self, memory: _Memory, seed: int) -> None:
         super().__init__()
         # Overflow of integers is left to wrap around, as on the GPU: random numbers need it.
-        self.options = dataclasses.replace(self.options, debug=True, sanitize_overflow=False)
+        self.options: Any = dataclasses.replace(self.options, debug=True, sanitize_overflow=False)
         self._memory = memory
         self._seed = seed
         self._order: list[Program] = []
@@ -303,7 +307,7 @@ def install() -> None:
 
 
 def _guarded(executor: Any, memory: _Memory) -> Any:
-    class GuardedExecutor(executor):  # type: ignore[misc]
+    class GuardedExecutor(executor):
         """Runs all programs of a launch."""
 
         def __call__(self, *arguments: Any, **options: Any) -> None:
