@@ -20,7 +20,7 @@ from dmao_kernels.ops._triton.tables import VECTOR, upload
 ROWS = tl.constexpr(8)  # of a tile, which a program holds in registers
 COLUMNS = tl.constexpr(256)
 HEIGHT = tl.constexpr(32)
-WARPS = 4
+WARPS = 8
 
 _FIELDS = tl.constexpr(7)
 

@@ -104,37 +104,50 @@ def _fill(shapes, owner, table, sizes, index, DTYPE: tl.constexpr, EVEN: tl.cons
     x = address(table, owner * _TABLE, DTYPE, EVEN)
     values = address(table, owner * _TABLE + 1, DTYPE, EVEN)
     new = address(table, owner * _TABLE + 2, DTYPE, EVEN)
-    if folded:  # of one component of one repeat
+    if folded:
         repeat, component = block // components, block % components
         source, value = tl.load(index + component * 2), tl.load(index + component * 2 + 1)
         x += _multiple((repeat * old + source - block) * run, EVEN)
         values += _multiple((repeat * given + value - block) * run, EVEN)
         for row in range(0, rows, ROWS):
             at, there = tile_of_piece(first, rest, stride, columns, row, EVEN)
-            entries = tl.zeros([ROWS, COLUMNS], DTYPE)
-            if source >= 0:
-                entries = tl.load(x + at, mask=there)
-            if value >= 0:
-                taken = tl.load(values + at, mask=there)
-                if source >= 0:
-                    entries = _rest(entries, taken)
-                else:
-                    entries = taken
-            tl.store(new + at, entries, mask=there)
-    else:  # columns of many components, the same in all repeats
-        length = components * run
-        column = first % length + tl.arange(0, COLUMNS)
-        component = column // run
-        source = tl.load(index + component * 2, mask=column < length, other=-1)[None, :]
-        value = tl.load(index + component * 2 + 1, mask=column < length, other=-1)[None, :]
-        entry = (column - component * run)[None, :]
+            _fill_run(x, values, new, source, value, at, there)
+    else:
+        begin, column = first // (components * run), first % (components * run)
         for row in range(0, rows, ROWS):
             at, there = tile_of_piece(first, rest, stride, columns, row, EVEN)
-            repeat = (first // length + row + tl.arange(0, ROWS))[:, None]
-            entries = tl.load(x + (repeat * old + source) * run + entry, mask=there & (source >= 0), other=0.0)
-            taken = tl.load(values + (repeat * given + value) * run + entry, mask=there & (value >= 0), other=0.0)
-            entries = tl.where(value < 0, entries, tl.where(source < 0, taken, _rest(entries, taken)))
-            tl.store(new + at, entries, mask=there)
+            _fill_columns(x, values, new, index, components, run, old, given, begin + row, column, at, there)
+
+
+@triton.jit
+def _fill_run(x, values, new, source, value, at, there):
+    """Entries of one component of one repeat; all three tensors begin where these entries would be at `at`."""
+    entries = tl.zeros([ROWS, COLUMNS], x.dtype.element_ty)
+    if source >= 0:
+        entries = tl.load(x + at, mask=there)
+    if value >= 0:
+        taken = tl.load(values + at, mask=there)
+        if source >= 0:
+            entries = _rest(entries, taken)
+        else:
+            entries = taken
+    tl.store(new + at, entries, mask=there)
+
+
+@triton.jit
+def _fill_columns(x, values, new, index, components, run, old, given, repeat, column, at, there):
+    """Entries of many components, from a repeat and a column of [repeats, components * run] on."""
+    columns = column + tl.arange(0, COLUMNS)
+    component = columns // run
+    inside = component < components
+    source = tl.load(index + component * 2, mask=inside, other=-1)[None, :]
+    value = tl.load(index + component * 2 + 1, mask=inside, other=-1)[None, :]
+    entry = (columns - component * run)[None, :]
+    repeats = (repeat + tl.arange(0, ROWS))[:, None]
+    entries = tl.load(x + (repeats * old + source) * run + entry, mask=there & (source >= 0), other=0.0)
+    taken = tl.load(values + (repeats * given + value) * run + entry, mask=there & (value >= 0), other=0.0)
+    entries = tl.where(value < 0, entries, tl.where(source < 0, taken, _rest(entries, taken)))
+    tl.store(new + at, entries, mask=there)
 
 
 @triton.jit
