@@ -186,21 +186,15 @@ def sum_positions(
 
 
 @triton.jit(do_not_specialize=["programs"])
-def sum_biases(bias_sums, grad_content_bias, grad_position_bias, programs, D: tl.constexpr, WIDTH: tl.constexpr):
+def sum_bias(bias_sums, grad_bias, programs, D: tl.constexpr, WIDTH: tl.constexpr):
     """The gradient of a bias, of one head: the sum of what the programs of `query_gradients` left."""
-    head, which = tl.program_id(0), tl.program_id(1)
+    head = tl.program_id(0)
     column = tl.arange(0, WIDTH)
-    bias_sums += (head.to(tl.int64) * programs * 2 + which) * D
+    bias_sums += head.to(tl.int64) * programs * (2 * D)
     sums = tl.zeros((32, WIDTH), tl.float32)
     for at in range(0, programs, 32):
         program = at + tl.arange(0, 32)[:, None]
         inside = (program < programs) & (column < D)[None, :]
         sums += tl.load(bias_sums + program * (2 * D) + column[None, :], mask=inside, other=0.0)
-    sums = tl.sum(sums, 0)
-    target = head * D + column
-    if grad_content_bias is not None:
-        values = sums.to(grad_content_bias.dtype.element_ty)
-        tl.store(grad_content_bias + target, values, mask=(column < D) & (which == 0))
-    if grad_position_bias is not None:
-        values = sums.to(grad_position_bias.dtype.element_ty)
-        tl.store(grad_position_bias + target, values, mask=(column < D) & (which == 1))
+    sums = tl.sum(sums, 0).to(grad_bias.dtype.element_ty)
+    tl.store(grad_bias + head * D + column, sums, mask=column < D)

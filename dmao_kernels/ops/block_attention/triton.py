@@ -173,14 +173,10 @@ def block_attention_backward(grad_out: Tensor, q: Tensor, *others: Any) -> tuple
     with torch.cuda.device_of(q):
         _backward.query_gradients[grid](**arguments, out=out, grad_q=grad_q, bias_sums=bias_sums)
         _backward.key_gradients[grid](**arguments, grad_k=grad_k, grad_v=grad_v)
-        if has_biases:
-            _parameters.sum_biases[problem.heads, 2](
-                bias_sums,
-                None if content_bias is None else grad_biases[0],
-                None if position_bias is None else grad_biases[1],
-                grid[0],
-                **shape,
-            )
+        for which, (bias, grad_bias) in enumerate(zip((content_bias, position_bias), grad_biases, strict=True)):
+            if bias is not None:
+                sums = bias_sums[:, :, which]
+                _parameters.sum_bias[(problem.heads,)](sums, grad_bias, grid[0], **shape)
         if rel_pos is not None:
             _position_gradients(problem, grad_rel_pos, config["TILE"])
     return grad_q, grad_k, grad_v, grad_rel_pos, *grad_biases
