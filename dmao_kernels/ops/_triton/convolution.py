@@ -163,8 +163,17 @@ def _zeros(COUNT: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _ungate(grad, gates_ptr, out_ptr, row, stored, channel, inside):
-    """Through the GLU: the gradients by value and gate of one row."""
+def _sum(rows, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """Of COUNT rows, a power of two, by halves: short sums round less."""
+    total = rows[FIRST]
+    if COUNT > 1:
+        total = _sum(rows, FIRST, COUNT // 2) + _sum(rows, FIRST + COUNT // 2, COUNT // 2)
+    return total
+
+
+@triton.jit
+def _ungate(grad, gates_ptr, row, stored, channel, inside):
+    """Through the GLU: the place of one row's values, and the gradients by values and gates."""
     place = row.to(tl.int64) * 2 * stored + channel
     value = tl.load(gates_ptr + place, inside, 0.0).to(tl.float32)
     opening = tl.sigmoid(tl.load(gates_ptr + place + stored, inside, 0.0).to(tl.float32))
@@ -226,7 +235,7 @@ def _convolve(
         written = inside & (row >= begin) & (row < limit)
         if gates_ptr is not None:
             place, for_value, for_gate = _ungate(
-                total, gates_ptr, out_ptr, row, stored, channel, inside & (row >= begin) & (row < end)
+                total, gates_ptr, row, stored, channel, inside & (row >= begin) & (row < end)
             )
             tl.store(out_ptr + place, for_value.to(out_ptr.dtype.element_ty), written)
             tl.store(out_ptr + place + stored, for_gate.to(out_ptr.dtype.element_ty), written)
@@ -264,8 +273,7 @@ def _tap_sums(
         begin, end, _, first = tile_rows(tile, lengths_ptr, offsets_ptr, utterances, steps, frames, row_count, ROWS)
         grads = _load_rows(grad_ptr, width, first, begin, end, columns, inside, ROWS)
         rows = _load_rows(source_ptr, width, first - taps // 2 + tap, begin, end, columns, inside, ROWS + TAPS - 1)
-        for r in tl.static_range(ROWS):
-            bias += grads[r]
+        bias += _sum(grads, 0, ROWS)
         added = ()
         for j in tl.static_range(TAPS):
             total = sums[j]
