@@ -110,3 +110,11 @@ def bsr_dense_addmm(dtype: torch.dtype) -> None:
     x, c = torch.zeros(WIDTH, 4096, dtype=dtype), torch.zeros(HIDDEN, 4096, dtype=dtype)
     meta = {"GROUP_SIZE_ROW": 4, "num_stages": 3, "num_warps": 4, "SPLIT_N": 64}
     kernels.bsr_dense_addmm(c, weight, x, beta=0, meta=meta)
+
+
+@peer("Liger layer_norm", needs="liger_kernel")
+def liger_layer_norm(dtype: torch.dtype) -> None:
+    """LayerNorm alone, without the residual step."""
+    kernels = importlib.import_module("liger_kernel.ops.layer_norm")
+    x, weight = torch.empty(ROWS, WIDTH, dtype=dtype), torch.empty(WIDTH, dtype=dtype)
+    kernels.layer_norm_forward(x, weight, weight, 1e-5)
