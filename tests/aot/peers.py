@@ -45,7 +45,7 @@ def matmul(a, b, c, M, N, K, row_a, row_b, row_c, ROWS: tl.constexpr, COLUMNS: t
     tl.store(tile, total.to(c.dtype.element_ty), mask=(rows[:, None] < M) & (columns[None, :] < N))
 
 
-def _multiply(dtype: torch.dtype, rows: int, columns: int, step: int, warps: int, stages: int) -> None:
+def multiply(dtype: torch.dtype, rows: int, columns: int, step: int, warps: int, stages: int) -> None:
     a, b = torch.empty(ROWS, WIDTH, dtype=dtype), torch.empty(WIDTH, HIDDEN, dtype=dtype)
     c = torch.empty(ROWS, HIDDEN, dtype=dtype)
     grid = (triton.cdiv(ROWS, rows), triton.cdiv(HIDDEN, columns))
@@ -55,12 +55,12 @@ def _multiply(dtype: torch.dtype, rows: int, columns: int, step: int, warps: int
 
 @peer("matmul 128x128x32")
 def matmul_128_128_32(dtype: torch.dtype) -> None:
-    _multiply(dtype, 128, 128, 32, 8, 3 if triton.runtime.driver.active.get_current_target().backend == "cuda" else 2)
+    multiply(dtype, 128, 128, 32, 8, 3 if triton.runtime.driver.active.get_current_target().backend == "cuda" else 2)
 
 
 @peer("matmul 128x64x64")
 def matmul_128_64_64(dtype: torch.dtype) -> None:
-    _multiply(dtype, 128, 64, 64, 4, 3 if triton.runtime.driver.active.get_current_target().backend == "cuda" else 2)
+    multiply(dtype, 128, 64, 64, 4, 3 if triton.runtime.driver.active.get_current_target().backend == "cuda" else 2)
 
 
 @triton.jit
