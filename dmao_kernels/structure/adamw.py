@@ -27,10 +27,10 @@ class ScoringAdamW(torch.optim.AdamW):
     The scores are those of ``scores.update()`` before the step, to the bit. State, ``param_groups`` and state dict are
     those of torch.optim.AdamW: each loads the other's, and ``apply_plan`` edits them. Without scores it is AdamW.
 
-    Parameters are float32, bfloat16 or float16, contiguous, and so are their moments; gradients are dense. Of AdamW's options
-    amsgrad, capturable and differentiable are not there; foreach and fused, which choose an implementation, have no
-    meaning here and are passed over in loaded states. torch.amp.GradScaler works as with an optimizer that does not
-    know of it.
+    Parameters are float32, bfloat16 or float16, contiguous, and so are their moments; gradients are dense. Of AdamW's
+    options amsgrad, capturable and differentiable are not there; foreach and fused, which choose an implementation,
+    have no meaning here and are passed over in loaded states. torch.amp.GradScaler works as with an optimizer that does
+    not know of it.
 
     scores: taken from all gradients of its model; parameters that this optimizer does not update are scored, too.
     """

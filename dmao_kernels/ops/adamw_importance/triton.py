@@ -24,9 +24,9 @@ from dmao_kernels.ops._triton.pieces import (
     store_sums,
     tile_of_piece,
 )
+from dmao_kernels.ops._triton.sums import DTYPES, Scored, Sums, terms_of
 from dmao_kernels.ops._triton.tables import Addresses, Recent, launching_on, queue, upload
 from dmao_kernels.ops.adamw_importance.reference import check_tables
-from dmao_kernels.ops.importance._sums import DTYPES, Scored, Sums, terms_of
 from dmao_kernels.ops.importance.reference import check_segment
 
 _TABLE = tl.constexpr(5)
@@ -50,7 +50,7 @@ def adamw_importance_(
     metric: str,
     beta: float,
 ) -> None:
-    """The contract of `adamw_importance_`. Tables of shapes are made where a shape, a dtype or a segment has changed."""
+    """The contract of `adamw_importance_`. Tables are made where a shape, a dtype or a segment has changed."""
     check_tables(segments, groups, group_of)
     rows, updated = segments.tolist(), [step.numel() != 0 for step in steps]
     key = (

@@ -23,8 +23,8 @@ from dmao_kernels.ops._triton.pieces import (
     store_sums,
     tile_of_piece,
 )
+from dmao_kernels.ops._triton.sums import DTYPES, Sums, terms_of
 from dmao_kernels.ops._triton.tables import Addresses, Recent, launching_on, queue
-from dmao_kernels.ops.importance._sums import DTYPES, Sums, terms_of
 from dmao_kernels.ops.importance.reference import check_segment
 
 _TABLE = tl.constexpr(3)
@@ -43,7 +43,10 @@ def importance_(
     rows = segments.tolist()
     key = (
         tuple(map(tuple, rows)),
-        tuple((weight.numel(), weight.dtype, grad.numel(), grad.dtype) for weight, grad in zip(weights, grads)),
+        tuple(
+            (weight.numel(), weight.dtype, grad.numel(), grad.dtype)
+            for weight, grad in zip(weights, grads, strict=True)
+        ),
         ema.numel(),
         metric == "magnitude",
         ema.device,

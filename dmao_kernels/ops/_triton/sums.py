@@ -67,14 +67,15 @@ def _parts(cut: Cut, first: int, repeats: int, components: int, run: int) -> Ten
 @triton.jit
 def terms_of(weight, grad, METRIC: tl.constexpr):
     """What the entries add to the score of their component."""
-    if METRIC == "taylor":
-        return tl.abs(weight * grad)
-    elif METRIC == "gradient":
-        return tl.abs(grad)
+    if METRIC == "gradient":
+        terms = tl.abs(grad)
     elif METRIC == "magnitude":
-        return tl.abs(weight)
+        terms = tl.abs(weight)
+    elif METRIC == "signed":
+        terms = weight * grad
     else:
-        return weight * grad
+        terms = tl.abs(weight * grad)
+    return terms
 
 
 @triton.jit
