@@ -37,6 +37,7 @@ class Sums:
 
     def __init__(self, rows: Sequence[Sequence[int]], components: int, device: torch.device) -> None:
         """rows: of `segments`, of tensors that have entries and are scored."""
+        self.device = device
         self.scored: list[Scored] = []
         self.count = 0
         parts, owners = [torch.empty(0, 4, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
