@@ -163,6 +163,8 @@ def _controller(model: ConformerCTC, optimizer: ScoringAdamW, config: TrainConfi
         revive=settings.revive,
         seed=config.seed,
         observe_every=settings.observe_every,
+        storage=settings.storage,
+        headroom=settings.headroom,
     )
 
 

@@ -24,7 +24,7 @@ from dmao_kernels.ops._triton.pieces import (
     store_sums,
     tile_of_piece,
 )
-from dmao_kernels.ops._triton.sums import DTYPES, Scored, Sums, terms_of
+from dmao_kernels.ops._triton.scored import DTYPES, Scored, Sums, terms_of
 from dmao_kernels.ops._triton.tables import Addresses, Recent, Uploaded, launching_on, queue, upload
 from dmao_kernels.ops.adamw_importance.reference import GROUP_COLUMNS, check_tables
 from dmao_kernels.ops.importance.reference import check_segment

@@ -23,7 +23,7 @@ from dmao_kernels.ops._triton.pieces import (
     place_of_piece,
     tile_of_piece,
 )
-from dmao_kernels.ops._triton.sums import DTYPES
+from dmao_kernels.ops._triton.scored import DTYPES
 from dmao_kernels.ops._triton.tables import Addresses, launching_on, upload
 from dmao_kernels.ops.gather_components.reference import check_rows
 

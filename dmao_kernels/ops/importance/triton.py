@@ -23,7 +23,7 @@ from dmao_kernels.ops._triton.pieces import (
     store_sums,
     tile_of_piece,
 )
-from dmao_kernels.ops._triton.sums import DTYPES, Sums, terms_of
+from dmao_kernels.ops._triton.scored import DTYPES, Sums, terms_of
 from dmao_kernels.ops._triton.tables import Addresses, Recent, launching_on, queue
 from dmao_kernels.ops.importance.reference import check_segment
 
