@@ -2,7 +2,7 @@
 
     python -m dmao_kernels.testing.selftest --device cuda --out selftest
 
-Checks every operation in every dtype, forward and backward, against float64; that results do not change from call to call;
-a short training with events; then times everything beside its peers, against the limits of the machine. Writes report.json
-and report.md. An operation that is wrong has no times.
+Checks every operation in every dtype, forward and backward, against float64; that results do not change from call to
+call; a short training with an event. Then times everything beside its peers, against the limits of the machine. Writes
+report.json and report.md. An operation that is wrong has no times.
 """

@@ -6,15 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from dmao_kernels.testing.selftest.run import PARTS, selftest
+from dmao_kernels.testing.selftest.run import PARTS, default_device, selftest
 
 
 def main() -> int:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="selftest", description="Are the kernels right here, and how fast?")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device(), help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=Path("selftest"), help="folder of the report")
     parser.add_argument("--quick", action="store_true", help="fewer dtypes, small sizes, no torch.compile")
     parser.add_argument("--only", action="append", choices=PARTS, help="parts to run; all by default")

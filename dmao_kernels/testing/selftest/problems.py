@@ -1,9 +1,10 @@
-"""Operations as problems that a peer and float64 can solve as well: every operation that has gradients, small ones and odd."""
+"""Every operation that has gradients, as problems that plain PyTorch can solve as well, in any dtype: small and odd."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -177,5 +178,5 @@ def _pack(x: Tensor, lengths: Tensor) -> tuple[Tensor]:
 
 def _unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
     ends = offsets.tolist()
-    rows = [packed[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+    rows = [packed[begin:end] for begin, end in pairwise(ends)]
     return torch.stack([torch.cat([row, row.new_zeros(frames - len(row), *row.shape[1:])]) for row in rows])

@@ -17,6 +17,7 @@ from dmao_kernels.testing.selftest.timing import Limits, Timer
 from dmao_kernels.testing.selftest.training import trainings
 
 PARTS = ("numerics", "training", "speed")
+
 Say = Callable[[str], None]
 
 
@@ -58,6 +59,11 @@ def selftest(
             report.write(out)
     say(f"report: {out / 'report.md'}")
     return report
+
+
+def default_device() -> str:
+    """A GPU where PyTorch has one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _time(report: Report, device: str, quick: bool, end: float, say: Say) -> None:
@@ -107,7 +113,7 @@ def _label(dtype: torch.dtype) -> str:
 
 @contextmanager
 def _exact_float32() -> Iterator[None]:
-    """cuDNN's convolutions in float32 as they are written, not in TensorFloat-32: they are what ours are compared with."""
+    """cuDNN's convolutions, which ours are compared with, compute float32 as such and not in TensorFloat-32."""
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
         yield

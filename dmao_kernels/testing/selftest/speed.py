@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class Race:
 
     op: str
     name: str
-    calls: dict[str, Callable[[], object]]
+    calls: Mapping[str, Callable[[], object]]
     flops: float = 0.0
     bytes: float = 0.0
 
@@ -79,13 +79,13 @@ def _ffn(draw: Draw, sizes: Sizes, compile: bool) -> Iterator[Race]:
     def eager(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         return F.linear(F.dropout(F.silu(F.linear(x, w1, b1)), 0.1), w2, b2)
 
-    def ours(*inputs: Tensor, live: Tensor | None = None) -> Tensor:
-        return dmao_kernels.component_ffn(*inputs, live, components=COMPONENTS, p=0.1, seed=seed)
+    def ours(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, live: Tensor | None = None) -> Tensor:
+        return dmao_kernels.component_ffn(x, w1, b1, w2, b2, live, components=COMPONENTS, p=0.1, seed=seed)
 
     peers = _peers(inputs, grad, eager, compile)
     flops = 12.0 * rows * d * hidden
     yield Race("component_ffn", "training, all live", {OURS: _trained(inputs, grad, ours), **peers}, flops)
-    calls = {OURS: _trained(inputs, grad, lambda *t: ours(*t, live=half)), "all live": _trained(inputs, grad, ours)}
+    calls = {OURS: _trained(inputs, grad, ours, half), "all live": _trained(inputs, grad, ours)}
     yield Race("component_ffn", "training, half live", calls, flops / 2)
     detached = [tensor.detach() for tensor in inputs]
     calls = {
@@ -212,7 +212,7 @@ def _packing(draw: Draw, sizes: Sizes, compile: bool) -> Iterator[Race]:
 
     calls = {OURS: lambda: dmao_kernels.unpack(packed, offsets, sizes.frames), "index_put": padded}
     yield Race("unpack", "", calls, 0.0, packed.nbytes + x.nbytes)
-    calls = {OURS: lambda: dmao_kernels.pack(x, lengths), "index": lambda: x[valid]}
+    calls = {OURS: lambda: dmao_kernels.pack(x, lengths)[0], "index": lambda: x[valid]}
     yield Race("pack", "", calls, 0.0, 2 * packed.nbytes)
 
 
@@ -263,8 +263,9 @@ def _adamw(draw: Draw, sizes: Sizes, compile: bool) -> Iterator[Race]:
     groups = torch.tensor([(1e-6, 0.9, 0.999, 1e-8, 1e-2, 0.0)], dtype=torch.float64)
     group_of, nothing = torch.zeros(len(params), dtype=torch.int64), model.ema[:0]
 
-    def ours(*scored: Tensor) -> None:
-        dmao_kernels.adamw_importance_(model.weights, model.grads, averages, squares, steps, groups, group_of, *scored)
+    def ours(ema: Tensor, segments: Tensor, inverse_count: Tensor) -> None:
+        lists = (model.weights, model.grads, averages, squares, steps)
+        dmao_kernels.adamw_importance_(*lists, groups, group_of, ema, segments, inverse_count)
 
     def both() -> None:
         model.eager_scores()
@@ -275,8 +276,8 @@ def _adamw(draw: Draw, sizes: Sizes, compile: bool) -> Iterator[Race]:
         optimizer.step()
 
     name, bytes = f"{len(params)} tensors", 7 * model.entries * model.itemsize
-    scored = (model.ema, model.segments, model.inverse_count)
-    calls = {OURS: lambda: ours(*scored), "fused AdamW and importance_": apart, "fused AdamW and a loop": both}
+    calls = {OURS: lambda: ours(model.ema, model.segments, model.inverse_count)}
+    calls |= {"fused AdamW and importance_": apart, "fused AdamW and a loop": both}
     yield Race("adamw_importance_", f"{name}, scored", calls, 0.0, bytes)
     calls = {OURS: lambda: ours(nothing, model.segments[:0], nothing), "fused AdamW": optimizer.step}
     yield Race("adamw_importance_", f"{name}, without scores", calls, 0.0, bytes)

@@ -14,8 +14,8 @@ Calls = Mapping[str, Callable[[], object]]
 class Timer:
     """Times calls on a device, in microseconds.
 
-    On a GPU by its own clock, after a write of more than its caches hold: that empties them, and keeps the GPU busy while
-    the host queues the call.
+    On a GPU by its own clock, after a write of more than its caches hold: that empties them, and keeps the GPU busy
+    while the host queues the call.
     """
 
     def __init__(self, device: str, rounds: int, seconds: float) -> None:
