@@ -123,6 +123,22 @@ def choose(
     return known[name] if known.get(name) in choices else choices[0]
 
 
+def choose_tiles(
+    op: str,
+    table: Table,
+    dtype: torch.dtype,
+    device: torch.device,
+    shape: tuple[int, int],
+    key: tuple[int | str, ...] = (),
+    run: Callable[[Config], object] | None = None,
+) -> Config:
+    """`choose` for a result of `shape` cut into ROWS x COLUMNS: "... few" where that would not fill the chip."""
+    kind = kind_of(dtype)
+    first = candidates(table, kind, device)[0]
+    tiles = triton.cdiv(shape[0], first["ROWS"]) * triton.cdiv(shape[1], first["COLUMNS"])
+    return choose(op, table, kind if tiles >= processors(device) else f"{kind} few", device, key, run)
+
+
 def _file(arch: int | str) -> Path:
     directory = os.environ.get("DMAO_CACHE_DIR") or Path.home() / ".cache" / "dmao_kernels"
     return Path(directory) / f"triton-{triton.__version__}-{arch}.json"

@@ -1,8 +1,8 @@
 """The dropout mask of dmao_kernels/ops/_philox.py, bit for bit, as Triton device functions.
 
 `keep` costs one call of Philox4x32-7 an element. `keep_tile` calls it once for the eight elements that share its
-output: those 16 columns apart within 128. In a kernel that reads, drops and writes that is a fifth of the multiplications
-(sm_90: 5 instead of 22 IMAD an element); the mask then takes one trip of a byte an element through shared memory.
+output: those 16 columns apart within 128. In a kernel that reads, drops and writes that leaves 5 of 22 multiplications
+an element (IMAD on sm_90); the mask then takes one trip of a byte an element through shared memory.
 """
 
 from __future__ import annotations
