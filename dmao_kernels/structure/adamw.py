@@ -27,7 +27,7 @@ class ScoringAdamW(torch.optim.AdamW):
     The scores are those of ``scores.update()`` before the step, to the bit. State, ``param_groups`` and state dict are
     those of torch.optim.AdamW: each loads the other's, and ``apply_plan`` edits them. Without scores it is AdamW.
 
-    Parameters are float32 or bfloat16, contiguous, and so are their moments; gradients are dense. Of AdamW's options
+    Parameters are float32, bfloat16 or float16, contiguous, and so are their moments; gradients are dense. Of AdamW's options
     amsgrad, capturable and differentiable are not there; foreach and fused, which choose an implementation, have no
     meaning here and are passed over in loaded states. torch.amp.GradScaler works as with an optimizer that does not
     know of it.
@@ -107,7 +107,7 @@ class ScoringAdamW(torch.optim.AdamW):
 
 def _no_scores(device: torch.device) -> dict[str, Tensor]:
     nothing = torch.empty(0, device=device)
-    segments = torch.empty(0, 5, dtype=torch.int64, device=device)
+    segments = torch.empty(0, 5, dtype=torch.int64)
     return {"ema": nothing, "segments": segments, "inverse_count": nothing}
 
 

@@ -55,7 +55,7 @@ def _kept_halves(word, threshold, place: tl.constexpr):
 def keep_tile(seed_low, seed_high, rows, first_column, COLUMNS: tl.constexpr, threshold, s0=0, s1=0):
     """`keep` of rows [R] x the neighbouring columns first_column ... first_column + COLUMNS - 1: bool [R, COLUMNS].
 
-    COLUMNS is 64 or a power of two from 128 on, and the scalar first_column a multiple of min(COLUMNS, 128). s0 and s1
+    COLUMNS is a power of two from 16 on, and the scalar first_column a multiple of min(COLUMNS, 128). s0 and s1
     are scalars, or [R, 1, 1, 1].
     """
     BLOCKS: tl.constexpr = max(COLUMNS // 128, 1)
@@ -68,8 +68,8 @@ def keep_tile(seed_low, seed_high, rows, first_column, COLUMNS: tl.constexpr, th
     w0, w1, w2, w3 = philox_impl(first, row, _word(s0), _word(s1), seed_low, seed_high, _ROUNDS)
     bits = _kept_halves(w0, threshold, 0) | _kept_halves(w1, threshold, 1)
     bits |= _kept_halves(w2, threshold, 2) | _kept_halves(w3, threshold, 3)
-    if PARTS == 4:
-        bits >>= first_column // 64 % 2 * 4
+    if PARTS < 8:
+        bits >>= first_column // 16 % 8
     # In bytes from here on: the layout changes at the end, and moves as little as possible.
     part = (1 << tl.arange(0, PARTS)).to(tl.int8)[None, None, :, None]
     return (bits.to(tl.int8) & part != 0).reshape(rows.shape[0], COLUMNS)
