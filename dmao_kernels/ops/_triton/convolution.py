@@ -1,9 +1,9 @@
 """Depthwise convolution along time, and the sums for the gradient of its taps, over packed or padded utterances.
 
 Floor: 2 N C k flops each at the FMA peak. A program is one warp with a few channels a lane. Rows and taps of a tile
-stand in registers as one tensor each, and all loops over them are unrolled: 16 rows and a chunk of 16 taps are 256
-multiply-adds a channel for 31 loads. Chunks follow each other in a loop, so longer filters take neither more registers
-nor more code.
+stand in registers as one tensor each, and all loops over them are unrolled: 16 rows and a chunk of 8 taps are 128
+multiply-adds a channel for 31 loads, those of taps included. Chunks follow each other in a loop, so longer filters take
+neither more registers nor more code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dmao_kernels.ops._triton.sums import add_parts
 
 _ROWS = 16
 _COLUMNS = 64
-_MOST_TAPS = 16  # of a chunk
+_MOST_TAPS = 8  # of a chunk
 _PARTS = 128  # of the tiles of rows in `tap_gradients`, at most
 
 
@@ -137,9 +137,10 @@ def _gather_taps(
 def _load_rows(ptr, stride, first, begin, end, columns, inside, COUNT: tl.constexpr):
     """Rows first ... first + COUNT - 1 as a tuple of float32 tensors, zero outside [begin, end)."""
     pointers = ptr + first.to(tl.int64) * stride + columns
+    length = tl.maximum(end - begin, 0).to(tl.uint32)
     rows = ()
     for i in tl.static_range(COUNT):
-        wanted = inside & (first + i >= begin) & (first + i < end)
+        wanted = inside & ((first - begin + i).to(tl.uint32) < length)
         rows += (tl.load(pointers + i * stride, wanted, 0.0).to(tl.float32),)
     return rows
 
