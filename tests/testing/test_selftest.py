@@ -76,6 +76,7 @@ def test_without_time_nothing_is_begun(tmp_path: Path) -> None:
     assert len(report.checks) == 1
     assert report.times == []
     assert "importance float32" in report.missing
+    assert "checks after component_ffn bfloat16" in report.missing
 
 
 def test_command_line(tmp_path: Path, run_python: Callable[..., object]) -> None:

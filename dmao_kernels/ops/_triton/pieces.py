@@ -20,7 +20,8 @@ from dmao_kernels.ops._triton.tables import VECTOR, upload
 ROWS = tl.constexpr(8)  # of a tile, which a program holds in registers
 COLUMNS = tl.constexpr(256)
 HEIGHT = tl.constexpr(32)
-WARPS = 8
+# So few registers that two programs have room on a multiprocessor; AMD's compiler has no such option.
+OPTIONS = {"num_warps": 8} | ({} if torch.version.hip else {"maxnreg": 128})
 
 _FIELDS = tl.constexpr(7)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
+    OPTIONS,
     ROWS,
-    WARPS,
     Cut,
     Pieces,
     address,
@@ -134,7 +134,7 @@ class _Launch:
             ),
         )
         tensors = (pieces.owners, pieces.shapes, table, self._params, factors, grad_factor, sums)
-        adamw_kernel[(pieces.count,)](*tensors, self._dtype, metric, num_warps=WARPS)
+        adamw_kernel[(pieces.count,)](*tensors, self._dtype, metric, **OPTIONS)
 
 
 class _Tables:
@@ -255,7 +255,6 @@ def _step(
         at, there = tile_of_piece(first, rest, stride, columns, row, EVEN)
         w = tl.load(weights + at, mask=there, other=0.0).to(tl.float32)
         g = tl.load(grads + at, mask=there, other=0.0).to(tl.float32)
-        terms += terms_of(w, g, METRIC)
         if updated:
             scaled = g * scale
             m = tl.load(averages + at, mask=there, other=0.0).to(tl.float32)
@@ -265,5 +264,6 @@ def _step(
             tl.store(averages + at, m, mask=there)
             tl.store(squares + at, v, mask=there)
             tl.store(weights + at, keep * w - rate * (m / (tl.sqrt(v) * root + eps)), mask=there)
+        terms += terms_of(w, g, METRIC)
     if place >= 0:
         store_sums(sums, place, terms, columns, single)

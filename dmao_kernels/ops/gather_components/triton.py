@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
+    OPTIONS,
     ROWS,
-    WARPS,
     Cut,
     Pieces,
     address,
@@ -83,7 +83,7 @@ def _gather(
             upload(torch.tensor(sizes), device),
             rows,
             DTYPES[dtype],
-            num_warps=WARPS,
+            **OPTIONS,
         )
 
 

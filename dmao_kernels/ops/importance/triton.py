@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
+    OPTIONS,
     ROWS,
-    WARPS,
     Pieces,
     address,
     owner_of_piece,
@@ -72,9 +72,7 @@ class _Launch:
         table = self._addresses.table(
             [weights[i].data_ptr() for i in self._tensors], [grads[i].data_ptr() for i in self._tensors]
         )
-        importance_kernel[(pieces.count,)](
-            pieces.owners, pieces.shapes, table, sums, *self._dtypes, metric, num_warps=WARPS
-        )
+        importance_kernel[(pieces.count,)](pieces.owners, pieces.shapes, table, sums, *self._dtypes, metric, **OPTIONS)
 
 
 class _Tables:

@@ -163,6 +163,8 @@ def _front(draw: Draw) -> Iterator[Problem]:
     yield Problem("pack", "", _packed(dmao_kernels.pack), _packed(_pack), {"x": draw(3, 9, 20)}, {"lengths": lengths})
     options = {"offsets": draw.ids(0, 9, 9, 13), "frames": 9}
     yield Problem("unpack", "", dmao_kernels.unpack, _unpack, {"packed": draw(13, 20)}, options)
+    if draw.dtype == torch.float16:
+        return  # conv3x3 has no kernel for GPUs, and does not take it
     tensors = {"x": draw(2, 9, 11, 4), "weight": draw(8, 4, 3, 3, scale=0.2), "bias": draw(8)}
     options = {"pooling": (2, 2)}
     yield Problem("conv3x3", "pooling", dmao_kernels.conv3x3, conv3x3_reference, tensors, options)

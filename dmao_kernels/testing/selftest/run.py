@@ -17,6 +17,7 @@ from dmao_kernels.testing.selftest.timing import Limits, Timer
 from dmao_kernels.testing.selftest.training import trainings
 
 PARTS = ("numerics", "training", "speed")
+TIMED = (torch.bfloat16, torch.float32)
 
 Say = Callable[[str], None]
 
@@ -35,20 +36,11 @@ def selftest(
     quick: fewer dtypes, small sizes, no torch.compile.  seconds: after which no new problem is begun.
     """
     end = time.monotonic() + seconds
-    on_gpu = torch.device(device).type == "cuda"
-    dtypes = (torch.float32, torch.bfloat16) + ((torch.float16,) if on_gpu and not quick else ())
     report = Report(machine(device))
     with _exact_float32():
         if "numerics" in only:
-            for check in checks(device, dtypes):
-                report.checks.append(check)
-                if check.problem:
-                    say(f"wrong: {check.op} ({check.name}, {check.dtype}, {check.backend}): {check.problem}")
-                if time.monotonic() > end:
-                    report.missing.append("some checks")
-                    break
+            _check(report, device, TIMED, end, say)
             report.write(out)
-            say(f"{len(report.checks)} checks, {len(report.wrong)} wrong")
         if "training" in only:
             report.trainings += trainings(device)
             report.write(out)
@@ -57,8 +49,22 @@ def selftest(
         if "speed" in only:
             _time(report, device, quick, end, say)
             report.write(out)
+        if "numerics" in only and torch.device(device).type == "cuda" and not quick:
+            _check(report, device, (torch.float16,), end, say)
+            report.write(out)
     say(f"report: {out / 'report.md'}")
     return report
+
+
+def _check(report: Report, device: str, dtypes: tuple[torch.dtype, ...], end: float, say: Say) -> None:
+    for check in checks(device, dtypes):
+        report.checks.append(check)
+        if check.problem:
+            say(f"wrong: {check.op} ({check.name}, {check.dtype}, {check.backend}): {check.problem}")
+        if time.monotonic() > end:
+            report.missing.append(f"checks after {check.op} {check.dtype}")
+            break
+    say(f"{len(report.checks)} checks, {len(report.wrong)} wrong")
 
 
 def default_device() -> str:
@@ -70,7 +76,7 @@ def _time(report: Report, device: str, quick: bool, end: float, say: Say) -> Non
     on_gpu = torch.device(device).type == "cuda"
     timer = Timer(device, rounds=30 if on_gpu else 5, seconds=1.0 if on_gpu else 0.4)
     sizes = (speed.SMALL if quick else speed.FULL) if on_gpu else (speed.TINY if quick else speed.SMALL)
-    dtypes = (torch.bfloat16, torch.float32) if on_gpu else (torch.float32,)
+    dtypes = TIMED if on_gpu else (torch.float32,)  # compilers are slow: they take part in the first
     edge, megabytes = (8192, 2048) if on_gpu else (512, 128)
     limits = Limits(device, timer, dtypes, edge // 2 if quick else edge, megabytes // 4 if quick else megabytes)
     report.limits = {"bytes per second": limits.bandwidth}
@@ -82,7 +88,7 @@ def _time(report: Report, device: str, quick: bool, end: float, say: Say) -> Non
                 report.missing.append(f"{make.__name__.strip('_')} {_label(dtype)}")
                 continue
             try:
-                for race in make(Draw(device, dtype), sizes, on_gpu and not quick):
+                for race in make(Draw(device, dtype), sizes, on_gpu and not quick and dtype == dtypes[0]):
                     report.times.append(_raced(race, dtype, timer, limits, race.op in wrong))
                     say(report.times[-1].line())
             except Exception as error:  # of an operation that cannot even be prepared: the report tells

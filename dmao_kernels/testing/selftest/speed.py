@@ -151,8 +151,9 @@ def _relative_attention(draw: Draw, sizes: Sizes, compile: bool) -> Iterator[Rac
         scores = torch.einsum("bihd,bjhd->bhij", q + content, k) + bias
         return torch.einsum("bhij,bjhd->bihd", (scores * head**-0.5).softmax(-1), v)
 
-    # Q P^T forward, and its two products backward: of a band of 2 T - 1 positions every query needs T.
-    flops = 20.0 * batch * heads * frames**2 * head
+    # Beside the 14 of attention: the positions' scores, these again backward, and two gradients. Of 2 T - 1 positions
+    # every query needs T.
+    flops = 22.0 * batch * heads * frames**2 * head
     calls = {OURS: _trained(inputs, grad, ours), **_peers(inputs, grad, eager, compile)}
     yield Race("block_attention", "relative positions", calls, flops)
 
