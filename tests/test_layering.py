@@ -13,7 +13,7 @@ FORBIDDEN = {
     "python/dmao": {"benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
-TRITON_KERNELS = re.compile(r"dmao_kernels/ops/(_triton/|\w+/(triton|\w*_kernels)\w*\.py)")
+TRITON_KERNELS = re.compile(r"dmao_kernels/ops/(_triton/|\w+/(triton|_\w+)\.py)")
 PUBLIC_OF_KERNELS = re.compile(r"dmao_kernels(\.(?!_)\w+)*$")
 
 
