@@ -29,13 +29,18 @@ def rows_of(x: Tensor) -> Tensor:
 
 @triton.jit
 def elements(ids, position, inside, things, WIDTH: tl.constexpr, VECTOR: tl.constexpr):
-    """The elements at positions that are inside the list; ids are clamped to [0, things)."""
+    """The elements at positions that are inside the list; ids are clamped to [0, things).
+
+    VECTOR: so many neighbouring positions, from a multiple of it on, are neighbouring elements, too.
+    """
     if ids is None:
         element = position
     else:
         thing = tl.load(ids + position // WIDTH, mask=inside, other=0)
         thing = tl.minimum(tl.maximum(thing, 0), things - 1)
-        element = tl.max_contiguous(tl.multiple_of(thing * WIDTH + position % WIDTH, VECTOR), VECTOR)
+        element = thing * WIDTH + position % WIDTH
+        if VECTOR > 1:
+            element = tl.max_contiguous(tl.multiple_of(element, VECTOR), VECTOR)
     return element
 
 
