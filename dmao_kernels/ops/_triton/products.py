@@ -82,6 +82,12 @@ def add_products(
 
 
 @triton.jit
+def halves(tile):
+    """The left and the right half of the columns of a tile; what follows then takes half of the registers at a time."""
+    return tile.reshape(tile.shape[0], 2, tile.shape[1] // 2).permute(0, 2, 1).split()
+
+
+@triton.jit
 def add_products_of_tokens(
     sums,
     left,
