@@ -241,10 +241,9 @@ class Scores:
                     tensors.append(tensor)
                     of_component += repeats * run
             entries += [of_component] * m.stored
-        device = self.ema.device
         segments = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)  # the CPU reads it, wherever the scores are
-        counts = torch.tensor(entries, dtype=torch.float32, device=device)
-        return _Table(key, tensors, segments, counts.clamp(min=1).reciprocal())
+        inverse_count = torch.tensor(entries, dtype=torch.float32).clamp(min=1).reciprocal()
+        return _Table(key, tensors, segments, inverse_count.to(self.ema.device, non_blocking=True))
 
 
 def _follow(averages: Tensor, sources: tuple[int, ...]) -> Tensor:

@@ -198,6 +198,10 @@ class _GuardedBuilder(InterpreterBuilder):
         self._memory.program += 1
         super().set_grid_idx(*self._memory.grid_index)
 
+    def create_splat(self, ret_ty: Any, arg: Any) -> Any:
+        """Comparisons keep the dtype of what they compare beside their bools, and splats of scalars believed it."""
+        return TensorHandle(np.full(ret_ty.shape, arg.data, arg.data.dtype), arg.dtype.scalar)
+
     def create_masked_load(self, ptrs: Any, mask: Any, other: Any, *policy: Any) -> Any:
         self._memory.load(ptrs.data, mask.data, _bytes_of(ptrs))
         return super().create_masked_load(ptrs, mask, other, *policy)

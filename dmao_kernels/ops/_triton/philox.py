@@ -28,7 +28,7 @@ def load_seed(seed_ptr):
 
 @triton.jit
 def _word(value):
-    return tl.to_tensor(value).to(tl.uint32)
+    return tl.cast(value, tl.uint32)
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def keep_bits(seed_low, seed_high, row, first, threshold, s0=0, s1=0):
 def keep_tile(seed_low, seed_high, rows, first_column, COLUMNS: tl.constexpr, threshold, s0=0, s1=0):
     """`keep` of rows [R] x the neighbouring columns first_column ... first_column + COLUMNS - 1: bool [R, COLUMNS].
 
-    COLUMNS is 64 or a power of two from 128 on, and the scalar first_column a multiple of min(COLUMNS, 128). s0 and s1
+    COLUMNS is a power of two from 16 on, and the scalar first_column a multiple of min(COLUMNS, 128). s0 and s1
     are scalars, or [R, 1, 1, 1].
     """
     BLOCKS: tl.constexpr = max(COLUMNS // 128, 1)
@@ -76,8 +76,8 @@ def keep_tile(seed_low, seed_high, rows, first_column, COLUMNS: tl.constexpr, th
     lane = tl.arange(0, 16)[None, None, None, :]
     first = first_column // 128 * 16 + block * 16 + lane
     bits = keep_bits(seed_low, seed_high, rows[:, None, None, None], first, threshold, s0, s1)
-    if PARTS == 4:
-        bits >>= first_column // 64 % 2 * 4
+    if PARTS < 8:
+        bits >>= first_column // 16 % 8
     # In bytes from here on: the layout changes at the end, and moves as little as possible.
     part = (1 << tl.arange(0, PARTS)).to(tl.int8)[None, None, :, None]
     return (bits.to(tl.int8) & part != 0).reshape(rows.shape[0], COLUMNS)
