@@ -162,9 +162,7 @@ _RECENT: Recent[_Tables] = Recent()
 
 
 @triton.jit
-def adamw_kernel(
-    owners, shapes, table, params, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr
-):
+def adamw_kernel(owners, shapes, table, params, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr):
     """One piece of one parameter."""
     owner = owner_of_piece(owners)
     factor = factors + tl.load(params + owner) * _FACTORS

@@ -190,9 +190,7 @@ def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, tile: int) -> N
     device = grad_rel_pos.device
     # Several programs for a diagonal where there are few.
     parts = min(problem.batch, triton.cdiv(4 * processors(device), diagonals * problem.heads))
-    sums = torch.empty(
-        (parts, problem.heads, diagonals, 2, tile, problem.width), dtype=torch.float32, device=device
-    )
+    sums = torch.empty((parts, problem.heads, diagonals, 2, tile, problem.width), dtype=torch.float32, device=device)
     arguments = {name: value for name, value in problem.arguments.items() if name != "out_row"}
     _parameters.position_gradients[diagonals, problem.heads, parts](
         **arguments,

@@ -53,9 +53,7 @@ class Sums:
 
     def average_(self, ema: Tensor, sums: Tensor, inverse_count: Tensor, beta: float) -> None:
         """Takes the sums into the averages of the components that are scored."""
-        average_kernel[(ema.numel(),)](
-            ema, sums, inverse_count, self._parts, self._ends, beta, 1 - beta, num_warps=1
-        )
+        average_kernel[(ema.numel(),)](ema, sums, inverse_count, self._parts, self._ends, beta, 1 - beta, num_warps=1)
 
 
 def _parts(cut: Cut, first: int, repeats: int, components: int, run: int) -> Tensor:

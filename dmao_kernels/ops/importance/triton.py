@@ -95,9 +95,7 @@ _RECENT: Recent[_Tables] = Recent()
 
 
 @triton.jit
-def importance_kernel(
-    owners, shapes, table, sums, WEIGHT: tl.constexpr, GRAD: tl.constexpr, METRIC: tl.constexpr
-):
+def importance_kernel(owners, shapes, table, sums, WEIGHT: tl.constexpr, GRAD: tl.constexpr, METRIC: tl.constexpr):
     """One piece of one tensor."""
     owner = owner_of_piece(owners)
     if tl.load(table + owner * _TABLE + 2) != 0:
