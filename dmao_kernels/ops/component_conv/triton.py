@@ -105,10 +105,10 @@ def component_conv_backward(
     grad_x = (x.new_empty if live is None else x.new_zeros)(x.shape)
     grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     wanted = bias, norm_weight is not None, norm_bias is not None
-    vectors = [weight.new_zeros(channels.stored if want else 0) for want in wanted]
+    grad_bias, grad_gain, grad_shift = (weight.new_zeros(channels.stored if want else 0) for want in wanted)
+    grads = grad_x, grad_weight, grad_bias, grad_gain, grad_shift
     if rows == 0 or channels.listed == 0:
-        return grad_x, grad_weight, *vectors
-    grad_bias, grad_gain, grad_shift = (v if want else None for v, want in zip(vectors, wanted, strict=True))
+        return grads
     x = x.contiguous()
     grad = x.new_empty((rows, channels.listed))
     tile_rows, columns, warps = _row_tile(channels.listed)
@@ -133,12 +133,12 @@ def component_conv_backward(
         ACTIVATION=activation,
         num_warps=warps,
     )
-    if grad_gain is not None or grad_shift is not None:
-        add_parts(partial, grad_gain, grad_shift, channels)
+    if norm_weight is not None or norm_bias is not None:
+        add_parts(partial, _given(grad_gain), _given(grad_shift), channels)
     convolve_backward(grad, gather_taps(weight, None, channels), grad_x, utterances, x, channels)
     gated = _gated(x, channels, utterances)
-    tap_gradients(grad, gated, utterances, channels, grad_weight, grad_bias)
-    return grad_x, grad_weight, *vectors
+    tap_gradients(grad, gated, utterances, channels, grad_weight, _given(grad_bias))
+    return grads
 
 
 def _gated(x: Tensor, channels: Channels, utterances: Utterances) -> Tensor:
@@ -156,6 +156,10 @@ def _gated(x: Tensor, channels: Channels, utterances: Utterances) -> Tensor:
         COLUMNS=columns,
     )
     return gated
+
+
+def _given(vector: Tensor) -> Tensor | None:
+    return vector if vector.numel() else None
 
 
 def _vectors(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -18,7 +18,8 @@ from dmao_kernels.ops._triton.philox import keep_tile, load_seed, threshold_of
 from dmao_kernels.ops._triton.sums import add_parts
 
 _TILE = 4096  # elements of a tile: with 4 warps 32 a thread, which fill loads of 16 bytes from two arrays
-_NORM_TILE = 2048  # elements that a program of the norm holds per array
+_NORM_TILE = 512  # elements that a program of the norm holds per array, at least: one warp, which waits for no other
+_NORM_BACKWARD_TILE = 2048  # more, for there are fewer programs
 _PARTS = 512  # programs that share the rows in the backward pass, at most; each leaves one row of sums
 _PART_TILES = 4  # tiles of rows that a program has at least: its sums cost as much traffic as a tile's rows
 
@@ -56,7 +57,7 @@ def dropout_add_layer_norm(
     if total.numel() == 0:
         return total, norm, statistics
     rows, width = statistics.shape[0], x.shape[-1]
-    tile_rows, columns, warps = _row_tile(width)
+    tile_rows, columns, warps = _row_tile(width, _NORM_TILE)
     _layer_norm[(triton.cdiv(rows, tile_rows),)](
         x.contiguous(),
         y.contiguous(),
@@ -96,7 +97,7 @@ def dropout_add_layer_norm_backward(
     if sum.numel() == 0:
         return grad_x, grad_y, grad_weight, grad_bias
     rows, width = statistics.shape[0], sum.shape[-1]
-    tile_rows, columns, warps = _row_tile(width)
+    tile_rows, columns, warps = _row_tile(width, _NORM_BACKWARD_TILE)
     tiles = triton.cdiv(rows, tile_rows)
     part_tiles = max(_PART_TILES, triton.cdiv(tiles, _PARTS))
     parts = triton.cdiv(tiles, part_tiles)
@@ -134,10 +135,11 @@ def _columns(width: int, most: int | None = None) -> int:
     return columns if most is None else min(columns, most)
 
 
-def _row_tile(width: int) -> tuple[int, int, int]:
+def _row_tile(width: int, tile: int) -> tuple[int, int, int]:
     """Rows and columns of a tile of whole rows, and warps: 16 elements a thread, as far as that goes."""
     columns = _columns(width)
-    return max(1, _NORM_TILE // columns), columns, min(32, max(4, columns // 512))
+    rows = max(1, tile // columns)
+    return rows, columns, min(32, rows * columns // 512)
 
 
 @triton.jit
