@@ -36,7 +36,7 @@ def elements(ids, position, inside, things, WIDTH: tl.constexpr, VECTOR: tl.cons
         thing = tl.load(ids + position // WIDTH, mask=inside, other=0)
         thing = tl.minimum(tl.maximum(thing, 0), things - 1)
         element = thing * WIDTH + position % WIDTH
-        if VECTOR > 1:  # positions are a block; Triton 3.6 takes no scalar here
+        if VECTOR > 1:
             element = tl.max_contiguous(tl.multiple_of(element, VECTOR), VECTOR)
     return element
 

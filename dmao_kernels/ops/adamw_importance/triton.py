@@ -218,10 +218,10 @@ def _power(base, exponent):
 
 
 @triton.jit
-def adamw_kernel(owners, shapes, table, params, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr):
+def adamw_kernel(owners, shapes, table, param_of, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr):
     """One piece of one parameter."""
     owner = owner_of_piece(owners)
-    factor = factors + tl.load(params + owner) * _FACTORS
+    factor = factors + tl.load(param_of + owner) * _FACTORS
     scale = tl.load(factor)
     if grad_factor is not None:
         scale *= tl.load(grad_factor)

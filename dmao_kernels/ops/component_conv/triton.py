@@ -22,12 +22,10 @@ from dmao_kernels.ops._triton.activation import activate, slope
 from dmao_kernels.ops._triton.convolution import convolve, convolve_backward, gather_taps, tap_gradients
 from dmao_kernels.ops._triton.live import Channels, channels_of
 from dmao_kernels.ops._triton.search import Utterances, spoken
+from dmao_kernels.ops._triton.rows import NORM_BACKWARD_TILE, NORM_TILE, row_parts, row_tile
 from dmao_kernels.ops._triton.sums import add_parts
 
 _GATE_TILE = 2048  # elements
-_ROW_TILE = 2048  # elements that a program of the norm holds per array
-_PARTS = 512  # programs that share the rows in the norm's backward pass, at most; each leaves one row of sums
-_PART_TILES = 4  # tiles of rows that a program has at least
 
 
 def component_conv(
@@ -60,7 +58,7 @@ def component_conv(
     convolved = x.new_empty((rows, channels.listed))
     taps = gather_taps(weight, bias, channels)
     convolve(_gated(x.contiguous(), channels, utterances), taps, convolved, utterances)
-    tile_rows, columns, warps = _row_tile(channels.listed)
+    tile_rows, columns, warps = row_tile(channels.listed, NORM_TILE)
     _norm[(triton.cdiv(rows, tile_rows),)](
         convolved,
         *_vectors(norm_weight, norm_bias, statistics_weight),
@@ -111,10 +109,8 @@ def component_conv_backward(
         return grads
     x = x.contiguous()
     grad = x.new_empty((rows, channels.listed))
-    tile_rows, columns, warps = _row_tile(channels.listed)
-    tiles = triton.cdiv(rows, tile_rows)
-    part_tiles = max(_PART_TILES, triton.cdiv(tiles, _PARTS))
-    parts = triton.cdiv(tiles, part_tiles)
+    tile_rows, columns, warps = row_tile(channels.listed, NORM_BACKWARD_TILE)
+    parts, part_tiles = row_parts(rows, tile_rows)
     partial = torch.empty((parts, 2, channels.listed), dtype=torch.float32, device=x.device)
     _norm_backward[(parts,)](
         grad_y.contiguous(),
@@ -164,12 +160,6 @@ def _given(vector: Tensor) -> Tensor | None:
 
 def _vectors(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if vector is None else vector.contiguous() for vector in vectors)
-
-
-def _row_tile(width: int) -> tuple[int, int, int]:
-    """Rows and columns of a tile of whole rows, and warps: 16 elements a thread, as far as that goes."""
-    columns = triton.next_power_of_2(width)
-    return max(1, min(_ROW_TILE // columns, 64)), columns, min(32, max(4, columns // 512))
 
 
 _VARYING = ["frames", "row_count", "components"]
