@@ -21,8 +21,8 @@ from torch import Tensor
 from dmao_kernels.ops._triton.activation import activate, slope
 from dmao_kernels.ops._triton.convolution import convolve, convolve_backward, gather_taps, tap_gradients
 from dmao_kernels.ops._triton.live import Channels, channels_of
-from dmao_kernels.ops._triton.search import Utterances, spoken
 from dmao_kernels.ops._triton.rows import NORM_BACKWARD_TILE, NORM_TILE, row_parts, row_tile
+from dmao_kernels.ops._triton.search import Utterances, spoken
 from dmao_kernels.ops._triton.sums import add_parts
 
 _GATE_TILE = 2048  # elements
