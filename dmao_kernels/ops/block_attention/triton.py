@@ -12,21 +12,28 @@ from dmao_kernels.ops._triton.config import Config, Table, choose, kind_of, prec
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops.block_attention import _backward, _forward, _parameters
 
-_FORWARD: Table = {
-    80: {
-        "half": [{"TILE": 64, "QUERIES": 64, "num_warps": 4, "num_stages": 2}],
-        "tf32": [{"TILE": 64, "QUERIES": 64, "num_warps": 4, "num_stages": 2}],
-        "float32": [{"TILE": 32, "QUERIES": 32, "num_warps": 4, "num_stages": 1}],
-    },
+# (TILE, num_warps, num_stages) by dtype, padded width (64: or less) and positions, where shared memory is plenty
+# (160 KiB and more), and where it is not (GeForce, AMD).
+_TILES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    "half 64": ((64, 4, 2), (64, 4, 2)),
+    "half 128": ((64, 8, 2), (64, 8, 1)),
+    "half 256": ((64, 8, 1), (32, 8, 1)),
+    "half 64 positions": ((64, 8, 2), (64, 8, 1)),
+    "half 128 positions": ((64, 8, 1), (32, 8, 1)),
+    "half 256 positions": ((32, 8, 1), (16, 4, 1)),
+    "float32 64": ((32, 8, 1), (32, 8, 1)),
+    "float32 128": ((32, 8, 1), (16, 8, 1)),
+    "float32 256": ((16, 8, 1), (16, 8, 1)),
+    "float32 64 positions": ((32, 8, 1), (32, 8, 1)),
+    "float32 128 positions": ((32, 8, 1), (16, 8, 1)),
+    "float32 256 positions": ((16, 8, 1), (16, 8, 1)),
 }
-_BACKWARD: Table = {
-    80: {
-        "half": [{"TILE": 64, "num_warps": 4, "num_stages": 2}],
-        "tf32": [{"TILE": 32, "num_warps": 4, "num_stages": 2}],
-        "float32": [{"TILE": 32, "num_warps": 4, "num_stages": 1}],
-    },
-}
-_FORWARD["hip"], _BACKWARD["hip"] = _FORWARD[80], _BACKWARD[80]
+_TILES |= {name.replace("float32", "tf32"): tiles for name, tiles in _TILES.items() if "float32" in name}
+_ROOMY, _TIGHT = (
+    {name: [dict(zip(("TILE", "num_warps", "num_stages"), tiles[i], strict=True))] for name, tiles in _TILES.items()}
+    for i in range(2)
+)
+_TABLE: Table = {80: _ROOMY, 86: _TIGHT, 90: _ROOMY, 120: _TIGHT, "hip": _TIGHT}
 
 
 class _Problem:
@@ -73,7 +80,6 @@ class _Problem:
             rel_pos = _with_plain_rows(rel_pos)
             self.reach = rel_pos.shape[0] // 2
         threshold = threshold_of(p)
-        self.has_positions = rel_pos is not None
         self.arguments: dict[str, Any] = {
             "q": q,
             "k": k,
@@ -116,12 +122,12 @@ class _Problem:
             "PRECISION": precision(q.dtype),
         }
 
-    def config(self, op: str, table: Table) -> Config:
+    def config(self, op: str) -> Config:
         """Tiles that fit into the blocks of the mask."""
-        q = self.arguments["q"]
-        config = choose(f"block_attention {op}", table, kind_of(q.dtype), q.device, (self.arguments["WIDTH"],))
-        largest = self.block & -self.block or 128
-        return config | {name: min(config[name], largest) for name in ("TILE", "QUERIES") if name in config}
+        q, width = self.arguments["q"], self.arguments["WIDTH"]
+        kind = f"{kind_of(q.dtype)} {max(width, 64)}" + (" positions" if self.arguments["rel_pos"] is not None else "")
+        config = choose(f"block_attention {op}", _TABLE, kind, q.device, (width,))
+        return config | {"TILE": min(config["TILE"], self.block & -self.block or 128)}
 
     def programs(self, tile: int) -> int:
         """See _tile.py: enough tiles of rows for every utterance and all padding."""
@@ -137,10 +143,10 @@ def block_attention(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     if q.numel() == 0 or problem.batch == 0:
         return q.new_zeros(q.shape), q.new_zeros((q.shape[1], q.shape[0]), dtype=torch.float32)
     out, lse = q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-    config = problem.config("forward", _FORWARD)
+    config = problem.config("forward")
     with torch.cuda.device_of(q):
-        _forward.attention[problem.programs(config["QUERIES"]), problem.heads](
-            **problem.arguments, **config, out=out, lse=lse
+        _forward.attention[problem.programs(config["TILE"]), problem.heads](
+            **problem.arguments, **config, QUERIES=config["TILE"], out=out, lse=lse
         )
     return out, lse
 
@@ -157,7 +163,7 @@ def block_attention_backward(grad_out: Tensor, q: Tensor, *others: Any) -> tuple
     if empty:
         return grad_q, grad_k, grad_v, *parameters
     grad_rel_pos, *grad_biases = parameters
-    config = problem.config("backward", _BACKWARD)
+    config = problem.config("backward")
     grid = problem.programs(config["TILE"]), problem.heads
     has_biases = content_bias is not None or position_bias is not None
     bias_sums = q.new_empty((grid[1], grid[0], 2, problem.width), dtype=torch.float32) if has_biases else None
@@ -190,9 +196,7 @@ def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, tile: int) -> N
     device = grad_rel_pos.device
     # Several programs for a diagonal where there are few.
     parts = min(problem.batch, triton.cdiv(4 * processors(device), diagonals * problem.heads))
-    sums = torch.empty(
-        (parts, problem.heads, diagonals, 2, tile, problem.width), dtype=torch.float32, device=device
-    )
+    sums = torch.empty((parts, problem.heads, diagonals, 2, tile, problem.width), dtype=torch.float32, device=device)
     arguments = {name: value for name, value in problem.arguments.items() if name != "out_row"}
     _parameters.position_gradients[diagonals, problem.heads, parts](
         **arguments,
