@@ -1,4 +1,4 @@
-"""importance_ in Triton: against float64 and the native kernel, everything that a piece can be, and tables that stay."""
+"""importance_ in Triton: against float64 and the native kernel, for all that a piece can be; tables that stay."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dmao_kernels.ops.importance.reference import METRICS
 from dmao_kernels.testing import assert_close_to_oracle
 from tests.ops.test_importance import Problem
 
-# (repeats, components, run): both sides of a row of a tile (256), of a tile (8 rows) and of a piece (32 rows), and whole
-# and broken vectors (8 entries), as long runs and as columns.
+# (repeats, components, run): both sides of a row of a tile (256), of a tile (8 rows) and of a piece (32 rows); whole
+# and broken vectors (8 entries); as long runs and as columns.
 SHAPES = [
     (1, 1, 1),
     (1, 17, 1),

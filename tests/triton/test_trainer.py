@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from dmao.controller import GrowAndDrop
 from dmao.models import ConformerConfig, ConformerCTC, ctc_loss
 from dmao.schedule import Schedule
+from torch import Tensor, nn
+
 from dmao_kernels import dispatch
 from dmao_kernels.nn import FeedForward
 from dmao_kernels.structure import ScoringAdamW
@@ -74,7 +74,7 @@ def no_waiting() -> Iterator[None]:
 
 
 def train(model: str, device: str, storage: Any, own_optimizer: bool = True, **options: Any) -> dict[str, Any]:
-    """Losses and widths of a training with events, and what it ends with; checks that slots storage waits for nothing."""
+    """What a training with events does and ends with; checks that slots storage waits for nothing."""
     torch.manual_seed(0)
     draw = torch.Generator().manual_seed(1)
     module = MODELS[model]().to(device)

@@ -1,8 +1,9 @@
 """How tensors of all shapes are cut into pieces for the programs of one launch, and what a program knows of its piece.
 
 A tensor [repeats, components, run] is cut in one of two ways. Few long runs: every run is a block of its own, folded
-into rows of `COLUMNS`. Else the tensor is one block, the matrix [repeats, components * run]. A piece is at most `HEIGHT`
-rows of at most `COLUMNS` columns of a block. How a tensor is cut depends on its shape alone, and so do the bits of sums.
+into rows of `COLUMNS`. Else the tensor is one block, the matrix [repeats, components * run]. A piece is at most
+`HEIGHT` rows of at most `COLUMNS` columns of a block. How a tensor is cut depends on its shape alone, and so do the
+bits of sums.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from dmao_kernels.ops._triton.tables import VECTOR, upload
 
 ROWS = tl.constexpr(8)  # of a tile, which a program holds in registers
 COLUMNS = tl.constexpr(256)
 HEIGHT = tl.constexpr(32)
-WARPS = 8
+# So few registers that two programs have room on a multiprocessor; AMD's compiler has no such option.
+OPTIONS = {"num_warps": 8} | ({} if torch.version.hip else {"maxnreg": 128})
 
 _FIELDS = tl.constexpr(7)
 
@@ -96,9 +97,9 @@ def owner_of_piece(owners):
 
 @triton.jit
 def place_of_piece(shapes, owner):
-    """Of this program's piece: its block, the first entry of the tensor that belongs to it, the entries from there to the
-    end of the block, its rows, their stride, its columns, where its sums begin (negative: nowhere), and whether it has
-    one only.
+    """Of this program's piece: its block, the first entry of the tensor that belongs to it, the entries from there to
+    the end of the block, its rows, their stride, its columns, where its sums begin (negative: nowhere), and whether it
+    has one only.
     """
     shape = shapes + owner * _FIELDS
     size, height = tl.load(shape), tl.load(shape + 1)
@@ -124,7 +125,7 @@ def place_of_piece(shapes, owner):
 
 @triton.jit
 def tile_of_piece(first, rest, stride, columns, row, EVEN: tl.constexpr):
-    """Where the entries [ROWS, COLUMNS] of the piece's rows from `row` on lie in the tensor, and which of them are there.
+    """Where the entries [ROWS, COLUMNS] of the piece's rows from `row` on lie in the tensor, and which are there.
 
     EVEN: all rows begin and end at multiples of 8 entries, so that they are read by vectors.
     """

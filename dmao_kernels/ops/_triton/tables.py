@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,23 +49,36 @@ class Recent(Generic[T]):
         return self._made[key]
 
 
+class Uploaded:
+    """Numbers on the device, uploaded only where they have changed."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._values: list[Any] | None = None
+        self._tensor = torch.empty(0)
+
+    def tensor(self, values: list[Any], finish: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+        """The numbers, a list (of lists), as `finish` makes them of a tensor on the CPU."""
+        if values != self._values:
+            self._values = values
+            self._tensor = upload(finish(torch.tensor(values, dtype=self._dtype)), self._device)
+        return self._tensor
+
+
 class Addresses:
-    """Where the tensors of a launch lie: int64 [entries, tensors + 1], uploaded only where one has moved.
+    """Where the tensors of a launch lie: int64 [entries, columns + 1] on the device.
 
     even: per entry, whether what is read of it at once begins and ends at multiples of `VECTOR` entries.
     """
 
     def __init__(self, even: Sequence[bool], device: torch.device) -> None:
-        self._even, self._device = even, device
-        self._rows: list[tuple[int, ...]] = []
-        self._table = torch.empty(0)
+        self._even = torch.tensor(even)
+        self._uploaded = Uploaded(torch.int64, device)
 
-    def table(self, entries: Sequence[Sequence[Tensor | None]]) -> Tensor:
-        """Per entry the address of every tensor (0 for None), then whether they may be read by vectors (0 or 1)."""
-        rows = []
-        for even, tensors in zip(self._even, entries, strict=True):
-            row = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-            rows.append((*row, int(even and not any(address % ALIGNMENT for address in row))))
-        if rows != self._rows:
-            self._rows, self._table = rows, upload(torch.tensor(rows, dtype=torch.int64), self._device)
-        return self._table
+    def table(self, *columns: list[int]) -> Tensor:
+        """Per entry an address in every column, then whether all may be read by vectors (0 or 1)."""
+        return self._uploaded.tensor(list(columns), self._with_vectors)
+
+    def _with_vectors(self, columns: Tensor) -> Tensor:
+        aligned = self._even & (columns % ALIGNMENT == 0).all(0)
+        return torch.cat([columns, aligned[None]]).T.contiguous()

@@ -50,9 +50,10 @@ def check_tables(segments: Tensor, groups: Tensor, group_of: Tensor) -> None:
     if len(set(tensors)) != len(tensors):
         twice = next(tensor for tensor in tensors if tensors.count(tensor) > 1)
         raise RuntimeError(f"adamw_importance_: segments name tensor {twice} twice")
+    count = len(groups)
     for i, row in enumerate(group_of.tolist()):
-        if not 0 <= row < len(groups):
-            raise RuntimeError(f"adamw_importance_: group_of[{i}] names row {row} of {len(groups)} groups")
+        if not 0 <= row < count:
+            raise RuntimeError(f"adamw_importance_: group_of[{i}] names row {row} of {count} groups")
 
 
 def _update_(

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
+    OPTIONS,
     ROWS,
-    WARPS,
     Cut,
     Pieces,
     address,
@@ -23,9 +23,9 @@ from dmao_kernels.ops._triton.pieces import (
     place_of_piece,
     tile_of_piece,
 )
+from dmao_kernels.ops._triton.scored import DTYPES
 from dmao_kernels.ops._triton.tables import Addresses, launching_on, upload
 from dmao_kernels.ops.gather_components.reference import check_rows
-from dmao_kernels.ops.importance._sums import DTYPES
 
 _TABLE = tl.constexpr(4)
 _SIZES = tl.constexpr(5)
@@ -34,8 +34,11 @@ _NO_SUMS = -1
 
 def gather_components(tensors: Sequence[Tensor], index: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
     """The contract of `gather_components`."""
+    checked = set()  # tensors of one module share an index
     for i, (x, rows, values) in enumerate(zip(tensors, index, given, strict=True)):
-        check_rows(i, x, rows, values)
+        if (key := (id(rows), x.shape[1], values.shape[1])) not in checked:
+            check_rows(i, x, rows, values)
+            checked.add(key)
     made = [x.new_empty(x.shape[0], len(rows), x.shape[2]) for x, rows in zip(tensors, index, strict=True)]
     rows, firsts = _joined(index)
     rows = upload(rows, tensors[0].device)
@@ -74,19 +77,22 @@ def _gather(
         gather_kernel[(pieces.count,)](
             pieces.owners,
             pieces.shapes,
-            Addresses(even, device).table(entries),
+            Addresses(even, device).table(
+                *([tensor.data_ptr() for tensor in column] for column in zip(*entries, strict=True))
+            ),
             upload(torch.tensor(sizes), device),
             rows,
             DTYPES[dtype],
-            num_warps=WARPS,
+            **OPTIONS,
         )
 
 
 @triton.jit
 def gather_kernel(owners, shapes, table, sizes, index, DTYPE: tl.constexpr):
-    """One piece of one new tensor: its entry (repeat, component, e) is made from the old entry (repeat, source, e) and from
-    the given one (repeat, value, e), where (source, value) is the component's row of the index, or from one of them, whose
-    bits are kept then.
+    """One piece of one new tensor.
+
+    Its entry (repeat, component, e) is made from the old (repeat, source, e) and the given (repeat, value, e), where
+    (source, value) is the component's row of the index; or from one of them, whose bits are kept then.
     """
     owner = owner_of_piece(owners)
     if tl.load(table + owner * _TABLE + 3) != 0:
@@ -127,10 +133,7 @@ def _fill_run(x, values, new, source, value, at, there):
         entries = tl.load(x + at, mask=there)
     if value >= 0:
         taken = tl.load(values + at, mask=there)
-        if source >= 0:
-            entries = _rest(entries, taken)
-        else:
-            entries = taken
+        entries = tl.where(source >= 0, _rest(entries, taken), taken)
     tl.store(new + at, entries, mask=there)
 
 

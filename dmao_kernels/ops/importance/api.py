@@ -102,7 +102,9 @@ def _check(
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
         for name, tensor in (("weights", weight), ("grads", grad)):
             if tensor.dtype not in _DTYPES:
-                raise ValueError(f"importance_: {name}[{i}] must be float32, bfloat16 or float16, got {describe(tensor)}")
+                raise ValueError(
+                    f"importance_: {name}[{i}] must be float32, bfloat16 or float16, got {describe(tensor)}"
+                )
             if tensor.device != ema.device:
                 raise ValueError(f"importance_: {name}[{i}] must be on ema's device {ema.device}, got {tensor.device}")
         if grad.numel() != 0 and grad.shape != weight.shape:

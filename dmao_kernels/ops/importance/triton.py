@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
+    OPTIONS,
     ROWS,
-    WARPS,
     Pieces,
     address,
     owner_of_piece,
@@ -23,8 +23,8 @@ from dmao_kernels.ops._triton.pieces import (
     store_sums,
     tile_of_piece,
 )
+from dmao_kernels.ops._triton.scored import DTYPES, Sums, terms_of
 from dmao_kernels.ops._triton.tables import Addresses, Recent, launching_on, queue
-from dmao_kernels.ops.importance._sums import DTYPES, Sums, terms_of
 from dmao_kernels.ops.importance.reference import check_segment
 
 _TABLE = tl.constexpr(3)
@@ -40,16 +40,16 @@ def importance_(
     beta: float,
 ) -> None:
     """The contract of `importance_`. Tables are made where a shape, a dtype or a segment has changed."""
-    rows = segments.tolist()
     key = (
-        tuple(map(tuple, rows)),
-        tuple((weight.numel(), weight.dtype, grad.numel(), grad.dtype) for weight, grad in zip(weights, grads)),
+        tuple(segments.flatten().tolist()),
+        tuple([(weight.numel(), weight.dtype) for weight in weights]),
+        tuple([(grad.numel(), grad.dtype) for grad in grads]),
         ema.numel(),
         metric == "magnitude",
         ema.device,
         queue(ema.device),
     )
-    tables = _RECENT.get(key, lambda: _Tables(rows, weights, grads, ema, metric))
+    tables = _RECENT.get(key, lambda: _Tables(segments, weights, grads, ema, metric))
     sums = torch.empty(tables.sums.count, dtype=torch.float32, device=ema.device)
     with launching_on(ema.device):
         for launch in tables.launches:
@@ -69,18 +69,19 @@ class _Launch:
 
     def run(self, weights: Sequence[Tensor], grads: Sequence[Tensor], sums: Tensor, metric: str) -> None:
         pieces = self._pieces
-        table = self._addresses.table([(weights[i], grads[i]) for i in self._tensors])
-        importance_kernel[(pieces.count,)](
-            pieces.owners, pieces.shapes, table, sums, *self._dtypes, metric, num_warps=WARPS
+        table = self._addresses.table(
+            [weights[i].data_ptr() for i in self._tensors], [grads[i].data_ptr() for i in self._tensors]
         )
+        importance_kernel[(pieces.count,)](pieces.owners, pieces.shapes, table, sums, *self._dtypes, metric, **OPTIONS)
 
 
 class _Tables:
     """All that one call needs to know about shapes."""
 
     def __init__(
-        self, rows: list[list[int]], weights: Sequence[Tensor], grads: Sequence[Tensor], ema: Tensor, metric: str
-    ):
+        self, segments: Tensor, weights: Sequence[Tensor], grads: Sequence[Tensor], ema: Tensor, metric: str
+    ) -> None:
+        rows = segments.tolist()
         for i, row in enumerate(rows):
             check_segment(i, row, weights, ema.numel())
         scored = [row for row in rows if weights[row[0]].numel() and (grads[row[0]].numel() or metric == "magnitude")]
@@ -95,9 +96,7 @@ _RECENT: Recent[_Tables] = Recent()
 
 
 @triton.jit
-def importance_kernel(
-    owners, shapes, table, sums, WEIGHT: tl.constexpr, GRAD: tl.constexpr, METRIC: tl.constexpr
-):
+def importance_kernel(owners, shapes, table, sums, WEIGHT: tl.constexpr, GRAD: tl.constexpr, METRIC: tl.constexpr):
     """One piece of one tensor."""
     owner = owner_of_piece(owners)
     if tl.load(table + owner * _TABLE + 2) != 0:

@@ -37,6 +37,7 @@ class Sums:
 
     def __init__(self, rows: Sequence[Sequence[int]], components: int, device: torch.device) -> None:
         """rows: of `segments`, of tensors that have entries and are scored."""
+        self.device = device
         self.scored: list[Scored] = []
         self.count = 0
         parts, owners = [torch.empty(0, 4, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
@@ -53,9 +54,7 @@ class Sums:
 
     def average_(self, ema: Tensor, sums: Tensor, inverse_count: Tensor, beta: float) -> None:
         """Takes the sums into the averages of the components that are scored."""
-        average_kernel[(ema.numel(),)](
-            ema, sums, inverse_count, self._parts, self._ends, beta, 1 - beta, num_warps=1
-        )
+        average_kernel[(ema.numel(),)](ema, sums, inverse_count, self._parts, self._ends, beta, 1 - beta, num_warps=1)
 
 
 def _parts(cut: Cut, first: int, repeats: int, components: int, run: int) -> Tensor:
@@ -69,14 +68,15 @@ def _parts(cut: Cut, first: int, repeats: int, components: int, run: int) -> Ten
 @triton.jit
 def terms_of(weight, grad, METRIC: tl.constexpr):
     """What the entries add to the score of their component."""
-    if METRIC == "taylor":
-        return tl.abs(weight * grad)
-    elif METRIC == "gradient":
-        return tl.abs(grad)
+    if METRIC == "gradient":
+        terms = tl.abs(grad)
     elif METRIC == "magnitude":
-        return tl.abs(weight)
+        terms = tl.abs(weight)
+    elif METRIC == "signed":
+        terms = weight * grad
     else:
-        return weight * grad
+        terms = tl.abs(weight * grad)
+    return terms
 
 
 @triton.jit
