@@ -33,6 +33,7 @@ class Launch:
     name: str
     grid: tuple[int, int, int]
     metadata: Any  # Triton's: num_warps, num_stages, shared, ...
+    constants: Mapping[str, Any]  # by name, tile sizes for instance
     _files: Mapping[str, Path]
 
     def assembly(self, kind: str) -> str:
@@ -104,10 +105,13 @@ class MockDriver(DriverBase):
         return ty
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        names = source.fn.arg_names
+        constants = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
+
         def launch(x: int, y: int, z: int, *_: Any) -> None:
             # Kernels outlive a driver: the launch belongs to the one that is active now.
             files = _FILES[metadata.hash]
-            driver.active.launches.append(Launch(source.name, (x, y, z), metadata, files))
+            driver.active.launches.append(Launch(source.name, (x, y, z), metadata, constants, files))
 
         return launch
 

@@ -45,7 +45,7 @@ def matmul(a, b, c, M, N, K, row_a, row_b, row_c, ROWS: tl.constexpr, COLUMNS: t
     tl.store(tile, total.to(c.dtype.element_ty), mask=(rows[:, None] < M) & (columns[None, :] < N))
 
 
-def _multiply(dtype: torch.dtype, rows: int, columns: int, step: int, warps: int, stages: int) -> None:
+def multiply(dtype: torch.dtype, rows: int, columns: int, step: int, warps: int, stages: int) -> None:
     a, b = torch.empty(ROWS, WIDTH, dtype=dtype), torch.empty(WIDTH, HIDDEN, dtype=dtype)
     c = torch.empty(ROWS, HIDDEN, dtype=dtype)
     grid = (triton.cdiv(ROWS, rows), triton.cdiv(HIDDEN, columns))
@@ -55,12 +55,12 @@ def _multiply(dtype: torch.dtype, rows: int, columns: int, step: int, warps: int
 
 @peer("matmul 128x128x32")
 def matmul_128_128_32(dtype: torch.dtype) -> None:
-    _multiply(dtype, 128, 128, 32, 8, 3 if triton.runtime.driver.active.get_current_target().backend == "cuda" else 2)
+    multiply(dtype, 128, 128, 32, 8, 3 if triton.runtime.driver.active.get_current_target().backend == "cuda" else 2)
 
 
 @peer("matmul 128x64x64")
 def matmul_128_64_64(dtype: torch.dtype) -> None:
-    _multiply(dtype, 128, 64, 64, 4, 3 if triton.runtime.driver.active.get_current_target().backend == "cuda" else 2)
+    multiply(dtype, 128, 64, 64, 4, 3 if triton.runtime.driver.active.get_current_target().backend == "cuda" else 2)
 
 
 @triton.jit
@@ -110,3 +110,11 @@ def bsr_dense_addmm(dtype: torch.dtype) -> None:
     x, c = torch.zeros(WIDTH, 4096, dtype=dtype), torch.zeros(HIDDEN, 4096, dtype=dtype)
     meta = {"GROUP_SIZE_ROW": 4, "num_stages": 3, "num_warps": 4, "SPLIT_N": 64}
     kernels.bsr_dense_addmm(c, weight, x, beta=0, meta=meta)
+
+
+@peer("Liger layer_norm", needs="liger_kernel")
+def liger_layer_norm(dtype: torch.dtype) -> None:
+    """LayerNorm alone, without the residual step."""
+    kernels = importlib.import_module("liger_kernel.ops.layer_norm")
+    x, weight = torch.empty(ROWS, WIDTH, dtype=dtype), torch.empty(WIDTH, dtype=dtype)
+    kernels.layer_norm_forward(x, weight, weight, 1e-5)

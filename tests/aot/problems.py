@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import dmao_kernels as dk
 
 WIDTH, HIDDEN, COMPONENTS = 384, 1536, 4
-LENGTHS = (1000, 900, 800, 700, 600)  # 4000 rows; Triton specialises on what 16 divides
-ROWS, FRAMES = sum(LENGTHS), max(LENGTHS)
+BATCH, FRAMES, ROWS = 5, 1000, 4000  # Triton specialises on what 16 divides
 
 Problem = Callable[[torch.dtype], None]
 PROBLEMS: dict[str, Problem] = {}
@@ -26,7 +26,7 @@ def problem(function: Problem) -> Problem:
 
 
 def leaf(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=dtype, requires_grad=True)
+    return torch.zeros(shape, dtype=dtype, requires_grad=torch.is_grad_enabled())
 
 
 def seed() -> Tensor:
@@ -38,12 +38,18 @@ def live() -> Tensor:
     return torch.tensor([0, 2, COMPONENTS, COMPONENTS], dtype=torch.int32)
 
 
+def lengths() -> Tensor:
+    """Of the utterances, FRAMES the longest one and ROWS all of them."""
+    return torch.arange(600, 1001, 100, dtype=torch.int32)
+
+
 def offsets() -> Tensor:
-    return torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return F.pad(lengths().cumsum(0, dtype=torch.int32), (1, 0))
 
 
-def backward(output: Tensor) -> None:
-    output.backward(torch.zeros_like(output))
+def backward(*outputs: Tensor) -> None:
+    if torch.is_grad_enabled():
+        torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
 
 
 @problem
@@ -56,7 +62,7 @@ def component_ffn(dtype: torch.dtype) -> None:
 @problem
 def masked_linear(dtype: torch.dtype) -> None:
     x, w, b = leaf(dtype, ROWS, WIDTH), leaf(dtype, HIDDEN, WIDTH), leaf(dtype, HIDDEN)
-    mask = dk.BlockMask.from_dense(torch.rand(HIDDEN // 64, WIDTH // 64) < 0.5, 64)
+    mask = dk.BlockMask.from_dense(torch.rand(HIDDEN // 64, WIDTH // 64) < 0.5, 64, static=True)
     backward(dk.masked_linear(x, w, b, mask, activation="silu"))
 
 
@@ -92,12 +98,12 @@ def block_attention_96_relative_dropout(dtype: torch.dtype) -> None:
 
 @problem
 def block_attention_masked(dtype: torch.dtype) -> None:
-    q, k, v = leaf(dtype, len(LENGTHS), 3, FRAMES, 6, 64).unbind(1)
+    q, k, v = leaf(dtype, BATCH, 3, FRAMES, 6, 64).unbind(1)
     blocks = -(-FRAMES // 64)
-    mask = dk.BlockMask.from_dense(torch.rand(blocks, blocks) < 0.3, 64)
-    lengths = torch.tensor(LENGTHS, dtype=torch.int32)
+    offset, ids = torch.arange(blocks + 1, dtype=torch.int32), torch.arange(blocks, dtype=torch.int32)
+    mask = dk.BlockMask(64, blocks, blocks, offset, ids, offset, ids)
     heads = torch.tensor([True, False] * 3)
-    backward(dk.block_attention(q, k, v, lengths=lengths, block_mask=mask, window=(256, 64), head_mask=heads))
+    backward(dk.block_attention(q, k, v, lengths=lengths(), block_mask=mask, window=(256, 64), head_mask=heads))
 
 
 @problem
@@ -121,13 +127,12 @@ def dropout_add(dtype: torch.dtype) -> None:
 @problem
 def dropout_add_layer_norm(dtype: torch.dtype) -> None:
     x, y, weight, bias = leaf(dtype, ROWS, WIDTH), leaf(dtype, ROWS, WIDTH), leaf(dtype, WIDTH), leaf(dtype, WIDTH)
-    total, norm = dk.dropout_add_layer_norm(x, y, weight, bias, p=0.1, seed=seed(), scale=0.5)
-    torch.autograd.backward([total, norm], [torch.zeros_like(total), torch.zeros_like(norm)])
+    backward(*dk.dropout_add_layer_norm(x, y, weight, bias, p=0.1, seed=seed(), scale=0.5))
 
 
 @problem
 def packing(dtype: torch.dtype) -> None:
-    packed, offset = dk.pack(leaf(dtype, len(LENGTHS), FRAMES, WIDTH), torch.tensor(LENGTHS, dtype=torch.int32))
+    packed, offset = dk.pack(leaf(dtype, BATCH, FRAMES, WIDTH), lengths())
     backward(dk.unpack(packed, offset, FRAMES))
 
 
@@ -137,7 +142,7 @@ SHAPES = [(HIDDEN, WIDTH), (HIDDEN,), (WIDTH, HIDDEN), (WIDTH,)]
 def segments() -> Tensor:
     """Of the two matrices: components of rows, and components of columns."""
     first = (0, 1, COMPONENTS, HIDDEN // COMPONENTS * WIDTH, 0)
-    return torch.tensor([first, (2, WIDTH, COMPONENTS, HIDDEN // COMPONENTS, 0)])
+    return torch.tensor([first, (2, WIDTH, COMPONENTS, HIDDEN // COMPONENTS, 0)], device="cpu")
 
 
 @problem
@@ -150,16 +155,16 @@ def importance(dtype: torch.dtype) -> None:
 def adamw_importance(dtype: torch.dtype) -> None:
     tensors = [[torch.zeros(shape, dtype=dtype) for shape in SHAPES] for _ in range(4)]
     steps = [torch.zeros(()) for _ in SHAPES]
-    groups = torch.tensor([[1e-3, 0.9, 0.999, 1e-8, 0.01, 0.0]], dtype=torch.float64)
-    group_of = torch.zeros(len(SHAPES), dtype=torch.int64)
+    groups = torch.tensor([[1e-3, 0.9, 0.999, 1e-8, 0.01, 0.0]], dtype=torch.float64, device="cpu")
+    group_of = torch.zeros(len(SHAPES), dtype=torch.int64, device="cpu")
     ema, counts = torch.zeros(COMPONENTS), torch.ones(COMPONENTS)
     dk.adamw_importance_(*tensors, steps, groups, group_of, ema, segments(), counts, grad_factor=torch.ones(()))
 
 
 @problem
 def gather_components(dtype: torch.dtype) -> None:
-    tensors = [torch.zeros(1, COMPONENTS, HIDDEN // COMPONENTS * WIDTH, dtype=dtype)]
-    tensors.append(torch.zeros(WIDTH, COMPONENTS, HIDDEN // COMPONENTS, dtype=dtype))
-    index = torch.tensor([[0, -1], [2, 0], [-1, 0], [-1, -1]])
-    given = [tensor[:, :1].contiguous() for tensor in tensors]
+    shapes = ((1, HIDDEN // COMPONENTS * WIDTH), (WIDTH, HIDDEN // COMPONENTS))
+    tensors = [torch.zeros(repeats, COMPONENTS, run, dtype=dtype) for repeats, run in shapes]
+    given = [torch.zeros(repeats, 1, run, dtype=dtype) for repeats, run in shapes]
+    index = torch.tensor([[0, -1], [2, 0], [-1, 0], [-1, -1]], device="cpu")
     dk.gather_components(tensors, [index, index], given)

@@ -44,6 +44,7 @@ def test_a_launch_compiles_and_runs_nothing(arch):
     assert (c == 7).all()
     assert [(found.name, found.grid) for found in launches] == [("product", (1, 2, 1))] * 2
     assert launches[0].metadata.num_warps == 4
+    assert launches[0].constants == {"SIZE": 64, "STEP": 32}
     code = sass.read(launches[0])
     assert set(code.matrix) == {MATRIX[arch]}
     assert 0 < code.registers <= 256

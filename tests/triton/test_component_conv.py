@@ -45,7 +45,8 @@ def ids(device: str, *values: int) -> Tensor:
 
 
 def check(inputs: list[Any], *rest: Any, **options: Any) -> tuple[Tensor, dict[int | str, Tensor]]:
-    return check_against_oracle(component_conv, component_conv_reference, inputs, *rest, **options)
+    """Sums over rows cancel, and exp on a GPU is right within two units: hence the slack."""
+    return check_against_oracle(component_conv, component_conv_reference, inputs, *rest, slack=4.0, **options)
 
 
 def outputs(inputs: list[Any], *rest: Any, **options: Any) -> list[Tensor]:

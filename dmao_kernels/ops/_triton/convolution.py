@@ -1,9 +1,9 @@
 """Depthwise convolution along time, and the sums for the gradient of its taps, over packed or padded utterances.
 
 Floor: 2 N C k flops each at the FMA peak. A program is one warp with a few channels a lane. Rows and taps of a tile
-stand in registers as one tensor each, and all loops over them are unrolled: 16 rows and a chunk of 16 taps are 256
-multiply-adds a channel for 31 loads. Chunks follow each other in a loop, so longer filters take neither more registers
-nor more code.
+stand in registers as one tensor each, and all loops over them are unrolled: 16 rows and a chunk of 8 taps are 128
+multiply-adds a channel for 31 loads, those of taps included. Chunks follow each other in a loop, so longer filters take
+neither more registers nor more code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dmao_kernels.ops._triton.sums import add_parts
 
 _ROWS = 16
 _COLUMNS = 64
-_MOST_TAPS = 16  # of a chunk
+_MOST_TAPS = 8  # of a chunk
 _PARTS = 128  # of the tiles of rows in `tap_gradients`, at most
 
 
@@ -137,9 +137,10 @@ def _gather_taps(
 def _load_rows(ptr, stride, first, begin, end, columns, inside, COUNT: tl.constexpr):
     """Rows first ... first + COUNT - 1 as a tuple of float32 tensors, zero outside [begin, end)."""
     pointers = ptr + first.to(tl.int64) * stride + columns
+    length = tl.maximum(end - begin, 0).to(tl.uint32)
     rows = ()
     for i in tl.static_range(COUNT):
-        wanted = inside & (first + i >= begin) & (first + i < end)
+        wanted = inside & ((first - begin + i).to(tl.uint32) < length)
         rows += (tl.load(pointers + i * stride, wanted, 0.0).to(tl.float32),)
     return rows
 
@@ -163,8 +164,17 @@ def _zeros(COUNT: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _ungate(grad, gates_ptr, out_ptr, row, stored, channel, inside):
-    """Through the GLU: the gradients by value and gate of one row."""
+def _sum(rows, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """Of COUNT rows, a power of two, by halves: short sums round less."""
+    total = rows[FIRST]
+    if COUNT > 1:
+        total = _sum(rows, FIRST, COUNT // 2) + _sum(rows, FIRST + COUNT // 2, COUNT // 2)
+    return total
+
+
+@triton.jit
+def _ungate(grad, gates_ptr, row, stored, channel, inside):
+    """Through the GLU: the place of one row's values, and the gradients by values and gates."""
     place = row.to(tl.int64) * 2 * stored + channel
     value = tl.load(gates_ptr + place, inside, 0.0).to(tl.float32)
     opening = tl.sigmoid(tl.load(gates_ptr + place + stored, inside, 0.0).to(tl.float32))
@@ -226,7 +236,7 @@ def _convolve(
         written = inside & (row >= begin) & (row < limit)
         if gates_ptr is not None:
             place, for_value, for_gate = _ungate(
-                total, gates_ptr, out_ptr, row, stored, channel, inside & (row >= begin) & (row < end)
+                total, gates_ptr, row, stored, channel, inside & (row >= begin) & (row < end)
             )
             tl.store(out_ptr + place, for_value.to(out_ptr.dtype.element_ty), written)
             tl.store(out_ptr + place + stored, for_gate.to(out_ptr.dtype.element_ty), written)
@@ -264,8 +274,7 @@ def _tap_sums(
         begin, end, _, first = tile_rows(tile, lengths_ptr, offsets_ptr, utterances, steps, frames, row_count, ROWS)
         grads = _load_rows(grad_ptr, width, first, begin, end, columns, inside, ROWS)
         rows = _load_rows(source_ptr, width, first - taps // 2 + tap, begin, end, columns, inside, ROWS + TAPS - 1)
-        for r in tl.static_range(ROWS):
-            bias += grads[r]
+        bias += _sum(grads, 0, ROWS)
         added = ()
         for j in tl.static_range(TAPS):
             total = sums[j]

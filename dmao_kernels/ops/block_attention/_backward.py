@@ -134,7 +134,7 @@ def query_gradients(
         visible = (keys[None, :] >= key_begin[:, None]) & (keys[None, :] < key_end[:, None])
         values = load_rows(v, v_row, key, length, TILE, D, WIDTH)
         grad_weights = tl.dot(grad, values.T, input_precision=PRECISION)
-        _, grad_scores = differentiate(
+        _weights, grad_scores = differentiate(
             scores * factor,
             visible,
             log_sums,

@@ -123,7 +123,7 @@ def position_gradients(
                 first = tl.dot(position, near.T, input_precision=PRECISION)
                 second = tl.dot(position, far.T, input_precision=PRECISION)
                 grad_weights = tl.dot(grad, values.T, input_precision=PRECISION)
-                _, grad_scores = differentiate(
+                _weights, grad_scores = differentiate(
                     (scores + skew(first, second)) * factor,
                     visible,
                     tl.load(lse + row + queries, mask=queries < length, other=0.0),

@@ -177,7 +177,7 @@ def block_attention(
 def _utterances(q: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
     """int32 [B, 2]: first row and length of each utterance."""
     if offsets is not None:
-        return torch.stack([offsets[:-1], offsets.diff()], 1)
+        return torch.stack([offsets.narrow(0, 0, offsets.shape[0] - 1), offsets.diff()], 1)
     batch, frames = q.shape[:2]
     first = torch.arange(batch, dtype=torch.int32, device=q.device) * frames
     return torch.stack([first, torch.full_like(first, frames) if lengths is None else lengths], 1)
