@@ -14,11 +14,11 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
-    OPTIONS,
     ROWS,
     Cut,
     Pieces,
     address,
+    options_on,
     owner_of_piece,
     place_of_piece,
     store_sums,
@@ -106,7 +106,7 @@ class _Launch:
         self._updated = [updated[entry.tensor] for entry in entries]
         self._dtype = DTYPES[dtype]
         self._pieces = Pieces([entry.cut for entry in entries], [entry.sums for entry in entries], device)
-        self._params = upload(torch.tensor([entry.tensor for entry in entries], dtype=torch.int32), device)
+        self._rows = upload(torch.tensor([entry.tensor for entry in entries], dtype=torch.int32), device)
         self._addresses = Addresses([entry.cut.even for entry in entries], device)
 
     def run(
@@ -133,8 +133,8 @@ class _Launch:
                 for moments in (exp_avgs, exp_avg_sqs)
             ),
         )
-        tensors = (pieces.owners, pieces.shapes, table, self._params, factors, grad_factor, sums)
-        adamw_kernel[(pieces.count,)](*tensors, self._dtype, metric, **OPTIONS)
+        tensors = (pieces.owners, pieces.shapes, table, self._rows, factors, grad_factor, sums)
+        adamw_kernel[(pieces.count,)](*tensors, self._dtype, metric, **options_on(sums.device))
 
 
 class _Tables:
@@ -218,10 +218,10 @@ def _power(base, exponent):
 
 
 @triton.jit
-def adamw_kernel(owners, shapes, table, params, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr):
+def adamw_kernel(owners, shapes, table, rows, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr):
     """One piece of one parameter."""
     owner = owner_of_piece(owners)
-    factor = factors + tl.load(params + owner) * _FACTORS
+    factor = factors + tl.load(rows + owner) * _FACTORS
     scale = tl.load(factor)
     if grad_factor is not None:
         scale *= tl.load(grad_factor)
