@@ -28,7 +28,7 @@ def load_seed(seed_ptr):
 
 @triton.jit
 def _word(value):
-    return tl.to_tensor(value).to(tl.uint32)
+    return tl.cast(value, tl.uint32)
 
 
 @triton.jit

@@ -35,7 +35,9 @@ def elements(ids, position, inside, things, WIDTH: tl.constexpr, VECTOR: tl.cons
     else:
         thing = tl.load(ids + position // WIDTH, mask=inside, other=0)
         thing = tl.minimum(tl.maximum(thing, 0), things - 1)
-        element = tl.max_contiguous(tl.multiple_of(thing * WIDTH + position % WIDTH, VECTOR), VECTOR)
+        element = thing * WIDTH + position % WIDTH
+        if VECTOR > 1:
+            element = tl.max_contiguous(tl.multiple_of(element, VECTOR), VECTOR)
     return element
 
 

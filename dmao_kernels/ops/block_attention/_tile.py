@@ -140,7 +140,7 @@ def load_rows(pointer, stride, first, end, COUNT: tl.constexpr, D: tl.constexpr,
     inside = (first + row >= 0) & (first + row < end)
     if D < WIDTH:
         inside &= column < D
-    return tl.load(pointer + tl.to_tensor(first).to(tl.int64) * stride + row * stride + column, mask=inside, other=0.0)
+    return tl.load(pointer + tl.cast(first, tl.int64) * stride + row * stride + column, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -149,7 +149,7 @@ def store_rows(pointer, stride, first, end, values, D: tl.constexpr, WIDTH: tl.c
     row = tl.arange(0, values.shape[0])[:, None]
     column = tl.arange(0, WIDTH)[None, :]
     inside = (first + row < end) & (column < D)
-    place = pointer + tl.to_tensor(first).to(tl.int64) * stride + row * stride + column
+    place = pointer + tl.cast(first, tl.int64) * stride + row * stride + column
     tl.store(place, values.to(pointer.dtype.element_ty), mask=inside)
 
 
