@@ -106,7 +106,7 @@ class _Launch:
         self._updated = [updated[entry.tensor] for entry in entries]
         self._dtype = DTYPES[dtype]
         self._pieces = Pieces([entry.cut for entry in entries], [entry.sums for entry in entries], device)
-        self._rows = upload(torch.tensor([entry.tensor for entry in entries], dtype=torch.int32), device)
+        self._param_of = upload(torch.tensor([entry.tensor for entry in entries], dtype=torch.int32), device)
         self._addresses = Addresses([entry.cut.even for entry in entries], device)
 
     def run(
@@ -133,7 +133,7 @@ class _Launch:
                 for moments in (exp_avgs, exp_avg_sqs)
             ),
         )
-        tensors = (pieces.owners, pieces.shapes, table, self._rows, factors, grad_factor, sums)
+        tensors = (pieces.owners, pieces.shapes, table, self._param_of, factors, grad_factor, sums)
         adamw_kernel[(pieces.count,)](*tensors, self._dtype, metric, **options_on(sums.device))
 
 
@@ -218,10 +218,12 @@ def _power(base, exponent):
 
 
 @triton.jit
-def adamw_kernel(owners, shapes, table, rows, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr):
+def adamw_kernel(
+    owners, shapes, table, param_of, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr
+):
     """One piece of one parameter."""
     owner = owner_of_piece(owners)
-    factor = factors + tl.load(rows + owner) * _FACTORS
+    factor = factors + tl.load(param_of + owner) * _FACTORS
     scale = tl.load(factor)
     if grad_factor is not None:
         scale *= tl.load(grad_factor)
