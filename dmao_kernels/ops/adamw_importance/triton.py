@@ -69,7 +69,7 @@ def adamw_importance_(
     sums = torch.empty(tables.sums.count, dtype=torch.float32, device=ema.device)
     with launching_on(ema.device):
         if any(step.device != ema.device for step in steps if step.numel()):
-            factors = upload(count_steps(steps, groups, group_of), ema.device)
+            factors = count_steps(steps, groups, group_of, ema.device)
         else:
             factors = tables.count_steps(steps, groups, group_of)
         for launch in tables.launches:
@@ -77,14 +77,17 @@ def adamw_importance_(
         tables.sums.average_(ema, sums, inverse_count, beta)
 
 
-def count_steps(steps: Sequence[Tensor], groups: Tensor, group_of: Tensor) -> Tensor:
-    """Counts every parameter's step, on the CPU, and returns the factors of the new one [parameters, 8].
+def count_steps(steps: Sequence[Tensor], groups: Tensor, group_of: Tensor, device: torch.device) -> Tensor:
+    """Counts every parameter's step, and returns the factors of the new one [parameters, 8] on the device.
 
-    Parameters that are only scored have some factors, too.
+    They are computed where the steps are: on the CPU, if all are. Parameters that are only scored have factors, too.
     """
-    torch._foreach_add_([step for step in steps if step.numel()], 1)
-    done = torch.stack([step if step.numel() else _ONE_STEP for step in steps])
-    lr, beta1, beta2, eps, weight_decay, maximize = groups[group_of].unbind(1)
+    counted = [step for step in steps if step.numel()]
+    torch._foreach_add_(counted, 1)
+    where = torch.device("cpu") if all(step.is_cpu for step in counted) else device
+    done = torch.stack([(step if step.numel() else _ONE_STEP).to(where, non_blocking=True) for step in steps])
+    numbers = upload(groups, where).index_select(0, upload(group_of, where))
+    lr, beta1, beta2, eps, weight_decay, maximize = numbers.unbind(1)
     factors = [
         1 - 2 * maximize,
         1 - beta1,
@@ -95,7 +98,8 @@ def count_steps(steps: Sequence[Tensor], groups: Tensor, group_of: Tensor) -> Te
         1 - lr * weight_decay,
         lr / (1 - beta1**done),
     ]
-    return torch.stack(factors, 1).float()
+    table = torch.stack(factors, 1).float()
+    return upload(table, device) if table.is_cpu else table
 
 
 class _Launch:
