@@ -1,0 +1,87 @@
+"""Parameters of which every rank holds some rows (fully_shard): where a rank's part lies among the components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A contiguous run of a rank's part that is, by itself, repeats x components x run.
+
+    start: its first entry in the rank's part.  first: the component that it begins with. Where a cut goes through
+    a component, ``run`` is what lies on this side.
+    """
+
+    start: int
+    repeats: int
+    components: int
+    run: int
+    first: int
+
+    @property
+    def entries(self) -> int:
+        """How many entries it has."""
+        return self.repeats * self.components * self.run
+
+
+def pieces(triple: tuple[int, int, int], start: int, stop: int) -> list[Piece]:
+    """The entries [start, stop) of a contiguous tensor that is repeats x components x run, cut where it must be."""
+    _, components, run = triple
+    found: list[Piece] = []
+
+    def add(end: int, repeats: int, count: int, width: int) -> int:
+        """One piece from ``position`` to ``end``."""
+        if end > position:
+            found.append(Piece(position - start, repeats, count, width, position // run % components))
+        return end
+
+    position, period = start, components * run
+    while position < stop:
+        if position % period == 0 and stop - position >= period:  # whole repeats
+            repeats = (stop - position) // period
+            position = add(position + repeats * period, repeats, components, run)
+            continue
+        end = min(stop, (position // period + 1) * period)
+        if position % run == 0 and end - position >= run:  # whole components of one repeat
+            count = (end - position) // run
+            position = add(position + count * run, 1, count, run)
+        else:  # a part of one component
+            end = min(end, (position // run + 1) * run)
+            position = add(end, 1, 1, end - position)
+    return found
+
+
+def part(tensor: Tensor) -> tuple[Tensor, int, int]:
+    """The entries that this rank holds, flat, and their range in the whole tensor.
+
+    Raises ValueError for a tensor that is sharded otherwise than by rows over one axis of ranks.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.reshape(-1), 0, tensor.numel()
+    placements = tuple(tensor.placements)
+    if placements != (Shard(0),):
+        raise ValueError(f"a sharded parameter must be Shard(0) over a mesh of one axis, got {placements}")
+    rows = tensor.shape[0]
+    chunk = -(-rows // tensor.device_mesh.size())  # as torch.chunk, and so fully_shard, cuts
+    first = min(tensor.device_mesh.get_local_rank() * chunk, rows)
+    per_row = tensor.numel() // rows if rows else 0
+    local = tensor.to_local().reshape(-1)
+    return local, first * per_row, first * per_row + local.numel()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All entries of it; from a sharded one gathered, which every rank has to ask for."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def write(tensor: Tensor, value: Tensor) -> None:
+    """Overwrites ``tensor`` with ``value``, given whole: a sharded one with this rank's part of it."""
+    if not isinstance(tensor, DTensor):
+        tensor.copy_(value)
+        return
+    local, start, stop = part(tensor)
+    local.copy_(value.reshape(-1)[start:stop])
