@@ -9,10 +9,11 @@ BIN := $(VENV)/bin
 ENVIRONMENT := $(VENV)/.environment
 TOOLS := $(VENV)/.tools
 NATIVE := $(VENV)/.native
+INTEGRATIONS := .venv-integrations/.installed
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) \
     $(wildcard CMakeLists.txt setup.py pyproject.toml dmao_kernels/_library.py)
 CPP_SOURCES := $(filter %.h %.cpp,$(shell find csrc -type f 2>/dev/null))
-PYTHON_SOURCES := $(wildcard dmao_kernels python tests benchmarks setup.py)
+PYTHON_SOURCES := $(wildcard dmao_kernels python tests benchmarks examples setup.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --basetemp build/pytest
 
 # The tools of .venv come first, in the build (cmake, ninja) as in the tests (dmao).
@@ -26,13 +27,16 @@ export XDG_CACHE_HOME := $(CURDIR)/build/cache
 export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 
-.PHONY: help setup demo test test-all sanitize emulate bench bench-quick lint format clean distclean
+.PHONY: help setup demo test test-all test-zoo test-integrations sanitize emulate bench bench-quick lint format clean \
+    distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       set up, then train the uniform baseline and the grow-and-drop model; runs/demo/report.html"
 	@echo "make test       set up, then run the quick tests"
 	@echo "make test-all   the slow sweeps as well"
+	@echo "make test-integrations  Lightning, transformers, accelerate, peft, ONNX, in an environment of their own beside .venv"
+	@echo "make test-zoo   grow and drop on models of other packages, in an environment of their own; build/zoo.md"
 	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
 	@echo "make emulate    the AVX-512 kernels in an emulator, on a machine without (Debian; installs nothing, says what it needs)"
 	@echo "make bench      all benchmarks, against their peers, about an hour; benchmarks/results;  make bench-quick takes minutes"
@@ -52,6 +56,18 @@ test: $(NATIVE)
 test-all: $(NATIVE)
 	@mkdir -p build
 	$(PYTEST) -m "not emulator" $(ARGS)
+
+# Other people's models: their packages stand beside those of .venv, which this environment sees as well.
+ZOO := .venv-zoo
+ZOO_TOOLS := $(ZOO)/.tools
+
+test-zoo: $(NATIVE) $(ZOO_TOOLS)
+	@mkdir -p build
+	HF_HUB_OFFLINE=1 $(ZOO)/bin/python -m pytest -q -s -p no:cacheprovider tests/zoo $(ARGS)
+
+test-integrations: $(INTEGRATIONS)
+	@mkdir -p build
+	OMP_NUM_THREADS=1 $(dir $(INTEGRATIONS))bin/python -m pytest -q -rs --basetemp build/pytest-integrations tests/integrations $(ARGS)
 
 sanitize: $(NATIVE)
 	@mkdir -p build
@@ -86,7 +102,7 @@ clean:
 	find dmao_kernels -name '*.so' -delete 2>/dev/null || true
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ZOO) $(dir $(INTEGRATIONS))
 
 $(ENVIRONMENT):
 	@command -v $(PYTHON) >/dev/null || { echo "dmao: '$(PYTHON)' not found: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
@@ -100,6 +116,23 @@ $(TOOLS): requirements/constraints.txt | $(ENVIRONMENT)
 	$(BIN)/python -m pip install -q torch setuptools wheel cmake ninja pybind11
 	@touch $@
 
+# Beside .venv, whose packages it sees: what the frameworks bring stays out of there.
+$(INTEGRATIONS): requirements/integrations.txt $(NATIVE)
+	$(BIN)/python -m venv $(dir $@)
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > "$$($(dir $@)bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	$(dir $@)bin/python -m pip install -q -r requirements/integrations.txt
+	@touch $@
+
 $(NATIVE): $(TOOLS) $(NATIVE_SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[recipes,dev]'
+	@touch $@
+
+# torchaudio's compiled parts need CUDA; without them it imports, and its models are pure Python.
+$(ZOO_TOOLS): requirements/zoo.txt | $(TOOLS)
+	$(BIN)/python -m venv --clear $(ZOO)
+	$(ZOO)/bin/python -c 'import sys, sysconfig; from pathlib import Path; \
+	    Path(sysconfig.get_path("purelib"), "project.pth").write_text("import site; site.addsitedir(%r)" % sys.argv[1])' \
+	    "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(ZOO)/bin/python -m pip install -q --no-deps -r requirements/zoo.txt
+	find $(ZOO) -path '*/torchaudio/lib/*.so' -delete
 	@touch $@

@@ -4,6 +4,7 @@ Here are the operations, and which implementation of them runs. To be imported b
 
     dmao_kernels.nn         elastic layers: feed-forward, convolution, attention, Conformer and E-Branchformer blocks
     dmao_kernels.structure  what a component of a module is, scores, plans, edits, saved structure
+    dmao_kernels.plain      the layers in plain PyTorch: what `compact` makes of them
     dmao_kernels.swaps      what `accelerate` knows of other people's modules, and how to add to it
     dmao_kernels.layout     patterns such as "(two C u) d", and ComponentLayout, which collects them
     dmao_kernels.testing    float64 oracle, comparison rule, NaN poison
@@ -27,6 +28,7 @@ from dmao_kernels.ops import (
     pack,
     unpack,
 )
+from dmao_kernels.structure.compact import compact
 from dmao_kernels.swaps import Acceleration, accelerate
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "adamw_importance_",
     "block_attention",
     "can_run",
+    "compact",
     "component_conv",
     "component_ffn",
     "conv3x3",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_SIZES = tuple(range(16, 129, 16))
@@ -21,7 +22,7 @@ class BlockMask:
     block: edge of a block, in elements: 16, 32, ..., 128.
     rows, columns: size of the grid, in blocks.
     row_offsets: int32 [rows + 1]; the live blocks of row r are column_ids[row_offsets[r]:row_offsets[r + 1]].
-    column_ids: int32 [n], ascending within a row.
+    column_ids: int32 [n], ascending within a row; behind the last row anything may follow.
     column_offsets: int32 [columns + 1], likewise into row_ids.
     row_ids: int32 [n], ascending within a column.
 
@@ -57,8 +58,11 @@ class BlockMask:
                 raise ValueError(f"BlockMask: {name} must be on {self.column_ids.device}, got {tensor.device}")
 
     @classmethod
-    def from_dense(cls, grid: Tensor, block: int) -> BlockMask:
+    def from_dense(cls, grid: Tensor, block: int, *, static: bool = False) -> BlockMask:
         """The mask of a grid: bool [rows, columns], True where a block lives.
+
+        static: ids as many as the grid has blocks, whatever lives: shapes that never change, made without waiting for
+            the device (for masked_linear; block_attention does not take it).
 
         Raises:
             ValueError: grid is not such a tensor, or block not a multiple of 16 in [16, 128].
@@ -66,8 +70,9 @@ class BlockMask:
         _check_block(block)
         if grid.dtype != torch.bool or grid.dim() != 2:
             raise ValueError(f"BlockMask: grid must be bool [rows, columns], got {grid.dtype} {list(grid.shape)}")
-        row_offsets, column_ids = _compress(grid)
-        column_offsets, row_ids = _compress(grid.t())
+        compress = _compress_static if static else _compress
+        row_offsets, column_ids = compress(grid)
+        column_offsets, row_ids = compress(grid.t())
         return cls(block, grid.shape[0], grid.shape[1], row_offsets, column_ids, column_offsets, row_ids)
 
     @classmethod
@@ -83,7 +88,7 @@ class BlockMask:
 
     @property
     def count(self) -> int:
-        """The number of live blocks."""
+        """The number of ids: of live blocks, where the mask is not static."""
         return self.column_ids.shape[0]
 
     @property
@@ -95,9 +100,11 @@ class BlockMask:
         """The grid: bool [rows, columns]. Differentiable code and torch.compile may use it."""
         blocks = torch.arange(self.count, dtype=torch.int32, device=self.device)
         row_of_block = torch.searchsorted(self.row_offsets, blocks, right=True) - 1
-        grid = torch.zeros(self.rows * self.columns, dtype=torch.bool, device=self.device)
+        # What fills the ids up stands in a row behind the last.
+        grid = torch.zeros((self.rows + 1) * self.columns, dtype=torch.bool, device=self.device)
         live = torch.ones_like(blocks, dtype=torch.bool)
-        return grid.scatter(0, row_of_block * self.columns + self.column_ids, live).view(self.rows, self.columns)
+        grid = grid.scatter(0, row_of_block * self.columns + self.column_ids, live)
+        return grid[: self.rows * self.columns].view(self.rows, self.columns)
 
     def elements(self, rows: int, columns: int) -> Tensor:
         """bool [rows, columns]: which elements of a matrix of that size live."""
@@ -143,3 +150,10 @@ def _compress(grid: Tensor) -> tuple[Tensor, Tensor]:
     offsets = torch.zeros(grid.shape[0] + 1, dtype=torch.int32, device=grid.device)
     offsets[1:] = grid.sum(1).cumsum(0)
     return offsets, grid.nonzero()[:, 1].to(torch.int32).contiguous()
+
+
+def _compress_static(grid: Tensor) -> tuple[Tensor, Tensor]:
+    offsets = F.pad(grid.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+    # The live blocks in order, then the others, which fill up.
+    order = grid.flatten().logical_not().to(torch.uint8).argsort(stable=True)
+    return offsets, (order % max(grid.shape[1], 1)).to(torch.int32)

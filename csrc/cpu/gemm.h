@@ -21,9 +21,16 @@ enum class Order {
     strips   // strips of kRows rows, `stride` elements apart, each in Order::column of stride kRows
 };
 
+// Where C and the next A are: in the second-level cache, or perhaps far from it. Then each block
+// asks for its part of them while its sums form; for what is near that would only take time.
+enum class Data { near, far };
+
 // A sum runs over at most so many products before it goes to C: shorter sums round less. All spans
 // of a product are of equal length, because the longest one rounds worst.
 constexpr std::int64_t kSpan = 256;
+
+template <class E>
+constexpr int kLine = 64 / sizeof(E);  // elements of a cache line
 
 inline Vec broadcast_word(const float* p) { return Vec(*p); }
 inline Vec word_of_ones(const float*) { return Vec(1.0f); }
@@ -53,14 +60,25 @@ inline void multiply_word(const E* a, std::int64_t stride, const E* b,
 
 // Whole words of k; tail: how many columns of C the last vector covers. start: a row in whole
 // vectors, to which the first span is added; null: to C. (Sums that began with it would round
-// worse.) ahead: of Order::strips, memory of a quarter of b's size that will be needed soon.
-template <Order order, int rows, int vecs, class E>
+// worse.) ahead: memory that will be needed soon, of Order::strips as much as a quarter of b, of
+// far Order::row as many rows as those of a, with as many columns as c.
+template <Order order, Data data, int rows, int vecs, class E>
 void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E* b, float* c,
                     std::int64_t c_stride, int tail, const float* start, const E* ahead = nullptr) {
     constexpr int w = Vec::width, at_once = 4;
     const std::int64_t step = kPerWord<E> * (order == Order::row      ? 1
                                              : order == Order::column ? stride
                                                                       : kRows);
+    if constexpr (data == Data::far) {
+        for (int i = 0; i < rows; ++i) {
+            for (int j = 0; j < vecs * w; j += kLine<float>) {
+                prefetch_to_write(c + i * c_stride + j);
+            }
+            for (int j = 0; j < vecs * w && order == Order::row; j += kLine<E>) {
+                prefetch_far(ahead + i * stride + j);
+            }
+        }
+    }
     std::int64_t spans = words == 0 ? 1 : divide_up(words, kSpan / kPerWord<E>);
     do {
         decltype(Vec::v) sums[rows][vecs];
@@ -106,24 +124,25 @@ void multiply_block(std::int64_t words, const E* a, std::int64_t stride, const E
 // All rows of A with one panel. Outside of strips the rows are dealt out evenly: a block of few
 // rows would leave the FMA units waiting for B. Meanwhile strips ask for what follows the panel in
 // memory: as a rule, the next one.
-template <Order order, int vecs, class E>
+template <Order order, Data data, int vecs, class E>
 void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t stride, const E* b,
-                    float* c, std::int64_t c_stride, int tail, const float* start) {
+                    float* c, std::int64_t c_stride, int tail, const float* start, const E* next) {
     // An odd k at the end of a row has no second half in memory.
     const std::int64_t rest = order == Order::row ? depth % kPerWord<E> : 0;
     const std::int64_t words = divide_up(depth - rest, kPerWord<E>);
-    const E* ahead = b + padded_depth<E>(depth) * vecs * Vec::width;
-    const std::int64_t share = m == 0 ? 0 : (ahead - b) / divide_up(m, kRows);
+    const std::int64_t panel = padded_depth<E>(depth) * vecs * Vec::width;
+    const std::int64_t share = m == 0 ? 0 : panel / divide_up(m, kRows);
+    const E* ahead = order == Order::strips ? b + panel : next;
     for (std::int64_t blocks = divide_up(m, kRows); blocks > 0; --blocks) {
         const std::int64_t rows = order == Order::strips ? smaller(kRows, m) : divide_up(m, blocks);
         const auto run = [&]<int r>(auto& self) {
             if (rows == r) {
-                multiply_block<order, r, vecs>(words, a, stride, b, c, c_stride, tail, start,
-                                               ahead);
+                multiply_block<order, data, r, vecs>(words, a, stride, b, c, c_stride, tail, start,
+                                                     ahead);
                 if (rest > 0) {
                     E last[r * kPerWord<E>] = {};
                     for (int i = 0; i < r; ++i) last[i * kPerWord<E>] = a[i * stride + depth - 1];
-                    multiply_block<Order::column, r, vecs>(
+                    multiply_block<Order::column, Data::near, r, vecs>(
                         1, last, r, b + words * kPerWord<E> * vecs * Vec::width, c, c_stride, tail,
                         nullptr);
                 }
@@ -133,7 +152,7 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
         };
         run.template operator()<kRows>(run);
         a += order == Order::strips ? stride : rows * (order == Order::row ? stride : kPerWord<E>);
-        ahead += share;
+        if (ahead != nullptr) ahead += order == Order::strips ? share : rows * stride;
         c += rows * c_stride;
         m -= rows;
     }
@@ -141,11 +160,13 @@ void multiply_panel(std::int64_t m, std::int64_t depth, const E* a, std::int64_t
 
 // C[m, n] += A[m, depth] B[first .. first + depth, n] with B in packed form, of `stored` rows; or,
 // given `start`, C[i, :] = start + that. start has padded_columns(n) elements; what C held is then
-// not read. `first` is a whole number of words.
-template <Order order, class E>
+// not read. `first` is a whole number of words. next: of far Order::row, an A of the same stride
+// that will be needed soon; asked for are its first n columns.
+template <Order order, Data data = Data::near, class E>
 void multiply_rows(std::int64_t m, std::int64_t n, std::int64_t depth, const E* a,
                    std::int64_t stride, const E* b, std::int64_t first, std::int64_t stored,
-                   float* c, std::int64_t c_stride, const float* start = nullptr) {
+                   float* c, std::int64_t c_stride, const float* start = nullptr,
+                   const E* next = nullptr) {
     for (std::int64_t column = 0; column < n; column += kPanel) {
         const std::int64_t columns = smaller(kPanel, n - column);
         const int vecs = static_cast<int>(divide_up(columns, Vec::width));
@@ -153,22 +174,27 @@ void multiply_rows(std::int64_t m, std::int64_t n, std::int64_t depth, const E* 
         const E* panel = b + first * vecs * Vec::width;
         float* out = c + column;
         if (vecs == kVecs) {
-            multiply_panel<order, kVecs>(m, depth, a, stride, panel, out, c_stride, tail, start);
+            multiply_panel<order, data, kVecs>(m, depth, a, stride, panel, out, c_stride, tail,
+                                               start, next);
         } else if (vecs == 1) {
-            multiply_panel<order, 1>(m, depth, a, stride, panel, out, c_stride, tail, start);
+            multiply_panel<order, data, 1>(m, depth, a, stride, panel, out, c_stride, tail, start,
+                                           next);
         } else {
-            multiply_panel<order, 2>(m, depth, a, stride, panel, out, c_stride, tail, start);
+            multiply_panel<order, data, 2>(m, depth, a, stride, panel, out, c_stride, tail, start,
+                                           next);
         }
         b += padded_depth<E>(stored) * vecs * Vec::width;
         if (start != nullptr) start += kPanel;
+        if (next != nullptr) next += kPanel;
     }
 }
 
 // C[m, n] += A[m, depth] B[depth, n], or C[i, :] = start + A[i, :] B, likewise.
-template <Order order, class E>
+template <Order order, Data data = Data::near, class E>
 void multiply(std::int64_t m, std::int64_t n, std::int64_t depth, const E* a, std::int64_t stride,
-              const E* b, float* c, std::int64_t c_stride, const float* start = nullptr) {
-    multiply_rows<order>(m, n, depth, a, stride, b, 0, depth, c, c_stride, start);
+              const E* b, float* c, std::int64_t c_stride, const float* start = nullptr,
+              const E* next = nullptr) {
+    multiply_rows<order, data>(m, n, depth, a, stride, b, 0, depth, c, c_stride, start, next);
 }
 
 }  // namespace

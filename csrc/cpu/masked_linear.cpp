@@ -311,7 +311,7 @@ void add_products(const MaskedLinear& f, const LivePiece* begin, const LivePiece
     for (std::int64_t i = 0; begin < end && i < begin->outputs; i += kStrip) {
         const std::int64_t rows = smaller(kStrip, begin->outputs - i);
         for (const LivePiece* piece = begin; piece < end; ++piece) {
-            multiply<Order::column>(
+            multiply<Order::column, Data::far>(
                 rows, piece->inputs, depth, own.strips + i * padded_depth<E>(depth),
                 padded_columns(rows), own.panels + piece->input * padded_depth<E>(depth),
                 sums + (piece->output + i) * f.in_width + piece->input, f.in_width);

@@ -42,6 +42,8 @@ void store_row(const float* sums, std::int64_t count, T* out) {
     }
 }
 
+constexpr std::int64_t kLongRun = 128;  // columns that the hardware fetches ahead by itself
+
 enum class Outputs { rows, columns };  // of the weight
 
 template <Outputs outputs, class T, class E>
@@ -109,6 +111,15 @@ struct Sweep {
         return piece.output < half ? piece.output : piece.output - half + gates;
     }
 
+    // The rows to ask for during piece i: those of the next live piece, or of the next tile. Long
+    // runs of them are left to the hardware; what there is not does no harm.
+    const E* ahead_of(std::int64_t i, const Rows<E>& a) const {
+        std::int64_t next = i + 1;
+        while (next < live.count && live.pieces[next].inputs == 0) ++next;
+        if (next == live.count) return a[tile];
+        return a.data + live.pieces[live.pieces[next].inputs > kLongRun ? i : next].input;
+    }
+
     // Each output's sum starts from its place in `start`: its first piece brings that.
     void multiply_group(const OutputGroup& group, const Rows<E>& a, std::int64_t rows, float* sums,
                         std::int64_t sums_stride) const {
@@ -120,9 +131,10 @@ struct Sweep {
                 store_row(start + piece.output, piece.outputs, out + row * sums_stride);
             }
             if (piece.inputs == 0) continue;  // nothing lives
-            multiply<Order::row>(rows, piece.outputs, piece.inputs, a.data + piece.input, a.stride,
-                                 packed + piece.packed, out, sums_stride,
-                                 piece.output == last ? nullptr : start + piece.output);
+            multiply<Order::row, Data::far>(rows, piece.outputs, piece.inputs, a.data + piece.input,
+                                            a.stride, packed + piece.packed, out, sums_stride,
+                                            piece.output == last ? nullptr : start + piece.output,
+                                            ahead_of(i, a));
             last = piece.output;
         }
     }

@@ -47,6 +47,7 @@ struct Inputs {
     std::vector<Utterance> utterances;
     std::vector<ChannelRun> runs;
     std::vector<float> share;
+    std::int64_t kept_width = 0;  // of what the backward pass needs; live channels lie close
     ComponentConv conv{};
 
     Inputs(const char* op, const Tensor& x_, const Tensor& weight_, const Optional& bias_,
@@ -72,6 +73,7 @@ struct Inputs {
         conv.utterance_count = static_cast<std::int64_t>(utterances.size());
         const std::vector<std::int32_t> channels =
             live_units(op, around.live, around.components, conv.stored_channels, "channels");
+        kept_width = listed_units(around.live, around.components, conv.stored_channels);
         runs = runs_of(channels);
         conv.channels = static_cast<std::int64_t>(channels.size());
         conv.runs = runs.data();
@@ -149,7 +151,7 @@ Outputs run_forward(const Inputs& in, bool keep) {
     const bool keep_rows = keep && in.keeps(), keep_scales = keep && f.normed;
     Tensor y = torch::stable::new_empty(in.x, in.output_sizes());
     Tensor normed = torch::stable::new_empty(
-        in.x, std::vector<std::int64_t>{keep_rows ? f.rows : 0, f.channels});
+        in.x, std::vector<std::int64_t>{keep_rows ? f.rows : 0, in.kept_width});
     Tensor scales = torch::stable::new_empty(
         in.x, std::vector<std::int64_t>{keep_scales ? f.rows : 0}, ScalarType::Float);
     if (f.channels == 0) {
@@ -272,7 +274,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_conv_backward(
     check_tensor(kOp, "normed", normed, in.x.scalar_type());
     check_tensor(kOp, "scales", scales, ScalarType::Float);
     const std::int64_t kept_rows = in.keeps() ? f.rows : 0, kept_scales = f.normed ? f.rows : 0;
-    check(normed.numel() == kept_rows * f.channels && scales.numel() == kept_scales, kOp,
+    check(normed.numel() == kept_rows * in.kept_width && scales.numel() == kept_scales, kOp,
           ": the backward pass needs what the forward pass keeps with keep=True");
     const Gradients found = run_backward(in, grad_y, in.keeps() ? normed.const_data_ptr() : nullptr,
                                          f.normed ? scales.const_data_ptr<float>() : nullptr,

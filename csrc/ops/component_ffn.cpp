@@ -23,6 +23,7 @@ struct Inputs {
     Tensor x, w1, w2;
     std::optional<Tensor> b1;
     std::vector<std::int32_t> units;
+    std::int64_t kept_width = 0;  // of what the backward pass needs; live units lie close together
     ComponentFfn ffn{};
 
     Inputs(const Tensor& x_, const Tensor& w1_, const std::optional<Tensor>& b1_, const Tensor& w2_,
@@ -45,6 +46,7 @@ struct Inputs {
         check_matrix("w2", w2, ffn.out_width, ffn.stored_hidden);
         if (b1_.has_value()) b1 = vector("b1", *b1_, ffn.stored_hidden);
         units = live_units(kOp, live, components, ffn.stored_hidden, "units");
+        kept_width = listed_units(live, components, ffn.stored_hidden);
         ffn.hidden = static_cast<std::int64_t>(units.size());
         ffn.units = units.data();
         ffn.activation = parse_activation(kOp, activation);
@@ -104,7 +106,7 @@ std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
     if (b2.has_value()) bias2 = in.vector("b2", *b2, in.ffn.out_width);
     Tensor y = torch::stable::new_empty(in.x, in.leading_and(in.ffn.out_width));
     Tensor pre_activation = torch::stable::new_empty(
-        in.x, std::vector<std::int64_t>{keep ? in.ffn.tokens : 0, in.ffn.hidden});
+        in.x, std::vector<std::int64_t>{keep ? in.ffn.tokens : 0, in.kept_width});
     if (y.numel() == 0 && pre_activation.numel() == 0) return {y, pre_activation};
 
     const ComponentFfnForward problem{in.ffn, bias2.has_value() ? bias2->const_data_ptr() : nullptr,
@@ -131,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_ffn_backward(
           f.tokens * f.out_width, " elements, got ", grad.numel());
     check_tensor(kOp, "pre_activation", pre_activation, in.x.scalar_type());
     check(pre_activation.dim() == 2 && pre_activation.size(0) == f.tokens &&
-              pre_activation.size(1) == f.hidden,
+              pre_activation.size(1) == in.kept_width,
           kOp,
           ": the backward pass needs the forward pass to keep its pre-activations (keep=True)");
 

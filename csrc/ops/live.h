@@ -12,6 +12,7 @@
 namespace dmao {
 
 // The stored units (channels, ...: `noun`) of the live components, ascending; live: None for all.
+// Behind the ids, `components` fills the list up: so its length need not depend on what lives.
 inline std::vector<std::int32_t> live_units(const char* op, const std::optional<Tensor>& live,
                                             std::int64_t components, std::int64_t stored,
                                             const char* noun) {
@@ -32,16 +33,26 @@ inline std::vector<std::int32_t> live_units(const char* op, const std::optional<
     const std::int32_t* ids = live->const_data_ptr<std::int32_t>();
     std::int64_t last = -1;
     for (std::int64_t i = 0; i < live->numel(); ++i) {
-        check(ids[i] >= 0 && ids[i] < components, op, ": live[", i,
-              "] must be a component id in [0, ", components, "), got ", ids[i]);
-        check(ids[i] > last, op, ": live must be strictly increasing, but live[", i, "] = ", ids[i],
-              " follows ", last);
+        check(ids[i] >= 0 && ids[i] <= components, op, ": live[", i,
+              "] must be a component id in [0, ", components, "), or ", components,
+              " behind them, got ", ids[i]);
+        check(ids[i] > last || ids[i] == components, op,
+              ": live must be strictly increasing, but live[", i, "] = ", ids[i], " follows ",
+              last);
         last = ids[i];
+        if (ids[i] == components) continue;
         for (std::int64_t j = 0; j < width; ++j) {
             units.push_back(static_cast<std::int32_t>(ids[i] * width + j));
         }
     }
     return units;
+}
+
+// The units of a list of that length, filled up or not: a shape that follows from shapes.
+inline std::int64_t listed_units(const std::optional<Tensor>& live, std::int64_t components,
+                                 std::int64_t stored) {
+    if (!live.has_value()) return stored;
+    return components == 0 ? 0 : live->numel() * (stored / components);
 }
 
 }  // namespace dmao

@@ -36,8 +36,9 @@ Lines read_lines(const char* offsets_name, const Tensor& offsets, const char* id
           " must have ", lines + 1, " elements, got ", offsets.numel());
     const std::int32_t *offset = offsets.const_data_ptr<std::int32_t>(),
                        *id = ids.const_data_ptr<std::int32_t>();
-    check(offset[0] == 0 && offset[lines] == ids.numel(), kOp, ": ", offsets_name,
-          " must begin with 0 and end with the ", ids.numel(), " ids, got ", offset[0], " and ",
+    // Whatever stands behind the last line fills the ids up and is not read.
+    check(offset[0] == 0 && offset[lines] <= ids.numel(), kOp, ": ", offsets_name,
+          " must begin with 0 and end within the ", ids.numel(), " ids, got ", offset[0], " and ",
           offset[lines]);
     for (std::int64_t line = 0; line < lines; ++line) {
         check(offset[line] <= offset[line + 1] && offset[line + 1] <= ids.numel(), kOp, ": ",

@@ -12,6 +12,7 @@ from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
+from dmao_kernels.nn.slots import output_linear, rows_mask
 from dmao_kernels.ops import block_attention
 from dmao_kernels.structure.families import attention_layout
 
@@ -77,7 +78,8 @@ class SelfAttention(Branch):
 
     def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
         """Projections, attention, output projection."""
-        q, k, v = (self._split(linear(normed)) for linear in (self.q, self.k, self.v))
+        mask = rows_mask(self.q, self.live_slots)
+        q, k, v = (self._split(linear(normed, mask)) for linear in (self.q, self.k, self.v))
         p = active(self, self.attention_dropout)
         y = block_attention(
             q,
@@ -87,11 +89,12 @@ class SelfAttention(Branch):
             offsets=rows.offsets,
             window=self.window,
             chunk=self.chunk,
+            head_mask=self.live_slots,
             p=p,
             seed=draw_seed(p, q.device),
             **self._positions(normed, rows),
         )
-        return self.out(y.flatten(-2))
+        return output_linear(self.out, y.flatten(-2), self.live_slots)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_dim))
@@ -159,7 +162,7 @@ class RelPosSelfAttention(SelfAttention):
         if positions is None:
             positions = sinusoidal_positions(_longest(normed, rows), self.pos.in_features, normed)
         return {
-            "rel_pos": self._split(self.pos(positions.to(normed.dtype))),
+            "rel_pos": self._split(self.pos(positions.to(normed.dtype), rows_mask(self.pos, self.live_slots))),
             "content_bias": self.content_bias,
             "position_bias": self.position_bias,
         }

@@ -9,6 +9,7 @@ from dmao_kernels.nn.common import counted, require_divisible, require_odd, requ
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import ComponentLayerNorm
 from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
+from dmao_kernels.nn.slots import output_linear, rows_mask
 from dmao_kernels.ops import depthwise_conv1d, dropout_add
 from dmao_kernels.structure.families import cgmlp_layout
 
@@ -59,7 +60,8 @@ class ConvolutionalGatingMLP(Branch):
 
     def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
         """Linear, GELU, gating, dropout, Linear."""
-        values, gates = self.linear1(normed).chunk(2, dim=-1)
+        hidden = self.linear1(normed, rows_mask(self.linear1, self.live_slots, repeats=2))
+        values, gates = hidden.chunk(2, dim=-1)
         gates = depthwise_conv1d(
             self.gate_norm(gates),
             self.depthwise.weight.squeeze(1),
@@ -71,4 +73,4 @@ class ConvolutionalGatingMLP(Branch):
         p = active(self, self.dropout)
         if p > 0.0:
             gated = dropout_add(None, gated, p=p, seed=draw_seed(p, gated.device))
-        return self.linear2(gated)
+        return output_linear(self.linear2, gated, self.live_slots)

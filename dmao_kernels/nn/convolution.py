@@ -9,6 +9,7 @@ from dmao_kernels.nn.common import counted, require_divisible, require_odd, requ
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import ComponentLayerNorm
 from dmao_kernels.nn.residual import Branch, Rows
+from dmao_kernels.nn.slots import live_list, output_linear, rows_mask
 from dmao_kernels.ops import component_conv
 from dmao_kernels.structure.families import glu_convolution_layout
 
@@ -58,15 +59,16 @@ class ConvolutionModule(Branch):
     def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
         """Pointwise Linear, GLU, depthwise convolution, LayerNorm, SiLU, pointwise Linear."""
         y = component_conv(
-            self.pointwise1(normed),
+            self.pointwise1(normed, rows_mask(self.pointwise1, self.live_slots, repeats=2)),
             self.depthwise.weight.squeeze(1),
             self.depthwise.bias,
             self.depthwise_norm.weight,
             self.depthwise_norm.bias,
             self.depthwise_norm.unequal_weights(),
+            live_list(self.live_slots),
             components=self.components,
             lengths=rows.lengths,
             offsets=rows.offsets,
             eps=self.depthwise_norm.eps,
         )
-        return self.pointwise2(y)
+        return output_linear(self.pointwise2, y, self.live_slots)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import counted, require_divisible, require_positive, require_probability
 from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
+from dmao_kernels.nn.slots import live_list, output_bias
 from dmao_kernels.ops.component_ffn import ACTIVATIONS, component_ffn
 from dmao_kernels.structure.families import feedforward_layout
 
@@ -63,7 +64,8 @@ class FeedForward(Branch):
             self.w1.weight,
             self.w1.bias,
             self.w2.weight,
-            self.w2.bias,
+            output_bias(self.w2.bias, self.live_slots),
+            live_list(self.live_slots),
             components=self.components,
             p=p,
             seed=draw_seed(p, normed.device),

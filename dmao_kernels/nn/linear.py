@@ -101,9 +101,12 @@ class MaskedLinear(nn.Linear):
         for name in _MASK_TENSORS:
             setattr(self, f"_{name}", None if mask is None else getattr(mask, name))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `x` [..., in_features] to [..., out_features], or half of that with "glu"."""
-        return masked_linear(x, self.weight, self.bias, self.mask, activation=self.activation)
+    def forward(self, x: Tensor, mask: BlockMask | None = None) -> Tensor:
+        """Map `x` [..., in_features] to [..., out_features], or half of that with "glu".
+
+        mask: takes the place of the layer's own in this call.
+        """
+        return masked_linear(x, self.weight, self.bias, mask or self.mask, activation=self.activation)
 
     def extra_repr(self) -> str:
         """nn.Linear's, with the activation and the share of live blocks."""

@@ -31,7 +31,9 @@ class ComponentLayerNorm(nn.Module):
     all other channels, stay exactly what they were.
 
     The weights are the buffer ``statistics_weight`` [components]. Replacing that tensor, as an edit does, or
-    loading a state dict is noticed; whoever writes into it in place calls ``refresh_statistics()``.
+    loading a state dict is noticed; whoever writes into it in place calls ``refresh_statistics()``. In slots storage
+    (`Elastic`), where edits write in place, ``in_slots`` is set: the weights are then never looked at, and where none
+    is left the output is the bias.
 
     Args:
         channels: width of the last axis; a multiple of ``components``.
@@ -49,6 +51,7 @@ class ComponentLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("statistics_weight", torch.ones(components))
+        self.in_slots = False
         self._equal_weights = True
         self._read_weights = self.statistics_weight
 
@@ -71,10 +74,13 @@ class ComponentLayerNorm(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.refresh_statistics()
+        if not self.in_slots:
+            self.refresh_statistics()
 
     def unequal_weights(self) -> Tensor | None:
         """The weights, or None where they are equal, so that this is LayerNorm."""
+        if self.in_slots:
+            return self.statistics_weight
         # A compiler cannot read the weights; the weighted way is right for equal weights as well.
         if self.statistics_weight is not self._read_weights and not torch.compiler.is_compiling():
             self.refresh_statistics()
@@ -97,4 +103,5 @@ class ComponentLayerNorm(nn.Module):
         """p_i of the class docstring [channels], in float32 at least."""
         weights = self.statistics_weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         width = self.weight.numel() // weights.numel()
-        return (weights / (weights.sum() * width)).repeat_interleave(width)
+        total = (weights.sum() * width).clamp(min=torch.finfo(weights.dtype).tiny)  # of slots, none may live
+        return (weights / total).repeat_interleave(width)

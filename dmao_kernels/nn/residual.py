@@ -51,12 +51,18 @@ class Branch(nn.Module, ABC):
     """LayerNorm, a transformation, dropout: what a residual block adds to its input.
 
     Subclasses set ``norm`` and ``dropout`` and define ``transform``. An empty branch contributes nothing, not
-    even its output bias. Inside a block, ``residual_chain`` calls ``transform`` (hooks on a branch are not
-    run there; those on the block are).
+    even its output bias. In slots storage (see `Elastic`) the buffer ``live_slots``, bool [capacity], tells which
+    components live; ``transform`` computes these. Inside a block, ``residual_chain`` calls ``transform`` (hooks on a
+    branch are not run there; those on the block are).
     """
 
     norm: nn.LayerNorm
     dropout: float
+    live_slots: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("live_slots", None)
 
     @property
     @abstractmethod

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,14 +15,18 @@ from torch.optim import Optimizer
 
 from dmao_kernels.structure.empty import set_empty
 from dmao_kernels.structure.fresh import fresh_values
-from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw, moved, share, weights_index
+from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw, moved, scale, share, weights_index
+from dmao_kernels.structure.moments import follow_state, refuse_flat_state
 from dmao_kernels.structure.places import get_attribute, set_attribute
-from dmao_kernels.structure.plan import ModulePlan, Plan
+from dmao_kernels.structure.plan import FRESH, ModulePlan, Plan
+from dmao_kernels.structure.slots.edit import edit_slots, slot_sources
+from dmao_kernels.structure.slots.plan import SlotPlan
+from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
 
-Companion = nn.Module | MutableMapping[str, Tensor]
+_LOG = logging.getLogger("dmao_kernels")
 MAX_DROPOUT = 0.9  # a rate that follows a module many times its standard width must stay a rate
 
 
@@ -62,38 +67,46 @@ def apply_plan(
 
     Parameters keep their identity, so optimizers, their ``param_groups`` and schedulers stay as they are.
     Gradients and every optimizer tensor of a parameter's shape (moments, momentum, maxima) follow their
-    components; fresh components start with zero state; scalars such as ``step`` stay. Between an edit and the
-    next forward pass nothing computed before it may be differentiated.
+    components, and so do Adafactor's factors; fresh components start with zero state; scalars such as ``step``
+    stay. Between an edit and the next forward pass nothing computed before it may be differentiated.
 
     Copies preserve the function up to rounding: source and copy share the output weights. A module revived by
     fresh components contributes nothing at first: their output weights and the module's output bias are zero.
     Otherwise what no component owns (norms over the input, output biases) is not touched. Memory: until the
     end, old and new tensors of the changed modules are both there.
 
+    In slots storage tensors keep their shapes and are rewritten in place, and dropout rates stay as they are. In tight
+    storage shapes change, and whatever was compiled with torch.compile is compiled once more.
+
     optimizer: the optimizer(s) whose state follows.
     companions: averaged copies that follow: modules of the same structure (a deep copy, AveragedModel), or
         mappings from names of parameters and buffers in the model to tensors.
     split: how source and copy share the output weights, see ``gather.share``.
-    generator: of the noise; default: a CPU generator seeded by ``plan.seed``.
+    generator: of the noise; default: one seeded by ``plan.seed``, on the CPU, or on the model's device in slots
+        storage.
 
     Raises ValueError where the plan, a companion or an optimizer's state does not fit.
     """
     start = time.perf_counter()
     if split not in SPLITS:
         raise ValueError(f"apply_plan: split must be one of {', '.join(SPLITS)}, got '{split}'")
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
-    generator = generator or torch.Generator().manual_seed(plan.seed)
+    optimizers = _as_list(optimizer)
+    for each in optimizers:
+        refuse_flat_state(each)
     edited = _check(plan, elastic)
-    copies = _Companions(elastic, companions)
+    copies = Companions(elastic, companions)
     before = elastic.live_parameters()
-    changes: list[_Change] = []
-    gathering = Gathering()
-    for m, module_plan in edited:
-        changes += _prepare(m, module_plan, plan.seed, optimizers, copies, split, generator, gathering)
-    gathering.make()
-    _commit(changes)
-    elastic.edits += 1
-    elastic.version += 1
+    fresh = {m.name: fresh_values(m, len(p.fresh), plan.seed) for m, p in edited if p.fresh}
+    if elastic.storage == "slots":
+        generator = generator or torch.Generator(next(iter(elastic.modules.values())).device).manual_seed(plan.seed)
+        edit_slots(elastic, slot_sources(plan, elastic), optimizers, copies, split, generator, fresh)
+    else:
+        generator = generator or torch.Generator().manual_seed(plan.seed)
+        _edit(edited, elastic, optimizers, copies, split, generator, fresh)
+        elastic.edits += 1
+        if elastic.edits == 1:
+            _LOG.info("tight storage: every event changes shapes, so a compiled model is compiled anew after each")
+    torch.clear_autocast_cache()  # an autocast region around the loop keeps casts of the old weights
     return EditReport(
         copies={m.name: p.copies for m, p in edited if p.copies},
         dropped={m.name: p.dropped for m, p in edited if p.dropped},
@@ -102,6 +115,69 @@ def apply_plan(
         after=elastic.live_parameters(),
         seconds=time.perf_counter() - start,
     )
+
+
+@torch.no_grad()
+def apply_slot_plan(
+    plan: SlotPlan,
+    elastic: Elastic,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    companions: Iterable[Companion] = (),
+    split: Split = "asymmetric",
+    generator: Generator | None = None,
+) -> None:
+    """``apply_plan`` with a plan that only the device knows: nothing is waited for. What it did tells ``plan.plan``.
+
+    Raises ValueError, before anything is changed, where the plan, a companion or an optimizer's state does not fit.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"apply_slot_plan: split must be one of {', '.join(SPLITS)}, got '{split}'")
+    if elastic.storage != "slots" or plan.edits != elastic.edits or plan.sources.keys() - elastic.modules.keys():
+        raise ValueError("apply_slot_plan: the plan was not made for this model as it is now")
+    modules = [elastic.modules[name] for name in plan.sources]
+    fresh = {m.name: fresh_values(m, 1, plan.seed) for m in modules} if plan.revive else {}
+    generator = generator or torch.Generator(modules[0].device).manual_seed(plan.seed)
+    edit_slots(elastic, plan.sources, _as_list(optimizer), Companions(elastic, companions), split, generator, fresh)
+
+
+def resize(
+    elastic: Elastic,
+    widths: Mapping[str, int],
+    optimizer: Optimizer | Sequence[Optimizer] | None,
+    companions: Iterable[Companion],
+) -> None:
+    """Give tensors room for so many components: zeros come behind what is there, or the last ones go."""
+    edited = []
+    for name, width in widths.items():
+        m = elastic.modules[name]
+        m.check()
+        kept = range(min(width, m.stored))
+        edited.append((m, ModulePlan(name, m.stored, (*kept, *(FRESH,) * (width - len(kept))))))
+    with torch.no_grad():
+        _edit(edited, elastic, _as_list(optimizer), Companions(elastic, companions), "halves", torch.Generator(), {})
+
+
+def _as_list(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
+    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+
+
+def _edit(
+    edited: Sequence[tuple[ElasticModule, ModulePlan]],
+    elastic: Elastic,
+    optimizers: Sequence[Optimizer],
+    companions: Companions,
+    split: Split,
+    generator: Generator,
+    fresh: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Replace the tensors of these modules. Fresh components whose values are not given hold zeros."""
+    changes: list[_Change] = []
+    gathering = Gathering()
+    for m, plan in edited:
+        changes += _prepare(m, plan, fresh.get(m.name, {}), optimizers, companions, split, generator, gathering)
+    gathering.make()
+    _commit(changes)
+    elastic.version += 1
 
 
 def _check(plan: Plan, elastic: Elastic) -> list[tuple[ElasticModule, ModulePlan]]:
@@ -123,53 +199,23 @@ def _check(plan: Plan, elastic: Elastic) -> list[tuple[ElasticModule, ModulePlan
     return edited
 
 
-class _Companions:
-    """Averaged copies of the model: where the counterpart of a module or of a tensor is."""
-
-    def __init__(self, elastic: Elastic, companions: Iterable[Companion]) -> None:
-        self.models: list[nn.Module] = []
-        self.tables: list[MutableMapping[str, Tensor]] = []
-        for companion in companions:
-            if isinstance(companion, torch.optim.swa_utils.AveragedModel):
-                companion = companion.module
-            if companion is elastic.model:
-                raise ValueError("apply_plan: companions must be copies of the model, got the model itself")
-            if isinstance(companion, nn.Module):
-                self.models.append(companion)
-            else:
-                self.tables.append(companion)
-
-    def modules(self, m: ElasticModule) -> list[nn.Module]:
-        """The counterparts of an elastic module, checked to have its present structure."""
-        found = []
-        for model in self.models:
-            try:
-                module = model.get_submodule(m.name)
-            except AttributeError:
-                raise ValueError(f"apply_plan: a companion ({type(model).__name__}) has no module {m.name}") from None
-            m.check(module)
-            found.append(module)
-        return found
-
-
 def _prepare(
     m: ElasticModule,
     plan: ModulePlan,
-    seed: int,
+    fresh: Mapping[str, Tensor],
     optimizers: Sequence[Optimizer],
-    companions: _Companions,
+    companions: Companions,
     split: Split,
     generator: Generator,
     gathering: Gathering,
 ) -> list[_Change]:
     """Ask for everything that one module's edit will assign."""
-    fresh = fresh_values(m, len(plan.fresh), seed) if plan.fresh else {}
     follow = moved(plan)
     counterparts = companions.modules(m)
     changes = []
     for name, tensor in m.tensors():
-        noise = draw(m.view(name, tensor), plan, split, generator) if name in m.layout.output else None
-        edit = _TensorEdit(m, plan, name, fresh.get(name), split, noise, follow, gathering)
+        noise = _noise(m.view(name, tensor), plan, split, generator) if name in m.layout.output else None
+        edit = TensorEdit(m, plan, name, fresh.get(name), split, noise, follow, gathering)
         place = m.place(name)
         if place.is_parameter:
             changes += _parameter_changes(edit, tensor, optimizers)
@@ -189,20 +235,27 @@ def _prepare(
                 changes.append(_item_change(table, full_name, edit.weights(table[full_name])))
             elif place.is_parameter:
                 raise ValueError(f"apply_plan: a companion mapping has no {full_name}")
-    if m.components == 0:
+    if m.stored == 0:
         for module in (m.module, *counterparts):
             changes += _silence_output_biases(m, module, optimizers)
         for table in companions.tables:
-            names = [f"{m.name}.{bias}".removeprefix(".") for bias in _output_biases(m)]
+            names = [f"{m.name}.{bias}".removeprefix(".") for bias in output_biases(m)]
             changes += [_item_change(table, n, partial(torch.zeros_like, table[n])) for n in names if n in table]
     for module in (m.module, *counterparts):
         changes += _attribute_changes(m, module, len(plan.sources))
-    changes.append(_attribute_change(m, "components", len(plan.sources)))
+    changes.append(_attribute_change(m, "stored", len(plan.sources)))
     return changes
 
 
+def _noise(view: Tensor, plan: ModulePlan, split: Split, generator: Generator) -> Tensor | None:
+    if not plan.copies:
+        return None
+    whole = copied(view, plan)
+    return scale(draw(whole.shape, whole, split, generator), whole, split)
+
+
 @dataclass(frozen=True)
-class _TensorEdit:
+class TensorEdit:
     """The edit of one tensor of the layout, and of whatever has its shape."""
 
     m: ElasticModule
@@ -216,13 +269,13 @@ class _TensorEdit:
 
     def weights(self, tensor: Tensor) -> Callable[[], Tensor]:
         """The edited weights: copies share what leaves through an output tensor."""
-        self.expect(tensor, "it")
+        expect(self.m, self.name, tensor, "it")
         view = self.m.view(self.name, tensor.detach())
         given = [] if self.fresh is None else [self.fresh.to(view)]
         shared: Literal["", "output", "even"] = ""
         if self.plan.copies and self.name in self.m.layout.output:
             shared = "output"
-            given.insert(0, share(view, self.plan, self.split, self.noise))
+            given.insert(0, share(copied(view, self.plan), self.split, self.noise))
         elif self.plan.copies and self.name in self.m.layout.even:
             shared = "even"
             given.insert(0, copied(view, self.plan) / 2)
@@ -236,27 +289,15 @@ class _TensorEdit:
         same for the source before and for both of them after. On the input side gradients do change with the
         output weights, by a factor that Adam's ratio of moments cancels.
         """
-        self.expect(tensor, what)
+        expect(self.m, self.name, tensor, what)
         return self.gather(self.m.view(self.name, tensor.detach()), self.moved, None)
 
     def gather(self, view: Tensor, index: Tensor, given: Tensor | None) -> Callable[[], Tensor]:
         shape = self.m.layout.pattern(self.name).shape(len(self.plan.sources), self.m.sizes)
         return self.gathering.add(view, index, given, shape)
 
-    def expect(self, tensor: Tensor, what: str) -> None:
-        expected = self.m.layout.pattern(self.name).shape(self.m.components, self.m.sizes)
-        if tuple(tensor.shape) != expected or tensor.layout != torch.strided:
-            raise ValueError(
-                f"apply_plan: {self.m.name}: {self.name}: {what} must be strided and of shape "
-                f"{list(expected)}, got {tensor.layout} {list(tensor.shape)}"
-            )
-        if type(tensor) not in (Tensor, nn.Parameter):
-            raise ValueError(
-                f"apply_plan: {self.m.name}: {self.name}: {what} must be a plain tensor, got {type(tensor).__name__}"
-            )
 
-
-def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]) -> list[_Change]:
+def _parameter_changes(edit: TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]) -> list[_Change]:
     """New data, gradient and optimizer state of one parameter."""
     old_data, old_grad = parameter.data, parameter.grad
     new_data = edit.weights(parameter)
@@ -269,35 +310,14 @@ def _parameter_changes(edit: _TensorEdit, parameter: Tensor, optimizers: Sequenc
     ]
     for optimizer in optimizers:
         state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if _follows(edit, parameter, key, value):
-                changes.append(_item_change(state, key, edit.follow(value, f"optimizer state '{key}'")))
+        changes += [_item_change(state, key, value) for key, value in follow_state(edit, parameter, state).items()]
     return changes
-
-
-def _follows(edit: _TensorEdit, parameter: Tensor, key: str, value: Any) -> bool:
-    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay."""
-    if isinstance(value, Tensor) and value.shape == parameter.shape:
-        return True
-    if value is None or isinstance(value, int | float | str) or (isinstance(value, Tensor) and value.numel() == 1):
-        return False
-    found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise ValueError(
-        f"apply_plan: {edit.m.name}: {edit.name}: optimizer state '{key}' must be a scalar or have the "
-        f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
-    )
-
-
-def _output_biases(m: ElasticModule) -> list[str]:
-    """The biases behind the outputs, which no component owns."""
-    names = (f"{name.rpartition('.')[0]}.bias".removeprefix(".") for name in m.layout.output)
-    return [name for name in names if name in m.layout.shared and m.place(name).tensor is not None]
 
 
 def _silence_output_biases(m: ElasticModule, module: nn.Module, optimizers: Sequence[Optimizer]) -> list[_Change]:
     """Zero biases behind the outputs of a module that comes back: it contributed nothing, nor may they at once."""
     changes = []
-    for name in _output_biases(m):
+    for name in output_biases(m):
         tensor = m.place(name, module).tensor
         if tensor is None:
             continue
@@ -346,7 +366,7 @@ def _attribute_changes(m: ElasticModule, module: nn.Module, components: int) -> 
     for name, rate in m.dropout.items():
         values[name] = min(max(rate, MAX_DROPOUT), rate * components / m.standard)
     changes = [_dotted_change(m, module, name, value) for name, value in values.items()]
-    was_empty = m.components == 0
+    was_empty = m.stored == 0
     changes.append(_Change(lambda: set_empty(module, components == 0), lambda: set_empty(module, was_empty)))
     return changes
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from dmao_kernels.layout import ComponentLayout, Pattern
-from dmao_kernels.structure.edit import Companion
+from dmao_kernels.structure.costs import Costs, ParameterCost, aligned_components
 from dmao_kernels.structure.empty import handles_empty
-from dmao_kernels.structure.families import find_family
 from dmao_kernels.structure.places import Place, find_place, get_attribute
 from dmao_kernels.structure.plan import Group
+from dmao_kernels.structure.register import describe, find_family, prepare
+from dmao_kernels.structure.slots.storage import LIVE, OptimizerOrMany, Storage, enter_slots, leave_slots
 from dmao_kernels.structure.state import load_structure, structure_state
+from dmao_kernels.structure.targets import Companion
 
 
 class ElasticModule:
     """One module whose components can be dropped and grown.
 
-    name: dotted name in the model.  module, layout: what and how.  components: how many there are now.
+    name: dotted name in the model.  module, layout: what and how.  stored: components that its tensors have room for.
+    slots: bool [stored], which of them live, the first ones; None in tight storage, where all do.
     standard: how many it was built with.  sizes: of the layout's names, remembered while the module is empty.
     own_cost: parameters of one component.  shared_cost: parameters that no component owns.
     dropout: rates at the standard width.  can_be_empty: whether all components may go.
@@ -36,9 +40,10 @@ class ElasticModule:
         if components < 1:
             raise ValueError(f"{name}: a module must be built with at least one component, got {components}")
         self.name, self.module, self.layout = name, module, layout
-        self.components = self.standard = components
+        self.stored = self.standard = components
         self.can_be_empty = can_be_empty
         self.gate: str | None = None  # name of the gate tensor, see ComponentGates
+        self.hooks: list[Any] = []  # on gradients, in slots storage
         shapes = {tensor_name: tuple(tensor.shape) for tensor_name, tensor in self.tensors()}
         for required in (*layout.output, layout.scored):
             if required not in shapes:
@@ -57,6 +62,21 @@ class ElasticModule:
         self.check()
 
     @property
+    def device(self) -> torch.device:
+        """Where its components are."""
+        return cast(Tensor, self.place(self.layout.scored).tensor).device
+
+    @property
+    def slots(self) -> Tensor | None:
+        """Which of the stored components live; None: all."""
+        return self.module._buffers.get(LIVE)
+
+    @property
+    def components(self) -> int:
+        """How many there are now. In slots storage this waits for the device."""
+        return self.stored if self.slots is None else int(self.slots.sum())
+
+    @property
     def cost(self) -> float:
         """Parameters of one component, the shared ones amortised over the standard width."""
         return self.own_cost + self.shared_cost / self.standard
@@ -64,11 +84,16 @@ class ElasticModule:
     @property
     def parameters(self) -> int:
         """Parameters in use: an empty module uses none, not even the shared ones."""
-        return self.components * self.own_cost + (self.shared_cost if self.components else 0)
+        components = self.components
+        return components * self.own_cost + (self.shared_cost if components else 0)
 
     def place(self, tensor_name: str, module: nn.Module | None = None) -> Place:
         """The place of a tensor in this module (or in ``module``, a copy of it)."""
         return find_place(module or self.module, tensor_name, self.name)
+
+    def is_parameter(self, tensor_name: str) -> bool:
+        """Whether a tensor is a parameter, not a buffer."""
+        return self.place(tensor_name).is_parameter
 
     def tensors(self, module: nn.Module | None = None) -> Iterator[tuple[str, Tensor]]:
         """The layout's tensors that are there: a bias switched off is passed over."""
@@ -89,20 +114,20 @@ class ElasticModule:
 
     def view(self, tensor_name: str, tensor: Tensor) -> Tensor:
         """The named tensor (or gradient, moment) as [repeats, components, run]; a view if contiguous."""
-        return tensor.reshape(self.layout.pattern(tensor_name).triple(self.components, self.sizes))
+        return tensor.reshape(self.layout.pattern(tensor_name).triple(self.stored, self.sizes))
 
     def check(self, module: nn.Module | None = None) -> None:
         """Raise ValueError unless tensors and attributes (of ``module``, a copy) are as the layout says."""
         where = module or self.module
         for name, tensor in self.tensors(where):
             pattern: Pattern = self.layout.pattern(name)
-            expected = pattern.shape(self.components, self.sizes)
+            expected = pattern.shape(self.stored, self.sizes)
             if tuple(tensor.shape) != expected:
                 raise ValueError(
                     f"{self.name}: {name} must have the shape {list(expected)} ('{pattern.text}' with "
-                    f"{self.components} components, {self.sizes}), got {list(tensor.shape)}"
+                    f"{self.stored} components, {self.sizes}), got {list(tensor.shape)}"
                 )
-        for name, value in self.attributes(self.components).items():
+        for name, value in self.attributes(self.stored).items():
             found = get_attribute(where, name, self.name)
             if found != value and found != (value,):
                 raise ValueError(f"{self.name}: {name} must be {value} ('{self.layout.attributes[name]}'), got {found}")
@@ -111,32 +136,86 @@ class ElasticModule:
 class Elastic:
     """Find the elastic modules of ``model``, in module order.
 
-    A module is elastic if it has a method ``component_layout() -> (ComponentLayout, components)``, or if its
+    A module is elastic if it has a method ``component_layout() -> (ComponentLayout, components)``, or if it or its
     class was registered with ``register_family``. ``components`` is the number for registered modules that do
-    not tell their own; it may be a mapping from module or family name to number.
+    not tell their own; it may be a mapping from module or family name to number. ``refused`` tells of every
+    registered module that is not elastic the reason.
+
+    storage: "tight": tensors shrink and grow at events, and compute what there is. "slots": they are enlarged once, to
+        ``headroom`` times the number of components (rounded up), the live ones come first and the others hold zeros;
+        shapes never change again, so nothing compiled is compiled anew, and edits write in place. See ``to_slots``.
 
     Raises ValueError where a layout does not fit its module, a tensor has two owners, or nothing is elastic.
     """
 
-    def __init__(self, model: nn.Module, components: int | Mapping[str, int] = 4) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        components: int | Mapping[str, int] = 4,
+        *,
+        storage: Storage = "tight",
+        headroom: float = 2.0,
+    ) -> None:
+        if storage not in ("tight", "slots"):
+            raise ValueError(f"Elastic: storage must be tight or slots, got {storage!r}")
         self.model = model
+        self.storage: Storage = "tight"
         self.edits = 0  # counts the plans applied
         self.version = 0  # counts edits and changes of layouts: what is derived from these compares this number
         self.modules: dict[str, ElasticModule] = {}
+        self.refused: dict[str, str] = {}
+        prepare(model)
         for name, module in model.named_modules():
-            if (found := _discover(name, module, components)) is not None:
+            found = _discover(name, module, components)
+            if isinstance(found, str):
+                self.refused[name] = found
+            elif found is not None:
                 self.modules[name] = found
         if not self.modules:
-            raise ValueError("Elastic: the model has no elastic module (see register_family and component_layout)")
+            reasons = "".join(f"; {name}: {reason}" for name, reason in self.refused.items())
+            raise ValueError(
+                f"Elastic: the model has no elastic module (see register_family, component_layout, discover){reasons}"
+            )
         self._refuse_tied()
+        if storage == "slots":
+            self.to_slots(headroom)
+
+    def to_slots(
+        self, headroom: float = 2.0, optimizer: OptimizerOrMany = None, companions: Iterable[Companion] = ()
+    ) -> None:
+        """Go over to slots storage: enlarge the tensors of all modules, of optimizer state and of averaged copies.
+
+        In modules of ``dmao_kernels.nn`` dead slots are not computed. Other modules compute over the whole capacity:
+        there only parameters move. Gradients of their dead slots are set to zero as they arrive, and so weights and
+        moments of these stay zero under any optimizer that leaves zeros with zero gradients alone. Dropout rates stay
+        what they are, since a rate is a constant of a compiled graph.
+
+        Raises ValueError, and changes nothing, where a module cannot be kept so: under gates, with a LayerNorm over
+        its components (which would count dead ones), or where ``headroom`` is below 1 or gives less than there is.
+        """
+        enter_slots(self, headroom, optimizer, companions)
+
+    def to_tight(self, optimizer: OptimizerOrMany = None, companions: Iterable[Companion] = ()) -> None:
+        """Go back to tight storage: cut the dead slots off, so that the model is what tight storage would have."""
+        leave_slots(self, optimizer, companions)
 
     def counts(self) -> dict[str, int]:
-        """Components of every elastic module."""
-        return {name: m.components for name, m in self.modules.items()}
+        """Components of every elastic module. In slots storage this waits for the device."""
+        if self.storage == "tight":
+            return self.widths()
+        live = torch.stack([cast(Tensor, m.slots).sum() for m in self.modules.values()])
+        return dict(zip(self.modules, live.tolist(), strict=True))
 
-    def live_parameters(self) -> int:
-        """Parameters in use: all of the model's but for the shared ones of empty modules, and for gates."""
-        return self.fixed_parameters() + sum(m.parameters for m in self.modules.values())
+    def widths(self) -> dict[str, int]:
+        """Components that the tensors of every elastic module have room for; in tight storage all of them live."""
+        return {name: m.stored for name, m in self.modules.items()}
+
+    def live_parameters(self, counts: Mapping[str, int] | None = None) -> int:
+        """Parameters in use: all of the model's but for the shared ones of empty modules, for gates and dead slots.
+
+        counts: with these numbers of components instead of the present ones.
+        """
+        return ParameterCost().measure(self).total(counts or self.counts())
 
     def fixed_parameters(self) -> int:
         """Parameters outside the elastic modules' layouts."""
@@ -144,17 +223,29 @@ class Elastic:
         elastic |= {id(t) for m in self.modules.values() for t in m.shared_parameters()}
         return sum(p.numel() for p in self.model.parameters() if id(p) not in elastic)
 
-    def groups(self, scores: Mapping[str, Tensor | Sequence[float]]) -> list[Group]:
-        """What ``make_plan`` needs to know, from one score per component of every module."""
+    def groups(
+        self, scores: Mapping[str, Tensor | Sequence[float]], costs: Costs | None = None, align: int = 1
+    ) -> list[Group]:
+        """What ``make_plan`` needs to know, from one score per component of every module.
+
+        costs: default: parameters.  align: widths stay multiples of this (``costs.aligned_components``).
+        """
+        costs = costs or ParameterCost().measure(self)
         if missing := self.modules.keys() - scores.keys():
             raise ValueError(f"groups: scores of {sorted(missing)} are missing")
-        groups = []
+        groups, counts = [], self.counts()
         for name, m in self.modules.items():
             values = scores[name]
             numbers = tuple(values.tolist() if isinstance(values, Tensor) else values)
-            if len(numbers) != m.components:
-                raise ValueError(f"groups: {name} has {m.components} components, got {len(numbers)} scores")
-            groups.append(Group(name, numbers, m.own_cost, m.shared_cost, m.standard, 0 if m.can_be_empty else 1))
+            if len(numbers) not in (counts[name], m.stored):
+                raise ValueError(f"groups: {name} has {counts[name]} components, got {len(numbers)} scores")
+            numbers = numbers[: counts[name]]
+            keep, multiple = 0 if m.can_be_empty else 1, aligned_components(m, align)
+            if counts[name] % multiple:
+                raise ValueError(
+                    f"groups: {name}: align={align} needs a multiple of {multiple} components, got {counts[name]}"
+                )
+            groups.append(Group(name, numbers, costs.own[name], costs.shared[name], m.standard, keep, multiple))
         return groups
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,17 +278,16 @@ class Elastic:
                 claims[id(tensor)] = m.name
 
 
-def _discover(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | None:
-    if callable(own := getattr(module, "component_layout", None)):
-        layout, components = own()
-        return ElasticModule(name, module, layout, components)
-    if (family := find_family(module)) is None:
-        return None
-    described = family.layout(module) if callable(family.layout) else family.layout
+def _discover(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | str | None:
+    """The module as an elastic one; the reason why it is none though it is registered; None if nothing is known."""
+    described = describe(module)
+    if described is None or isinstance(described, str):
+        return described
     layout, components = described if isinstance(described, tuple) else (described, None)
     if components is None:
         components = _count(name, module, layout, default)
-    return ElasticModule(name, module, layout, components, family.can_be_empty)
+    family = find_family(module)
+    return ElasticModule(name, module, layout, components, family is None or family.can_be_empty)
 
 
 def _count(name: str, module: nn.Module, layout: ComponentLayout, default: int | Mapping[str, int]) -> int:

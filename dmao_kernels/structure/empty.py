@@ -8,22 +8,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dmao_kernels.structure.register import find_family
+
 
 class EmptyForward:
     """Stands in for ``forward`` on one instance: zeros of the shape of the first argument, nothing launched.
+
+    Of a tuple (x, more) it makes (zeros, more). ``returns`` is the number of values: (zeros, None, ...).
 
     It lives in the instance's ``__dict__``, so it is copied and pickled with the module and stays out of the
     state dict. ``previous`` is the instance-level forward that was there before, if any.
     """
 
-    def __init__(self, previous: Callable[..., Any] | None) -> None:
-        self.previous = previous
+    def __init__(self, previous: Callable[..., Any] | None, returns: int) -> None:
+        self.previous, self.returns = previous, returns
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         first = next(iter((*args, *kwargs.values())), None)
+        if isinstance(first, tuple) and first and isinstance(first[0], Tensor):
+            return torch.zeros_like(first[0]), *first[1:]
         if not isinstance(first, Tensor):
             raise TypeError(f"empty module: the first argument must be a tensor, got {type(first).__name__}")
-        return torch.zeros_like(first)
+        zeros = torch.zeros_like(first)
+        return zeros if self.returns == 1 else (zeros, *[None] * (self.returns - 1))
 
 
 def handles_empty(module: nn.Module) -> bool:
@@ -37,7 +44,8 @@ def set_empty(module: nn.Module, empty: bool) -> None:
     if handles_empty(module) or isinstance(current, EmptyForward) == empty:
         return
     if empty:
-        module.forward = EmptyForward(current)
+        family = find_family(module)
+        module.forward = EmptyForward(current, 1 if family is None else family.returns)
     elif (previous := cast(EmptyForward, current).previous) is None:
         del module.forward
     else:

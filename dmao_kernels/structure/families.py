@@ -1,16 +1,13 @@
-"""Layouts of the known kinds of module, tensor names as arguments, and the register of module classes."""
+"""Layouts of the known kinds of module, tensor names as arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
-
-from torch import nn
 
 from dmao_kernels.layout import ComponentLayout
 
-Norm = Literal["component", "layer", "batch", "none"]
+Norm = Literal["component", "layer", "group", "batch", "none"]
+Pointwise = Literal["linear", "conv1d"]
 
 
 def feedforward_layout(
@@ -47,27 +44,28 @@ def glu_convolution_layout(
     pointwise2: str = "pointwise2",
     norm: str | None = "norm",
     norm_kind: Norm = "component",
-    pointwise: Literal["linear", "conv1d"] = "linear",
+    pointwise: Pointwise | tuple[Pointwise, Pointwise] = "linear",
     components: str | None = None,
     dropout: tuple[str, ...] = (),
 ) -> ComponentLayout:
     """Convolution module: pointwise, GLU, depthwise, norm, activation, pointwise. A component is u channels.
 
     The value row and the gate row of a channel belong to the same component. ``pointwise`` tells whether the
-    pointwise convolutions are nn.Linear or nn.Conv1d of kernel 1; for ``norm_kind`` see ``_channel_norm``.
+    pointwise convolutions (both, or each) are nn.Linear or nn.Conv1d of kernel 1; for ``norm_kind`` see
+    ``_channel_norm``.
     """
-    tail, widths = ("", ("in_features", "out_features"))
-    if pointwise == "conv1d":
-        tail, widths = (" one", ("in_channels", "out_channels"))
+    kinds = (pointwise, pointwise) if isinstance(pointwise, str) else pointwise
+    tails = ["" if kind == "linear" else " one" for kind in kinds]
+    widths = ["features" if kind == "linear" else "channels" for kind in kinds]
     norm_tensors, norm_attributes, even = _channel_norm(depthwise_norm, norm_kind)
     return ComponentLayout(
         family="glu_convolution",
         tensors={
-            f"{pointwise1}.weight": "(two C u) d" + tail,
+            f"{pointwise1}.weight": "(two C u) d" + tails[0],
             f"{pointwise1}.bias": "(two C u)",
             **_depthwise(depthwise),
             **norm_tensors,
-            f"{pointwise2}.weight": "e (C u)" + tail,
+            f"{pointwise2}.weight": "e (C u)" + tails[1],
         },
         output=(f"{pointwise2}.weight",),
         scored=f"{pointwise1}.weight",
@@ -75,10 +73,10 @@ def glu_convolution_layout(
         even=even,
         attributes={
             **_counter(components),
-            f"{pointwise1}.{widths[1]}": "(two C u)",
+            f"{pointwise1}.out_{widths[0]}": "(two C u)",
             **_depthwise_attributes(depthwise),
             **norm_attributes,
-            f"{pointwise2}.{widths[0]}": "(C u)",
+            f"{pointwise2}.in_{widths[1]}": "(C u)",
         },
         dropout=dropout,
     )
@@ -209,8 +207,8 @@ def _channel_norm(name: str | None, kind: Norm) -> tuple[dict[str, str], dict[st
     component: a LayerNorm whose statistics weigh each component (buffer ``statistics_weight``, one entry per
         component).
     batch: nn.BatchNorm1d.
-    layer: plain nn.LayerNorm; its statistics count a copied component twice, so that growth changes the
-        function a little (the other kinds preserve it).
+    layer, group: plain nn.LayerNorm, or nn.GroupNorm with one group; the statistics count a copied component
+        twice, so that growth changes the function a little (the other kinds preserve it).
     none: no norm.
     """
     if name is None or kind == "none":
@@ -221,39 +219,7 @@ def _channel_norm(name: str | None, kind: Norm) -> tuple[dict[str, str], dict[st
         return tensors | running, {f"{name}.num_features": "(C u)"}, ()
     if kind == "layer":
         return tensors, {f"{name}.normalized_shape": "(C u)"}, ()
+    if kind == "group":
+        return tensors, {f"{name}.num_channels": "(C u)"}, ()
     weights = f"{name}.statistics_weight"
     return tensors | {weights: "C"}, {}, (weights,)
-
-
-LayoutSource = ComponentLayout | Callable[[nn.Module], "ComponentLayout | tuple[ComponentLayout, int]"]
-
-
-@dataclass(frozen=True)
-class Family:
-    """How modules of one class are laid out, and whether such a module may lose all its components."""
-
-    layout: LayoutSource
-    can_be_empty: bool = True
-
-
-_FAMILIES: dict[type[nn.Module], Family] = {}
-
-
-def register_family(cls: type[nn.Module], layout: LayoutSource, *, can_be_empty: bool = True) -> None:
-    """Make every module of ``cls`` (and of its subclasses) elastic.
-
-    layout: a ComponentLayout, or a function of the module that returns one, or a pair (layout, number of
-        components). Without a number, an attribute with the pattern "C" (such as ``heads``) tells it, else
-        ``Elastic(components=...)``.
-    can_be_empty: an empty module answers with zeros of the shape of its first argument (one whose sizes d and e, input
-        and output, differ is never emptied). Say False where that
-        is not what "contributes nothing" means, e.g. where the residual connection stands inside the module.
-    """
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise TypeError(f"register_family: cls must be a subclass of nn.Module, got {cls!r}")
-    _FAMILIES[cls] = Family(layout, can_be_empty)
-
-
-def find_family(module: nn.Module) -> Family | None:
-    """The family of the module's nearest registered class."""
-    return next((_FAMILIES[cls] for cls in type(module).__mro__ if cls in _FAMILIES), None)

@@ -46,6 +46,8 @@ class ComponentGates:
 
     def __init__(self, elastic: Elastic, companions: Iterable[nn.Module] = ()) -> None:
         self.elastic = elastic
+        if elastic.storage == "slots":
+            raise ValueError("ComponentGates: gates need tight storage, the model is in slots storage")
         for m in elastic.modules.values():
             if m.gate is not None:
                 raise ValueError(f"ComponentGates: {m.name} has gates already")
@@ -76,13 +78,14 @@ class ComponentGates:
         models = _unwrap(companions)
         for m in self.elastic.modules.values():
             for module in (m.module, *(model.get_submodule(m.name) for model in models)):
-                _fold(*_output(m, module))
+                fold_gate(*_output(m, module))
             tensors = {name: pattern for name, pattern in m.layout.tensors.items() if name != m.gate}
             m.layout, m.gate = replace(m.layout, tensors=tensors), None
         self.elastic.version += 1
 
 
-def _fold(owner: nn.Module, leaf: str) -> None:
+def fold_gate(owner: nn.Module, leaf: str) -> None:
+    """Multiply the gates of one tensor into it, and take them away."""
     # A deep copy shares the class that holds the parametrized property, and PyTorch deletes the property from
     # the class: without a class of its own, folding a model would break its copies.
     shared = type(owner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -63,30 +63,33 @@ def weights_index(module: ModulePlan, shared: Literal["", "output", "even"], fre
     return rows
 
 
-def draw(view: Tensor, module: ModulePlan, split: Split, generator: Generator) -> Tensor | None:
-    """The random part of a split, one entry per entry of every copied component of an output tensor.
+def draw(shape: Sequence[int], like: Tensor, split: Split, generator: Generator) -> Tensor | None:
+    """The random numbers of a split, one per entry of every copied component [repeats, copies, run]."""
+    if split == "halves":
+        return None
+    kind = torch.float64 if like.dtype == torch.float64 else torch.float32
+    sample = torch.rand if split == "uniform" else torch.randn
+    return sample(*shape, generator=generator, dtype=kind, device=generator.device).to(like.device)
 
-    Drawn once from the model's own weights and used for its companions as well, so that an average of the
+
+def scale(random: Tensor | None, whole: Tensor, split: Split) -> Tensor | None:
+    """The random part of a split, drawn for the components ``whole`` [repeats, copies, run].
+
+    Made once from the model's own weights and used for its companions as well, so that an average of the
     weights keeps following them.
     """
-    if split == "halves" or not module.copies:
-        return None
-    source = copied(view, module)
-    kind = torch.float64 if view.dtype == torch.float64 else torch.float32
-    if split == "uniform":
-        return torch.rand(source.shape, generator=generator, dtype=kind, device=generator.device).to(view.device)
-    noise = torch.randn(source.shape, generator=generator, dtype=kind, device=generator.device).to(view.device)
-    spread = source.to(kind).permute(1, 0, 2).flatten(1).std(dim=1, correction=0)
-    return noise * spread[None, :, None]
+    if random is None or split == "uniform":
+        return random
+    spread = whole.to(random.dtype).permute(1, 0, 2).flatten(1).std(dim=1, correction=0)
+    return random * spread[None, :, None]
 
 
-def share(view: Tensor, module: ModulePlan, split: Split, random: Tensor | None) -> Tensor:
+def share(whole: Tensor, split: Split, random: Tensor | None) -> Tensor:
     """What the source keeps, a, of the output weights w that it shares with its copy, which takes w - a.
 
     asymmetric: a = w/2 + e, e ~ N(0, std of the component's w).  uniform: a = w r, r ~ U(0, 1) per entry.
     halves: a = w/2; the copies then have equal gradients and stay equal.
     """
-    whole = copied(view, module)
     part = whole.to(torch.promote_types(whole.dtype, torch.float32))
     if random is None:
         part = part / 2

@@ -48,7 +48,12 @@ def find_place(module: nn.Module, name: str, where: str) -> Place:
         owner, leaf = cast(nn.Module, chain), "original"
     if leaf not in owner._parameters and leaf not in owner._buffers:
         found = f"is a {type(getattr(owner, leaf)).__name__}" if hasattr(owner, leaf) else "does not exist"
-        raise ValueError(f"{where}: {name} must be a parameter or a buffer of {type(owner).__name__}, but it {found}")
+        inside = [n for n, _ in owner.named_parameters() if n.rpartition(".")[2] == leaf]
+        hint = f" (inside of it are {', '.join(inside)}: merge adapters first, or name all of these in a layout)"
+        raise ValueError(
+            f"{where}: {name} must be a parameter or a buffer of {type(owner).__name__}, but it {found}"
+            + (hint if inside else "")
+        )
     return Place(owner, leaf)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 FRESH = -1
+ROUNDING = 1e-9  # 7 % of 100 components are 7, though 0.07 * 100 is a little more
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,10 @@ class Group:
     """One elastic module as the plan sees it.
 
     scores: one per component, higher is worth more; empty for an empty module.
-    own: parameters of one component.  shared: parameters of the module that no component owns.
+    own: what one component costs, in the unit of the budget.  shared: what the module costs besides, while it has
+        components.
     standard: components it was built with.  keep: how many must stay in any case.
+    multiple: their number stays a multiple of this.
     """
 
     name: str
@@ -27,18 +30,54 @@ class Group:
     shared: int = 0
     standard: int = 0
     keep: int = 0
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if self.own < 1:
-            raise ValueError(f"make_plan: {self.name}: a component must own parameters, got {self.own}")
+            raise ValueError(f"make_plan: {self.name}: a component must cost 1 or more, got {self.own}")
+        if self.multiple < 1 or len(self.scores) % self.multiple:
+            raise ValueError(
+                f"make_plan: {self.name}: the components must be a multiple of {self.multiple}, got {len(self.scores)}"
+            )
         for j, score in enumerate(self.scores):
             if not math.isfinite(score):
                 raise ValueError(f"make_plan: {self.name}: scores must be finite, component {j} has {score}")
 
     @property
     def cost(self) -> float:
-        """Parameters of one component, the shared ones amortised over the standard width."""
+        """What one component costs, the shared part amortised over the standard width."""
         return self.own + self.shared / (self.standard or len(self.scores) or 1)
+
+
+@dataclass(frozen=True)
+class Caps:
+    """How much one event may grow.
+
+    max_growth: it adds at most this share of all components, rounded up.
+    max_width: a module grows to at most this multiple of its standard width; one that is wider stays so.
+
+    Raises ValueError where one is out of range.
+    """
+
+    max_growth: float | None = None
+    max_width: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_growth is not None and not 0 < self.max_growth <= 1:
+            raise ValueError(f"max_growth must be in (0, 1], got {self.max_growth}")
+        if self.max_width is not None and not 1 <= self.max_width < math.inf:
+            raise ValueError(f"max_width must be finite and 1 or more, got {self.max_width}")
+
+    def added(self, components: int) -> float:
+        """How many components may come to so many."""
+        return math.inf if self.max_growth is None else math.ceil(self.max_growth * components - ROUNDING)
+
+    def width(self, group: Group) -> int:
+        """How many components a module may have."""
+        n = len(group.scores)
+        if self.max_width is None:
+            return max(2 * n, group.multiple)
+        return max(n, math.floor(self.max_width * (group.standard or n) + ROUNDING))
 
 
 @dataclass(frozen=True)
@@ -93,9 +132,9 @@ class ModulePlan:
 class Plan:
     """What one event does. Data only: JSON-able, comparable, replayable.
 
-    dropped, grown: numbers of components.  removed, added: their cost in parameters, shared ones amortised.
-    before, after: parameters in use, shared ones counted while a module has components.  seed: of the growth
-        noise.
+    dropped, grown: numbers of components.  removed, added: their cost, the shared part amortised.
+    before, after: what the model costs, the shared part counted while a module has components.  unit: of all these.
+    seed: of the growth noise.
     """
 
     modules: tuple[ModulePlan, ...]
@@ -107,6 +146,7 @@ class Plan:
     added: float = 0.0
     before: int = 0
     after: int = 0
+    unit: str = "parameters"
 
     @property
     def sources(self) -> dict[str, tuple[int, ...]]:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dmao_kernels.ops.importance import METRICS, importance_
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.places import Place
 from dmao_kernels.structure.plan import FRESH, Plan
+from dmao_kernels.structure.slots.edit import Moves, slot_sources
 
 Metric = Literal["taylor", "gradient", "magnitude", "signed", "gate"]
 Scope = Literal["slice", "component"]
@@ -67,7 +69,7 @@ class Scores:
             raise ValueError(f"Scores: every must be 1 or more, got {every}")
         self.elastic, self.metric, self.scope, self.beta, self.every = elastic, metric, scope, beta, every
         self.calls = self.updates = 0
-        self._counts, self._edits = elastic.counts(), elastic.edits
+        self._counts, self._edits = elastic.widths(), elastic.edits
         self._places: list[tuple[ElasticModule, list[tuple[str, Place]]]] = []
         self._places_version = -1
         self._table: _Table | None = None
@@ -111,9 +113,8 @@ class Scores:
         }
 
     def values(self) -> dict[str, Tensor]:
-        """The scores, {module: [components]}, on the device; higher is worth more."""
-        ema = self.ema.abs() if self.metric == "signed" else self.ema.clone()
-        return dict(zip(self._counts, ema.split(list(self._counts.values())), strict=True))
+        """The scores, {module: [components]}, on the device; higher is worth more. In slots storage one per slot."""
+        return {n: part.abs() if self.metric == "signed" else part.clone() for n, part in self._by_module().items()}
 
     def frozen(self) -> set[str]:
         """Names of the modules that cannot be scored, since all parameters that would be are frozen."""
@@ -136,8 +137,10 @@ class Scores:
         A copy inherits its source's score; a fresh component begins at the mean of its module's others, or 0.
         Raises ValueError where the plan was not made for the components that are scored.
         """
-        averages = dict(zip(self._counts, self.ema.split(list(self._counts.values())), strict=True))
-        counts = dict(self._counts)
+        if self.elastic.storage == "slots":
+            self.follow_slots(slot_sources(plan, self.elastic))
+            return
+        averages, counts = self._by_module(), dict(self._counts)
         for module in plan.modules:
             if counts.get(module.name) != module.components:
                 raise ValueError(f"Scores.follow: the plan is not for {module.name} as it is scored")
@@ -145,6 +148,23 @@ class Scores:
             averages[module.name] = _follow(averages[module.name], module.sources)
         self.ema, self._counts = torch.cat(list(averages.values())), counts
         self._edits += 1
+
+    def follow_slots(self, sources: Mapping[str, Tensor]) -> None:
+        """``follow`` in slots storage: of every module that was edited the old slot of every new one."""
+        for name, average in self._by_module().items():
+            if name in sources:
+                average.copy_(_follow_slots(average, Moves(sources[name])))
+        self._edits += 1
+
+    def refit(self) -> None:
+        """Go on after the model went from one storage to the other: dead slots score nothing."""
+        widths = self.elastic.widths()
+        parts = [F.pad(part, (0, widths[name] - len(part))) for name, part in self._by_module().items()]
+        self.ema, self._counts = torch.cat(parts), widths
+
+    def _by_module(self) -> dict[str, Tensor]:
+        """The averages of every module, as views."""
+        return dict(zip(self._counts, self.ema.split(list(self._counts.values())), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on after a restart."""
@@ -164,7 +184,7 @@ class Scores:
 
         Raises ValueError, and changes nothing, where metric, scope or structure differ.
         """
-        counts = self.elastic.counts()
+        counts = self.elastic.widths()
         expected = {"version": VERSION, "metric": self.metric, "scope": self.scope, "counts": counts}
         for key, value in expected.items():
             if state.get(key) != value:
@@ -215,14 +235,14 @@ class Scores:
             of_component = 0
             for name, place in places:
                 tensor = cast(Tensor, place.tensor)
-                repeats, components, run = m.layout.pattern(name).triple(m.components, m.sizes)
+                repeats, components, run = m.layout.pattern(name).triple(m.stored, m.sizes)
                 if components and (tensor.requires_grad or self.metric in ("magnitude", "gate")):
                     rows.append((len(tensors), repeats, components, run, len(entries)))
                     tensors.append(tensor)
                     of_component += repeats * run
-            entries += [of_component] * m.components
+            entries += [of_component] * m.stored
         device = self.ema.device
-        segments = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 5)
+        segments = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)  # the CPU reads it, wherever the scores are
         counts = torch.tensor(entries, dtype=torch.float32, device=device)
         return _Table(key, tensors, segments, counts.clamp(min=1).reciprocal())
 
@@ -237,3 +257,9 @@ def _follow(averages: Tensor, sources: tuple[int, ...]) -> Tensor:
         old = [i for i, source in enumerate(sources) if source != FRESH]
         followed[fresh] = followed[old].mean()
     return followed
+
+
+def _follow_slots(averages: Tensor, moves: Moves) -> Tensor:
+    followed = moves.follow(averages[None, :, None]).flatten()
+    mean = followed.sum() / moves.taken.sum().clamp(min=1)
+    return torch.where(moves.fresh, mean, followed)

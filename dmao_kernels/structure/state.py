@@ -15,10 +15,12 @@ VERSION = 1
 
 
 def structure_state(elastic: Elastic) -> dict[str, Any]:
-    """The widths, and what they are counted in."""
+    """The widths, and what they are counted in; in slots storage the slots as well, of which the first ones live."""
+    counts = elastic.counts()
     return {
         "version": VERSION,
-        "modules": {name: {**_identity(m), "components": m.components} for name, m in elastic.modules.items()},
+        **({"slots": elastic.widths()} if elastic.storage == "slots" else {}),
+        "modules": {name: {**_identity(m), "components": counts[name]} for name, m in elastic.modules.items()},
     }
 
 
@@ -36,10 +38,17 @@ def load_structure(elastic: Elastic, state: Mapping[str, Any], companions: Itera
         missing, unknown = sorted(elastic.modules.keys() - saved), sorted(saved.keys() - elastic.modules)
         raise ValueError(f"load_state_dict: other modules: the state lacks {missing}, the model lacks {unknown}")
     targets = {name: _components(m, saved[name]) for name, m in elastic.modules.items()}
-    sources = {name: [*range(min(target, elastic.modules[name].components))] for name, target in targets.items()}
+    slots = elastic.widths() if elastic.storage == "slots" else None
+    if state.get("slots") != slots:
+        raise ValueError(
+            f"load_state_dict: the slots must be {slots}, got {state.get('slots')}: load into a model with the same "
+            "storage and headroom, then go over to another with to_tight or to_slots"
+        )
+    counts = elastic.counts()
+    sources = {name: [*range(min(target, counts[name]))] for name, target in targets.items()}
     for name, kept in sources.items():
         kept += [FRESH] * (targets[name] - len(kept))
-    apply_plan(given_plan(sources, elastic.counts()), elastic, companions=companions)
+    apply_plan(given_plan(sources, counts), elastic, companions=companions)
 
 
 def _identity(m: ElasticModule) -> dict[str, Any]:

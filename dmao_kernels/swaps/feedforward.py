@@ -10,10 +10,16 @@ from torch import Tensor, nn
 
 from dmao_kernels.nn.residual import active, draw_seed
 from dmao_kernels.ops.component_ffn import component_ffn
-from dmao_kernels.swaps.registry import register_swap, takes, why_not_plain
+from dmao_kernels.swaps.registry import class_path, register_swap, takes, why_not_plain
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
 _FUNCTIONS: dict[Callable[..., Tensor], str] = {F.relu: "relu", F.gelu: "gelu", F.silu: "silu"}
+_NAMED: dict[str, Callable[[Any], str | None]] = {  # of packages, by the paths of their classes
+    "transformers.activations.GELUActivation": lambda module: activation_name(module.act),
+    "transformers.activations.SiLUActivation": lambda _: "silu",
+    "espnet.nets.pytorch_backend.conformer.swish.Swish": lambda _: "silu",
+    "speechbrain.nnet.activations.Swish": lambda module: "silu" if module.beta == 1 else None,
+}
 
 
 def activation_name(activation: Any) -> str | None:
@@ -21,6 +27,8 @@ def activation_name(activation: Any) -> str | None:
     if isinstance(activation, nn.Module):
         if isinstance(activation, nn.GELU) and activation.approximate != "none":
             return None
+        if (named := _NAMED.get(class_path(type(activation)))) is not None:
+            return named(activation)
         return _ACTIVATIONS.get(type(activation))
     return _FUNCTIONS.get(activation)
 

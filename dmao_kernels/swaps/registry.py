@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 Swap = Callable[[nn.Module], "type[nn.Module] | str"]
 
 _SWAPS: dict[type[nn.Module], Swap] = {}
+_NAMED_SWAPS: dict[str, Swap] = {}  # of classes that are known by their dotted path
 _FAST: set[type[nn.Module]] = set()
+_MADE: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 def register_swap(cls: type[nn.Module], fast: type[nn.Module], why_not: Callable[..., str | None]) -> None:
@@ -27,6 +30,43 @@ def register_swap(cls: type[nn.Module], fast: type[nn.Module], why_not: Callable
         raise TypeError(f"register_swap: {fast.__name__} must be a subclass of {cls.__name__}")
     _SWAPS[cls] = lambda module: why_not(module) or fast
     _FAST.add(fast)
+
+
+def register_named_swap(path: str, fast: type[nn.Module], why_not: Callable[..., str | None]) -> None:
+    """The same for a class of a package that need not be imported, known by its dotted path.
+
+    fast: a class with another ``forward``, from which and from the class itself one is derived where it is met.
+    """
+    _NAMED_SWAPS[path] = lambda module: why_not(module) or fast_class(fast, type(module))
+
+
+def fast_class(fast: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
+    """``kind`` with the forward of ``fast``; the same class whenever it is asked for."""
+
+    def reduce(self: nn.Module, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return _new_fast, (fast, kind), self.__getstate__()
+
+    if (fast, kind) not in _MADE:
+        members = {"__doc__": fast.__doc__, "__reduce_ex__": reduce}  # pickled by what it is made of
+        _MADE[fast, kind] = type(f"Fast{kind.__name__}", (fast, kind), members)
+        _FAST.add(_MADE[fast, kind])
+    return _MADE[fast, kind]
+
+
+def without_swap(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class from which `accelerate` made ``kind``, or ``kind`` itself."""
+    made = next((original for (_, original), fast in _MADE.items() if fast is kind), None)
+    return made or (kind.__mro__[1] if kind in _FAST else kind)
+
+
+def _new_fast(fast: type[nn.Module], kind: type[nn.Module]) -> nn.Module:
+    made = fast_class(fast, kind)
+    return made.__new__(made)
+
+
+def class_path(kind: type) -> str:
+    """Its dotted path."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +122,7 @@ def accelerate(model: nn.Module) -> Acceleration:
         kind = type(module)
         decision = _decide(module)
         if isinstance(decision, str):
-            known = _is_ours(kind) or isinstance(module, tuple(_SWAPS))
+            known = _is_ours(kind) or isinstance(module, tuple(_SWAPS)) or class_path(kind) in _NAMED_SWAPS
             if id(module) not in inside and (known or any(True for _ in module.parameters(recurse=False))):
                 left.append(Entry(name, kind.__name__, decision))
         else:
@@ -101,8 +141,8 @@ def _decide(module: nn.Module) -> type[nn.Module] | str:
     kind = type(module)
     if kind in _FAST:
         return "accelerated already"
-    if kind in _SWAPS:
-        return _SWAPS[kind](module)
+    if (swap := _SWAPS.get(kind) or _NAMED_SWAPS.get(class_path(kind))) is not None:
+        return swap(module)
     if _is_ours(kind):
         return "made of this library's operations already"
     for known in _SWAPS:

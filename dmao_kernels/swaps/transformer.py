@@ -16,6 +16,7 @@ from dmao_kernels.ops import (
     pack,
     unpack,
 )
+from dmao_kernels.structure.multihead import ElasticMultiheadAttention
 from dmao_kernels.swaps.feedforward import activation_name, feed_forward
 from dmao_kernels.swaps.registry import register_swap, takes, why_not_dtype, why_not_plain
 
@@ -39,7 +40,9 @@ def _lengths(padding: Tensor | None, attn_mask: Tensor | None, is_causal: bool) 
 
 
 def _attend(attention: nn.MultiheadAttention, x: Tensor, causal: bool, **rows: Any) -> Tensor:
-    """Self-attention of ``x`` [B, T, d], or packed [N, d]."""
+    """Self-attention of ``x`` [B, T, d], or packed [N, d]; zeros of one that lost all its heads."""
+    if attention.num_heads == 0:
+        return torch.zeros_like(x)
     p = active(attention, attention.dropout)
     qkv = masked_linear(x, attention.in_proj_weight, attention.in_proj_bias)
     q, k, v = qkv.unflatten(-1, (3, attention.num_heads, attention.head_dim)).unbind(-3)
@@ -48,7 +51,7 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, causal: bool, **rows: A
     return masked_linear(y.flatten(-2), attention.out_proj.weight, attention.out_proj.bias)
 
 
-class FastMultiheadAttention(nn.MultiheadAttention):
+class FastMultiheadAttention(ElasticMultiheadAttention):
     """self-attention without weights returned, over frames with or without padding behind, causal or not."""
 
     def forward(
@@ -64,7 +67,8 @@ class FastMultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As nn.MultiheadAttention's."""
         possible, lengths = _lengths(key_padding_mask, attn_mask, is_causal)
-        if need_weights or not possible or not query is key is value or query.dim() != 3 or not takes(query):
+        possible = possible and not need_weights and not self.empty
+        if not possible or not query is key is value or query.dim() != 3 or not takes(query):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
@@ -168,7 +172,7 @@ def _why_not_layer(layer: nn.TransformerEncoderLayer) -> str | None:
     if any(module.p >= 1.0 for module in (layer.dropout, layer.dropout1, layer.dropout2)):
         return "dropout of everything"
     parts = (
-        (layer.self_attn, nn.MultiheadAttention, FastMultiheadAttention),
+        (layer.self_attn, nn.MultiheadAttention, ElasticMultiheadAttention, FastMultiheadAttention),
         (layer.self_attn.out_proj, nn.modules.linear.NonDynamicallyQuantizableLinear),
         (layer.linear1, nn.Linear),
         (layer.linear2, nn.Linear),
@@ -191,5 +195,6 @@ def _why_not_encoder(encoder: nn.TransformerEncoder) -> str | None:
 
 
 register_swap(nn.MultiheadAttention, FastMultiheadAttention, _why_not_attention)
+register_swap(ElasticMultiheadAttention, FastMultiheadAttention, _why_not_attention)
 register_swap(nn.TransformerEncoderLayer, FastTransformerEncoderLayer, _why_not_layer)
 register_swap(nn.TransformerEncoder, FastTransformerEncoder, _why_not_encoder)

@@ -71,9 +71,10 @@ def prepare(corpus: str, root: Path | None, hours: float, words: int, jobs: int 
 
 def _refuse_given(*names: str, why: str) -> None:
     context = click.get_current_context()
+    options = {option.name: option.opts[0] for option in context.command.params}
     for name in names:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise click.UsageError(f"--{name} {why}", context)
+            raise click.UsageError(f"{options[name]} {why}", context)
 
 
 @main.command(short_help="Train from a YAML file; a second call resumes.")
@@ -158,18 +159,48 @@ def evaluate(checkpoint: Path, split: str, root: Path | None, as_json: bool) -> 
 
 
 @main.command(short_help="What is elastic, what it costs, how wide it is now.")
-@click.argument("checkpoint", type=CHECKPOINT)
+@click.argument("model")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Argument of the callable; repeatable.")
+@click.option(
+    "--example",
+    "shapes",
+    multiple=True,
+    metavar="SHAPE",
+    help="Run the model on inputs of these shapes (2,100,80; whole numbers: int:2,100; one option each) to discover "
+    "elastic modules that no family knows.",
+)
+@click.option(
+    "--components",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Components of modules that do not tell their own number.",
+)
 @as_json_option
-def inspect(checkpoint: Path, as_json: bool) -> None:
-    """Show the elastic modules of CHECKPOINT (a file or a run's folder): components, costs, past events.
+def inspect(model: str, overrides: tuple[str, ...], shapes: tuple[str, ...], components: int, as_json: bool) -> None:
+    """Show the elastic modules of MODEL: components, costs, share of the parameters.
+
+    MODEL is a checkpoint (a file or a run's folder), whose events are shown as well; or package.module:callable, what
+    makes a model of yours: then it is shown what is not elastic, too, and why.
 
     \b
-    Example:
+    Examples:
       dmao inspect runs/demo/dmao
+      dmao inspect torchvision.models:vit_b_16 --set num_classes=10
+      dmao inspect my_package.models:build --set depth=4 --example 2,100,80
     """
-    from dmao.inspect import describe, structure_of
+    from dmao.inspect import describe, structure_of, structure_of_model
 
-    found = structure_of(checkpoint)
+    if Path(model).exists() or ":" not in model:
+        _refuse_given("overrides", "shapes", "components", why="is for package.module:callable, not for a checkpoint")
+        if not Path(model).exists():
+            raise click.UsageError(f"'{model}' does not exist, nor is it package.module:callable")
+        found = structure_of(model)
+    else:
+        from dmao.factory import build_model, example_input
+
+        made = build_model(model, overrides)
+        found = structure_of_model(made, components, tuple(map(example_input, shapes)))
     print_json(found) if as_json else click.echo(describe(found))
 
 

@@ -15,11 +15,13 @@ from dmao.augment import SpecAugment
 from dmao.files import write_atomically
 from dmao.models import ConformerConfig
 from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
-from dmao.schedule import LearningRate, Schedule
-from dmao_kernels.structure import Metric, Scope, Selection, Split
+from dmao.schedule import LearningRate, Schedule, WhenSettled
+from dmao_kernels.structure import Caps, Metric, Scope, Selection, Split
+from dmao_kernels.structure.latency import MIN_REPS
 
 __all__ = [
     "ConfigError",
+    "CostConfig",
     "DataConfig",
     "GrowAndDropConfig",
     "ModelConfig",
@@ -99,20 +101,48 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class CostConfig:
+    """What the budget counts.
+
+    kind: parameters; macs, multiply-accumulates of the elastic modules; latency, the time of forward and backward pass
+        on this device, calibrated before the first step.
+    length, batch: of the features for which macs and latency count: frames, and utterances.
+    reps: passes that are timed per width, for latency.
+    """
+
+    kind: Literal["parameters", "macs", "latency"] = "parameters"
+    length: int = 1000
+    batch: int = 4
+    reps: int = 11
+
+    def __post_init__(self) -> None:
+        for name, least in (("length", 1), ("batch", 1), ("reps", MIN_REPS)):
+            _require(getattr(self, name) >= least, f"{name} must be {least} or more", getattr(self, name))
+
+
+@dataclass(frozen=True)
 class GrowAndDropConfig:
     """What is scored, when the widths change and by how much; see `dmao.controller.GrowAndDrop`.
 
-    schedule: null trains the uniform baseline.
+    schedule: null trains the uniform baseline; with `earliest` and `latest` (WhenSettled) an event waits until the
+        ranking of the components has settled.
+    budget: cost after an event: null: as at the start; 0.9: this share of it; a whole number: so much.
+    max_growth, max_width, align: caps on growth per event and per module, and of what widths stay multiples.
     gate_penalty: with metric gate, weight of the gates' price in the loss (see GrowAndDrop.penalty).
     observe_every: score every n-th step.
     """
 
-    schedule: Schedule | None = field(default_factory=lambda: Schedule(start=0.4))
+    schedule: Schedule | WhenSettled | None = field(default_factory=lambda: Schedule(start=0.4))
     metric: Metric = "taylor"
     scope: Scope = "slice"
     beta: float = 0.99
     gate_penalty: float = 0.0
     selection: Selection = "exact"
+    cost: CostConfig = field(default_factory=CostConfig)
+    budget: int | float | None = None
+    max_growth: float | None = None
+    max_width: float | None = None
+    align: int = 1
     split: Split = "asymmetric"
     per_cost: bool = False
     keep_at_least: int = 0
@@ -123,7 +153,12 @@ class GrowAndDropConfig:
         _require(0 <= self.beta < 1, "beta must lie in [0, 1)", self.beta)
         _require(0 <= self.gate_penalty < math.inf, "gate_penalty must be finite and not negative", self.gate_penalty)
         _require(not self.gate_penalty or self.metric == "gate", "gate_penalty needs metric: gate", self.metric)
-        _require(self.observe_every >= 1, "observe_every must be 1 or more", self.observe_every)
+        for name in ("observe_every", "align"):
+            _require(getattr(self, name) >= 1, f"{name} must be 1 or more", getattr(self, name))
+        _require(self.budget is None or 0 < self.budget < math.inf, "budget must be positive or null", self.budget)
+        exact = self.selection == "exact"
+        _require(exact or self.budget is None, "budget needs selection: exact", self.selection)
+        Caps(self.max_growth, self.max_width)  # checks both
 
 
 @dataclass(frozen=True)
@@ -186,12 +221,17 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     Raises ConfigError with one line that names the key, what it takes and what was found.
     """
     values = _read_yaml(Path(path)) if path is not None else {}
+    return TrainConfig.from_dict(apply_overrides(values, overrides))
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Sets "key=value" after "key=value" in `values`; a value is YAML. Raises ConfigError."""
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"config: an override must look like key=value, got '{override}'")
         set_path(values, key.strip(), _parse_yaml(text, f"override '{override}'"))
-    return TrainConfig.from_dict(values)
+    return values
 
 
 def save_config(config: TrainConfig, path: str | Path) -> None:

@@ -13,86 +13,51 @@ for step, batch in enumerate(batches, 1):
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmao.distributed import averaged, require_same, unwrap
+from dmao.distributed import averaged, first_ranks, require_same, several, unwrap
+from dmao.event import Copies, Event, Lazy, copies_of, join_copies
 from dmao.randomness import derive_seed
-from dmao.schedule import Schedule
+from dmao.schedule import Schedule, WhenSettled
 from dmao_kernels.structure import (
     SELECTIONS,
     SPLITS,
+    Caps,
     ComponentGates,
+    CostModel,
+    Costs,
     Elastic,
+    Group,
     Metric,
-    Pairs,
+    ParameterCost,
     Plan,
     Scope,
     Scores,
     ScoringAdamW,
     Selection,
+    SlotPlan,
     Split,
+    Storage,
     apply_plan,
+    apply_slot_plan,
+    budget_range,
     copy_cosines,
     follow_copies,
     make_plan,
+    make_slot_plan,
 )
 
+__all__ = ["Event", "GrowAndDrop"]
+
 _log = logging.getLogger(__name__)
-
-Copies = dict[str, list[tuple[int, int]]]
-
-
-@dataclass(frozen=True)
-class Event:
-    """What one event did; plain data.
-
-    step: optimizer steps done before it.  index: 0 for the first event.
-    counts_before, counts_after: components of every module.  scores: of the components before, as the plan
-        saw them.
-    dropped, grown: numbers of components.  removed, added: parameters that went and that came with them.
-    parameters_before, parameters: in use before and after.  seconds: time the event took.
-    digest: SHA-256 of the plan, the same on every rank.  copies: (source, copy) pairs, numbered as
-        afterwards.
-    """
-
-    step: int
-    index: int
-    counts_before: dict[str, int]
-    counts_after: dict[str, int]
-    scores: dict[str, list[float]]
-    dropped: int
-    grown: int
-    removed: float
-    added: float
-    parameters_before: int
-    parameters: int
-    seconds: float
-    digest: str
-    copies: Copies
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Event:
-        """The inverse of to_dict, also of what JSON made of it."""
-        return cls(**{**values, "copies": _join({}, values["copies"])})
-
-    def __str__(self) -> str:
-        return (
-            f"event {self.index + 1} after step {self.step}: {self.dropped} components dropped, "
-            f"{self.grown} grown, {self.parameters_before:,} -> {self.parameters:,} parameters, "
-            f"{1000 * self.seconds:.0f} ms"
-        )
 
 
 class GrowAndDrop:
@@ -102,12 +67,19 @@ class GrowAndDrop:
         (dmao_kernels.structure.register_family). They return what they contribute, and residual sums stand
         outside of them: a module that lost all its components returns zeros.
     optimizer: its moments follow the components; None where there is none to follow.
-    schedule, total_steps: when the events fall.  Modules whose scored parameters are all frozen keep their width.
+    schedule, total_steps: when the events fall: at fixed steps (Schedule), or once the ranking of the components has
+        settled (WhenSettled).  Modules whose scored parameters are all frozen keep their width.
     metric: taylor, gradient, magnitude, signed, or gate (a learnable gate per component, added to the
         optimizer).
     scope: "slice" scores the published slice, "component" all that a component owns.
     beta: of the moving average of scores.
-    selection: "exact" never exceeds the parameters that the model starts with; "paper" selects as published.
+    selection: "exact" never exceeds the budget; "paper" selects as published.
+    cost: what the model's parts cost: ParameterCost(), MacCost(length=...), LatencyCost(example), or Costs that were
+        measured before.
+    budget: what the model may cost after an event, in the unit of `cost`: None: as much as at the start; a float: this
+        share of it; an int: so much.
+    max_growth: an event adds at most this share of all components (rounded up).  max_width: no module grows beyond this
+        multiple of its standard width.  align: the widths of modules stay multiples of this.
     components: per module, for known classes that do not tell their own number.
     split: how a copy shares its source's output weights.
     per_cost, keep_at_least: see make_plan.  revive: every event gives modules that are empty one fresh
@@ -115,6 +87,9 @@ class GrowAndDrop:
     companions: models of the same structure edited along, for example an average of the weights; loading a state
         gives them its widths, metric "gate" gives them gates.
     observe_every: score every n-th step only.
+    storage, headroom: "slots" keeps all shapes and waits for nothing, within `headroom` times the widths (see
+        dmao_kernels.structure.Elastic.to_slots). Then a budget that cannot be met is no error (Event.dropped is 0, or
+        the nearest plan is taken), and neither are scores that are all zero.
 
     A ScoringAdamW scores in its own step(): then nobody calls observe().
 
@@ -129,13 +104,18 @@ class GrowAndDrop:
         self,
         model: nn.Module,
         optimizer: Optimizer | None,
-        schedule: Schedule,
+        schedule: Schedule | WhenSettled,
         total_steps: int,
         *,
         metric: Metric = "taylor",
         scope: Scope = "slice",
         beta: float = 0.99,
         selection: Selection = "exact",
+        cost: CostModel | None = None,
+        budget: int | float | None = None,
+        max_growth: float | None = None,
+        max_width: float | None = None,
+        align: int = 1,
         components: int | Mapping[str, int] = 4,
         split: Split = "asymmetric",
         seed: int = 0,
@@ -144,28 +124,47 @@ class GrowAndDrop:
         revive: bool = False,
         companions: Sequence[nn.Module] = (),
         observe_every: int = 1,
+        storage: Storage = "tight",
+        headroom: float = 2.0,
     ):
-        if observe_every < 1:
-            raise ValueError(f"GrowAndDrop: observe_every must be 1 or more, got {observe_every}")
+        for name, value in (("observe_every", observe_every), ("align", align)):
+            if value < 1:
+                raise ValueError(f"GrowAndDrop: {name} must be 1 or more, got {value}")
+        if isinstance(schedule, WhenSettled) and schedule.every < observe_every:
+            raise ValueError(
+                f"GrowAndDrop: observe_every must be at most {schedule.every}, as often as the schedule compares, "
+                f"got {observe_every}"
+            )
         _require_choice("selection", selection, SELECTIONS)
         _require_choice("split", split, SPLITS)
+        _require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
         self.schedule = schedule
-        self.event_steps = schedule.steps(total_steps)
+        self.total_steps = total_steps
+        self.trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = Elastic(unwrap(model), components)
-        self.gates = _add_gates(self.elastic, optimizer, companions) if metric == "gate" else None
-        self.scores = Scores(self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
-        if isinstance(optimizer, ScoringAdamW):
-            optimizer.scores = self.scores
+        self.costs = Costs.from_dict(first_ranks((cost or ParameterCost()).measure(self.elastic).to_dict()))
         self.events: list[Event] = []
         self._copies: Copies = {}
-        self.budget = self.elastic.live_parameters()
         self._selection = selection
         self._split = split
         self._seed = seed
         self._per_cost, self._keep_at_least, self._revive = per_cost, keep_at_least, revive
+        self._caps, self._align = Caps(max_growth, max_width), align
         self._companions = tuple(companions)
         self._step = 0
+        self._unread: list[Plan | SlotPlan] = []
+        if storage == "slots" and (self._caps != Caps() or align != 1):
+            raise ValueError("GrowAndDrop: max_growth, max_width and align need storage='tight'")
+        make_scores = partial(Scores, self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
+        # the budget is checked before anything changes the model; with gates nothing counts as frozen
+        self.budget = self._checked_budget(budget, set() if metric == "gate" else make_scores().frozen())
+        if storage == "slots":
+            self.elastic.to_slots(headroom, optimizer, companions)
+        self.gates = _add_gates(self.elastic, optimizer, self._companions) if metric == "gate" else None
+        self.scores = make_scores()
+        if isinstance(optimizer, ScoringAdamW):
+            optimizer.scores = self.scores
 
     def observe(self) -> None:
         """Takes the gradients as backward left them into the scores. Nothing waits for the device.
@@ -177,21 +176,34 @@ class GrowAndDrop:
         self.scores.update()
 
     def due(self, step: int) -> bool:
-        """Whether an event falls now, `step` optimizer steps being done."""
+        """Whether an event falls now, `step` optimizer steps being done; none falls after the last step.
+
+        Raises ValueError for a step after the end of the training.
+        """
+        if step > self.total_steps:
+            raise ValueError(f"GrowAndDrop: step must be at most total_steps, {self.total_steps}, got {step}")
         self._step = step
-        return len(self.events) < len(self.event_steps) and step >= self.event_steps[len(self.events)]
+        if step == self.total_steps and (missed := self.schedule.events - len(self.events)):
+            _log.warning("GrowAndDrop: the training is over, and %d of its events did not fall", missed)
+        return step < self.total_steps and self.trigger.due(step, len(self.events), self._ranked)
 
     @torch.inference_mode(False)
     def adapt(self) -> Event:
         """Drops and grows components of the model, in place: same Parameter objects, same order in the optimizer.
 
-        Raises RuntimeError where no gradient was observed or the ranks' plans differ, ValueError where the plan
-        cannot be met; nothing is changed then.
+        Raises RuntimeError where no gradient was observed, the training is over or the ranks' plans differ, ValueError
+        where the plan cannot be met; nothing is changed then.
         """
+        if self._step >= self.total_steps:
+            raise RuntimeError(
+                f"GrowAndDrop: an event must fall before the last step, {self.total_steps}, got step {self._step}: "
+                "nothing would train what it changes"
+            )
         if self.scores.calls == 0:
             raise RuntimeError("GrowAndDrop: call observe() after backward, before an event: there are no scores yet")
+        if self.elastic.storage == "slots":
+            return self._adapt_slots()
         start = time.perf_counter()
-        before, parameters_before = self.elastic.counts(), self.elastic.live_parameters()
         scores = {name: values.tolist() for name, values in averaged(self.scores.values()).items()}
         if not any(any(values) for values in scores.values()):
             raise RuntimeError(
@@ -200,7 +212,7 @@ class GrowAndDrop:
             )
         plan = self._plan(scores)
         require_same("GrowAndDrop: the plan", plan.digest())
-        report = apply_plan(
+        apply_plan(
             plan,
             self.elastic,
             optimizer=self.optimizer,
@@ -208,23 +220,9 @@ class GrowAndDrop:
             split=self._split,
         )
         self.scores.follow(plan)
-        self._copies = _join(follow_copies(self._copies, plan), report.copies)
-        event = Event(
-            step=self._step,
-            index=len(self.events),
-            counts_before=before,
-            counts_after=self.elastic.counts(),
-            scores=scores,
-            dropped=plan.dropped,
-            grown=plan.grown,
-            removed=plan.removed,
-            added=plan.added,
-            parameters_before=parameters_before,
-            parameters=self.elastic.live_parameters(),
-            seconds=time.perf_counter() - start,
-            digest=plan.digest(),
-            copies=_join({}, report.copies),
-        )
+        self._unread.append(plan)
+        seconds = time.perf_counter() - start
+        event = Event.of(plan, self.elastic, self._step, len(self.events), scores, seconds)
         self.events.append(event)
         return event
 
@@ -233,6 +231,7 @@ class GrowAndDrop:
 
         At 1 a copy is dead weight: it does what its source does. Empty while no event has grown anything.
         """
+        self._read_plans()
         return copy_cosines(self.elastic, self._copies)
 
     def penalty(self, weight: float) -> Tensor:
@@ -245,24 +244,116 @@ class GrowAndDrop:
         return self.gates.penalty(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Structure, scores and events; plain values and tensors."""
+        """Structure, scores, costs, schedule and events; plain values and tensors."""
+        self._read_plans()
         return {
             "structure": self.elastic.state_dict(),
             "scores": self.scores.state_dict(),
             "events": [event.to_dict() for event in self.events],
             "copies": self._copies,
+            "costs": self.costs.to_dict(),
             "budget": self.budget,
+            "trigger": self.trigger.state_dict(),
             "step": self._step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Gives a freshly built model the saved widths: then its state and the optimizer's can be loaded."""
+        """Gives a freshly built model the saved widths: then its state and the optimizer's can be loaded.
+
+        Measured costs and the budget are those of the saved run. Raises ValueError, and changes nothing, where the
+        state is of another model, or of other costs or another kind of schedule.
+        """
+        if lacking := self.state_dict().keys() - state.keys():
+            raise ValueError(f"GrowAndDrop: state must be of a GrowAndDrop, but it lacks {sorted(lacking)}")
+        for what in ("metric", "scope"):
+            if state["scores"].get(what) != getattr(self.scores, what):
+                raise ValueError(
+                    f"GrowAndDrop: {what} must be {getattr(self.scores, what)}, got a state with "
+                    f"{state['scores'].get(what)}"
+                )
+        costs = Costs.from_dict(state["costs"])
+        self.costs.require_same(costs)
+        trigger = self.schedule.trigger(self.total_steps)
+        trigger.load_state_dict(state["trigger"])
         self.elastic.load_state_dict(state["structure"], self._companions)
         self.scores.load_state_dict(state["scores"])
+        self.trigger = trigger
         self.events = [Event.from_dict(event) for event in state["events"]]
-        self._copies = _join({}, state["copies"])
-        self.budget = state["budget"]
+        self._copies, self._unread = join_copies({}, state["copies"]), []
+        self.costs, self.budget = costs, state["budget"]
         self._step = state["step"]
+
+    def _adapt_slots(self) -> Event:
+        """`adapt` in slots storage. The event is read off the device when somebody looks at it."""
+        start, scores = time.perf_counter(), averaged(self.scores.values())
+        plan = make_slot_plan(
+            self.elastic,
+            scores,
+            self.schedule.fraction_per_event,
+            self._selection,
+            budget=None if self._selection == "paper" else self.budget,
+            costs=self.costs,
+            per_cost=self._per_cost,
+            keep_at_least=self._keep_at_least,
+            revive=self._revive,
+            frozen=self.scores.frozen(),
+            seed=derive_seed(self._seed, "event", len(self.events)),
+        )
+        if several():
+            require_same("GrowAndDrop: the plan", plan.plan.digest())
+        apply_slot_plan(plan, self.elastic, self.optimizer, self._companions, self._split)
+        self.scores.follow_slots(plan.sources)
+        self._unread.append(plan)
+        step, index, seconds = self._step, len(self.events), time.perf_counter() - start
+        event = cast(Event, Lazy(lambda: Event.of(plan.plan, self.elastic, step, index, scores, seconds)))
+        self.events.append(event)
+        return event
+
+    def _read_plans(self) -> None:
+        """Lets the pairs of copies follow the plans that nobody has read yet."""
+        for unread in self._unread:
+            plan = unread.plan if isinstance(unread, SlotPlan) else unread
+            self._copies = join_copies(follow_copies(self._copies, plan), copies_of(plan))
+        self._unread = []
+
+    def _checked_budget(self, budget: int | float | None, frozen: set[str]) -> int:
+        """The budget as a cost. Raises ValueError where one event cannot meet it, or the widths are not aligned."""
+        groups = self._groups({name: [0.0] * n for name, n in self.elastic.counts().items()}, frozen)
+        least, most = budget_range(
+            groups, fixed=self._fixed(frozen), keep_at_least=self._keep_at_least, caps=self._caps
+        )
+        start = self.costs.total(self.elastic.counts())
+        if budget is None:
+            return start
+        if self._selection == "paper":
+            raise ValueError("GrowAndDrop: budget needs selection='exact'; 'paper' follows the published thresholds")
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+            raise ValueError(f"GrowAndDrop: budget must be a positive number, got {budget!r}")
+        cost = budget if isinstance(budget, int) else int(budget * start)
+        if cost < least:
+            raise ValueError(
+                f"GrowAndDrop: budget must be at least {least} {self.costs.unit}, which always remain, got {cost}"
+            )
+        if cost > most and self._caps.max_growth is None:
+            raise ValueError(
+                f"GrowAndDrop: budget must be at most {most} {self.costs.unit}, what one event can reach, got {cost}"
+            )
+        return cost
+
+    def _ranked(self) -> list[float]:
+        """The scores of all components that can go; waits for the device."""
+        frozen = self.scores.frozen()
+        values = [values for name, values in averaged(self.scores.values()).items() if name not in frozen]
+        return torch.cat(values).tolist() if values else []
+
+    def _groups(self, scores: Mapping[str, list[float]], frozen: set[str]) -> list[Group]:
+        groups = self.elastic.groups(scores, self.costs, self._align)
+        return [group for group in groups if group.name not in frozen]
+
+    def _fixed(self, frozen: set[str]) -> int:
+        """The cost of all that an event cannot change."""
+        counts = self.elastic.counts()
+        return self.costs.fixed + sum(self.costs.of(name, counts[name]) for name in frozen)
 
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
         # A module that is frozen has no scores; zeros would say that it is worth nothing.
@@ -270,38 +361,33 @@ class GrowAndDrop:
         empty = [name for name, count in self.elastic.counts().items() if count == 0 and name not in frozen]
         plan = partial(
             make_plan,
-            [group for group in self.elastic.groups(scores) if group.name not in frozen],
+            self._groups(scores, frozen),
             self.schedule.fraction_per_event,
             self._selection,
-            fixed=self.elastic.fixed_parameters() + sum(self.elastic.modules[name].parameters for name in frozen),
+            fixed=self._fixed(frozen),
+            unit=self.costs.unit,
             per_cost=self._per_cost,
             keep_at_least=self._keep_at_least,
+            caps=self._caps,
             seed=derive_seed(self._seed, "event", len(self.events)),
         )
         revive = empty if self._revive else ()
         if self._selection == "paper":
             return plan(revive=revive)
         try:
-            # the size at the start, not the present one: what one event falls short of, the next may spend
+            # the budget, not the present cost: what one event falls short of, the next may spend
             return plan(budget=self.budget, revive=revive)
         except ValueError as error:
             if not self._revive:
                 raise
             # After a revival the budget may be out of reach; a training must not end by that.
-            _log.warning("GrowAndDrop: this event revives nothing and keeps the present size: %s", error)
-            return plan()
+            _log.warning("GrowAndDrop: this event revives nothing: %s", error)
+            return plan(budget=min(self.budget, self.costs.total(self.elastic.counts())))
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"GrowAndDrop: {name} must be {' or '.join(choices)}, got {value!r}")
-
-
-def _join(first: Pairs, second: Pairs) -> Copies:
-    return {
-        name: [(source, copy) for source, copy in (*first.get(name, ()), *second.get(name, ()))]
-        for name in {**first, **second}
-    }
 
 
 def _add_gates(elastic: Elastic, optimizer: Optimizer | None, companions: Sequence[nn.Module]) -> ComponentGates:

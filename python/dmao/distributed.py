@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -80,6 +80,15 @@ def averaged(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     dist.all_reduce(total)
     mean = (total / dist.get_world_size()).float()
     return dict(zip(scores, mean.split([len(values) for values in scores.values()]), strict=True))
+
+
+def first_ranks(value: dict[str, Any]) -> dict[str, Any]:
+    """The first rank's value, on all of them: of what is measured, and so differs a little."""
+    if not several():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def require_same(what: str, digest: str) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint's model is made of: elastic modules, their components and costs, and the events behind them."""
+"""What a model, or a checkpoint's model, is made of: elastic modules, components, costs, events, and what is fixed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from dmao.evaluate import load_checkpoint
 from dmao.step import restore
-from dmao_kernels.structure import Elastic
+from dmao_kernels.structure import Elastic, discover
+
+NO_FAMILY = "no family knows it"
+SHOWN = 3  # names of modules that a line of what is fixed gives
 
 
 def structure_of(path: str | Path) -> dict[str, Any]:
@@ -16,43 +21,88 @@ def structure_of(path: str | Path) -> dict[str, Any]:
     state = load_checkpoint(path)
     model, _, controller, _ = restore(state)
     elastic = controller.elastic if controller else Elastic(model)
+    events = [event.to_dict() for event in controller.events] if controller else []
+    return {"step": state["step"], **_structure(elastic), "events": events}
+
+
+def structure_of_model(
+    model: nn.Module, components: int | Mapping[str, int] = 4, example: tuple[Tensor, ...] = ()
+) -> dict[str, Any]:
+    """The same of a model, without step and events, but with what is fixed, and why.
+
+    example: inputs with which modules that no family knows are searched, see ``dmao_kernels.structure.discover``.
+    """
+    cut = components if isinstance(components, int) else 4
+    reasons = discover(model, example, cut).refused if example else {}
+    elastic = Elastic(model, components)
+    return {**_structure(elastic), "fixed": _fixed(elastic, {**reasons, **elastic.refused})}
+
+
+def _structure(elastic: Elastic) -> dict[str, Any]:
+    total = elastic.live_parameters()
     modules = [
         {
             "name": name,
+            "kind": type(module.module).__name__,
             "family": module.layout.family,
             "components": module.components,
             "standard": module.standard,
+            "at_least": 0 if module.can_be_empty else 1,
             "parameters_per_component": module.own_cost,
             "parameters": module.parameters,
+            "share": module.parameters / total if total else 0.0,
         }
         for name, module in elastic.modules.items()
     ]
-    return {
-        "step": state["step"],
-        "parameters": elastic.live_parameters(),
-        "adaptable": sum(module["parameters"] for module in modules),
-        "modules": modules,
-        "events": [event.to_dict() for event in controller.events] if controller else [],
-    }
+    return {"parameters": total, "adaptable": sum(m.parameters for m in elastic.modules.values()), "modules": modules}
+
+
+def _fixed(elastic: Elastic, reasons: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Modules with parameters that belong to no elastic module, by class and reason, the largest first."""
+    owned = {id(t) for m in elastic.modules.values() for t in (*m.shared_parameters(), *(t for _, t in m.tensors()))}
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, module in elastic.model.named_modules():
+        size = sum(p.numel() for p in module.parameters(recurse=False) if id(p) not in owned)
+        if size:
+            kind, reason = type(module).__name__, _reason(name, reasons)
+            new: dict[str, Any] = {"kind": kind, "reason": reason, "parameters": 0, "modules": []}
+            group = groups.setdefault((kind, reason), new)
+            group["parameters"] += size
+            group["modules"].append(name)
+    return sorted(groups.values(), key=lambda group: -group["parameters"])
+
+
+def _reason(name: str, reasons: Mapping[str, str]) -> str:
+    """The reason of the module or of the nearest one around it."""
+    while name not in reasons and name:
+        name = name.rpartition(".")[0]
+    return reasons.get(name, NO_FAMILY)
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """``structure_of`` as text: a line per elastic module, then a line per event."""
+    """``structure_of`` or ``structure_of_model`` as text."""
     share = 100 * found["adaptable"] / found["parameters"] if found["parameters"] else 0.0
     width = max([6, *(len(m["name"]) for m in found["modules"])])
+    step = f"step {found['step']}: " if "step" in found else ""
     lines = [
-        f"step {found['step']}: {found['parameters']:,} parameters, {share:.1f} % of them in elastic modules",
-        f"{'module':<{width}} {'family':<18} {'components':>10} {'standard':>8} {'per component':>13} "
-        f"{'parameters':>12}",
+        f"{step}{found['parameters']:,} parameters, {share:.1f} % of them in elastic modules",
+        f"{'module':<{width}} {'family':<18} {'components':>10} {'standard':>8} {'at least':>8} {'per component':>13} "
+        f"{'parameters':>12} {'share':>7}",
     ]
     lines += [
-        f"{m['name']:<{width}} {m['family']:<18} {m['components']:>10} {m['standard']:>8} "
-        f"{m['parameters_per_component']:>13,} {m['parameters']:>12,}"
+        f"{m['name'] or '(model)':<{width}} {m['family']:<18} {m['components']:>10} {m['standard']:>8} "
+        f"{m['at_least']:>8} {m['parameters_per_component']:>13,} {m['parameters']:>12,} {100 * m['share']:>5.1f} %"
         for m in found["modules"]
     ]
     lines += [
         f"event after step {e['step']}: {e['dropped']} components dropped, {e['grown']} grown, "
         f"{e['parameters_before']:,} -> {e['parameters']:,} parameters"
-        for e in found["events"]
+        for e in found.get("events", ())
     ]
+    for group in found.get("fixed", ()):
+        names = [name or "(model)" for name in group["modules"]]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        lines.append(
+            f"fixed: {group['parameters']:,} in {group['kind']}: {group['reason']}: {', '.join(names[:SHOWN])}{more}"
+        )
     return "\n".join(lines)

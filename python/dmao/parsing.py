@@ -105,6 +105,8 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
         return None
     kinds = tuple(kind for kind in kinds if kind is not type(None))
     exact = [kind for kind in kinds if isinstance(kind, type) and type(value) is kind]
+    if isinstance(value, Mapping) and all(dataclasses.is_dataclass(kind) for kind in kinds):
+        exact = [max(kinds, key=lambda kind: len(value.keys() & _hints(kind).keys()))]  # its errors are about the keys
     if exact or len(kinds) == 1:
         return _convert((exact or list(kinds))[0], value, name)
     for kind in kinds:

@@ -1,6 +1,6 @@
-"""When the model changes its widths, and the learning rate at every step (docs/METHOD.md, sections 3 and 4).
+"""When the model changes its widths, and the learning rate at every step (docs/METHOD.md, sections 3, 4 and 8).
 
-Both are pure functions of the step, so a resumed run needs no state to continue them.
+All are settings of a whole training; what they need to remember between steps is in trigger.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from dmao.trigger import FixedSteps, SettledRanking
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -20,7 +22,7 @@ class Schedule:
         steps. One event needs only one of the two. With `end` alone the first event falls at `end / events`,
         as published (E/n, 2E/n, ... E).
     events: how many events.
-    fraction: share of the adaptable parameters that all events together re-allocate; each event gets fraction
+    fraction: share of the adaptable cost that all events together re-allocate; each event gets fraction
         / events.
 
     Raises ValueError for a value out of range; `steps` raises it where the events do not fit into the
@@ -34,17 +36,15 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
-            _check_position(name, getattr(self, name))
+            _check_position("Schedule", name, getattr(self, name))
         if self.start is None and self.end is None:
             raise ValueError("Schedule: start or end must say when the events fall, got neither")
-        if isinstance(self.events, bool) or not isinstance(self.events, int) or self.events < 1:
-            raise ValueError(f"Schedule: events must be a whole number from 1, got {self.events!r}")
-        if not 0 < self.fraction < 1:
-            raise ValueError(f"Schedule: fraction must lie between 0 and 1, got {self.fraction!r}")
+        _check_whole("Schedule", events=self.events)
+        _check_fraction("Schedule", self.fraction)
 
     @property
     def fraction_per_event(self) -> float:
-        """What one event re-allocates, as a share of the adaptable parameters."""
+        """What one event re-allocates, as a share of the adaptable cost."""
         return self.fraction / self.events
 
     def steps(self, total_steps: int) -> tuple[int, ...]:
@@ -60,26 +60,95 @@ class Schedule:
             raise ValueError(f"Schedule: {self.events} events need start < end, got {self.start} and {self.end}")
         gap = (end - first) / max(1, self.events - 1)
         steps = tuple(round(first + index * gap) for index in range(self.events))
-        if len(set(steps)) < len(steps):
-            raise ValueError(
-                f"Schedule: {self.events} events do not fit between step {round(first)} and step {round(end)}"
-            )
-        if steps[0] < 1 or steps[-1] >= total_steps:
-            raise ValueError(
-                f"Schedule: events must fall after step 1 to {total_steps - 1} of {total_steps}, got {list(steps)}"
-            )
-        return steps
+        return _checked_steps("Schedule", steps, round(first), total_steps)
+
+    def trigger(self, total_steps: int) -> FixedSteps:
+        """The schedule at work."""
+        return FixedSteps(self.steps(total_steps))
 
 
-def _check_position(name: str, value: float | int | None) -> None:
+@dataclass(frozen=True)
+class WhenSettled:
+    """Grow-and-drop events as soon as the ranking of the components has settled.
+
+    Every `every` steps the scores are ranked and compared with the ranking `every` steps before. After `patience`
+    checks in a row whose rank correlation (Spearman's) is above `threshold` an event falls; then the count begins anew.
+
+    earliest: the first step at which an event may fall: a float is a share of all steps, an int counts steps.
+    latest: the step at which the last event falls in any case; the others have deadlines equally spaced before it.
+    events, fraction: as in Schedule.
+
+    Raises ValueError for a value out of range; `steps` and `trigger` raise it where the events do not fit into the
+    training.
+    """
+
+    earliest: float | int
+    latest: float | int
+    every: int = 20
+    threshold: float = 0.98
+    patience: int = 3
+    events: int = 1
+    fraction: float = 0.15
+
+    def __post_init__(self) -> None:
+        for name in ("earliest", "latest"):
+            if getattr(self, name) is None:
+                raise ValueError(f"WhenSettled: {name} must be a share of all steps or a step, got None")
+            _check_position("WhenSettled", name, getattr(self, name))
+        _check_whole("WhenSettled", every=self.every, patience=self.patience, events=self.events)
+        if not -1 <= self.threshold < 1:
+            raise ValueError(f"WhenSettled: threshold must lie in [-1, 1), got {self.threshold!r}")
+        _check_fraction("WhenSettled", self.fraction)
+
+    @property
+    def fraction_per_event(self) -> float:
+        """What one event re-allocates, as a share of the adaptable cost."""
+        return self.fraction / self.events
+
+    def steps(self, total_steps: int) -> tuple[int, ...]:
+        """The steps after which the events fall at the latest."""
+        first, last = (_to_steps(position, total_steps) for position in (self.earliest, self.latest))
+        if first > last:
+            raise ValueError(f"WhenSettled: earliest must not be after latest, got {self.earliest} and {self.latest}")
+        deadlines = tuple(round(first + (i + 1) * (last - first) / self.events) for i in range(self.events))
+        return _checked_steps("WhenSettled", deadlines, round(first), total_steps)
+
+    def trigger(self, total_steps: int) -> SettledRanking:
+        """The schedule at work."""
+        earliest = math.ceil(_to_steps(self.earliest, total_steps))
+        return SettledRanking(earliest, self.steps(total_steps), self.every, self.threshold, self.patience)
+
+
+def _checked_steps(where: str, steps: tuple[int, ...], first: int, total_steps: int) -> tuple[int, ...]:
+    if len(set(steps)) < len(steps):
+        raise ValueError(f"{where}: {len(steps)} events do not fit between step {first} and step {steps[-1]}")
+    if steps[0] < 1 or steps[-1] >= total_steps:
+        raise ValueError(
+            f"{where}: events must fall after step 1 to {total_steps - 1} of {total_steps}, got {list(steps)}"
+        )
+    return steps
+
+
+def _check_whole(where: str, **values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{where}: {name} must be a whole number from 1, got {value!r}")
+
+
+def _check_fraction(where: str, fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ValueError(f"{where}: fraction must lie between 0 and 1, got {fraction!r}")
+
+
+def _check_position(where: str, name: str, value: float | int | None) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"Schedule: {name} must be a share of all steps (float) or a step (int), got {value!r}")
+        raise ValueError(f"{where}: {name} must be a share of all steps (float) or a step (int), got {value!r}")
     if isinstance(value, float) and not 0 < value < 1:
-        raise ValueError(f"Schedule: {name} as a share of all steps must lie between 0 and 1, got {value}")
+        raise ValueError(f"{where}: {name} as a share of all steps must lie between 0 and 1, got {value}")
     if isinstance(value, int) and value < 1:
-        raise ValueError(f"Schedule: {name} as a step must be 1 or more, got {value}")
+        raise ValueError(f"{where}: {name} as a step must be 1 or more, got {value}")
 
 
 def _to_steps(position: float | int | None, total_steps: int) -> float:

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from dmao.config import OptimizerConfig, TrainConfig
+from dmao.config import ConfigError, OptimizerConfig, TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.distributed import Team, wrap
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.randomness import derive_seed, generator
-from dmao_kernels.structure import ScoringAdamW
+from dmao_kernels.structure import CostModel, Costs, LatencyCost, MacCost, ParameterCost, ScoringAdamW
 
 if TYPE_CHECKING:
     from dmao.data.loader import Batch
@@ -124,11 +124,25 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> ScoringAdamW:
     )
 
 
-def make_controller(model: nn.Module, optimizer: ScoringAdamW, config: TrainConfig) -> GrowAndDrop | None:
-    """The controller that the config asks for; None for the uniform baseline."""
-    settings = config.grow_and_drop
-    if settings.schedule is None:
+def make_controller(
+    model: ConformerCTC, optimizer: ScoringAdamW, config: TrainConfig, costs: Costs | None = None
+) -> GrowAndDrop | None:
+    """The controller that the config asks for; None for the uniform baseline.
+
+    costs: what was measured when the training began, where it goes on. Raises ConfigError where the model cannot be
+    trained so.
+    """
+    if config.grow_and_drop.schedule is None:
         return None
+    try:
+        return _controller(model, optimizer, config, costs or _cost_model(model, config))
+    except ValueError as error:
+        raise ConfigError(f"config: grow_and_drop: {error}") from error
+
+
+def _controller(model: ConformerCTC, optimizer: ScoringAdamW, config: TrainConfig, cost: CostModel) -> GrowAndDrop:
+    settings = config.grow_and_drop
+    assert settings.schedule is not None
     return GrowAndDrop(
         model,
         optimizer,
@@ -138,6 +152,11 @@ def make_controller(model: nn.Module, optimizer: ScoringAdamW, config: TrainConf
         scope=settings.scope,
         beta=settings.beta,
         selection=settings.selection,
+        cost=cost,
+        budget=settings.budget,
+        max_growth=settings.max_growth,
+        max_width=settings.max_width,
+        align=settings.align,
         split=settings.split,
         per_cost=settings.per_cost,
         keep_at_least=settings.keep_at_least,
@@ -145,6 +164,30 @@ def make_controller(model: nn.Module, optimizer: ScoringAdamW, config: TrainConf
         seed=config.seed,
         observe_every=settings.observe_every,
     )
+
+
+def _cost_model(model: ConformerCTC, config: TrainConfig) -> CostModel:
+    cost = config.grow_and_drop.cost
+    if cost.kind == "macs":
+        return MacCost(max(1, cost.length // model.config.subsampling), cost.batch)
+    if cost.kind == "latency":
+        shape = (cost.batch, cost.length, model.config.inputs)
+        features = torch.randn(shape, generator=generator(config.seed, "calibration"))
+        lengths = torch.full((cost.batch,), cost.length)
+
+        def run(timed: nn.Module) -> None:
+            with autocast(config.precision):
+                log_probs, _ = timed(features, lengths)
+            log_probs.sum().backward()
+
+        return LatencyCost(run, reps=cost.reps)
+    return ParameterCost()
+
+
+def saved_costs(state: Mapping[str, Any] | None) -> Costs | None:
+    """The costs in a checkpoint's state; None where it has no controller."""
+    costs = state["controller"].get("costs") if state and state["controller"] else None
+    return costs and Costs.from_dict(costs)
 
 
 def build_model(config: TrainConfig, outputs: int, inputs: int = 80) -> ConformerCTC:
@@ -160,7 +203,7 @@ def restore(
     config = TrainConfig.from_dict(state["config"])
     model = build_model(config, len(state["labels"]["tokens"]), state["inputs"])
     optimizer = make_optimizer(model, config.optimizer)
-    controller = make_controller(model, optimizer, config)
+    controller = make_controller(model, optimizer, config, saved_costs(state))
     load_state(state, model, optimizer, controller)
     return model, optimizer, controller, config
 

@@ -33,6 +33,7 @@ from dmao.step import (
     load_state,
     make_controller,
     make_optimizer,
+    saved_costs,
 )
 from dmao_kernels.structure import Elastic
 
@@ -166,7 +167,7 @@ class _Training:
         self.place = _Place(**state["place"]) if state else _Place()
         self.model = build_model(config, len(source.labels), source.inputs)
         self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.controller = make_controller(self.model, self.optimizer, config)
+        self.controller = make_controller(self.model, self.optimizer, config, saved_costs(state))
         if state:
             self._restore(state)
         self.step = TrainingStep(self.model, self.optimizer, config, self.controller, team)

@@ -12,14 +12,15 @@ from dmao_kernels import BlockMask
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (1, 1), (3, 5), (24, 6)])
 @pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
-def test_both_forms_are_the_grid(shape: tuple[int, int], density: float) -> None:
+@pytest.mark.parametrize("static", [False, True])
+def test_both_forms_are_the_grid(shape: tuple[int, int], density: float, static: bool) -> None:
     grid = torch.rand(shape) < density
-    mask = BlockMask.from_dense(grid, 32)
+    mask = BlockMask.from_dense(grid, 32, static=static)
     assert torch.equal(mask.to_dense(), grid)
     assert torch.equal(mask.transpose().to_dense(), grid.t())
     assert torch.equal(mask.transpose().transpose().to_dense(), grid)
-    assert mask.count == grid.sum()
-    assert mask.density == pytest.approx(grid.float().mean().item() if grid.numel() else 1.0)
+    assert mask.count == (grid.numel() if static else grid.sum())
+    assert static or mask.density == pytest.approx(grid.float().mean().item() if grid.numel() else 1.0)
     for ids, offsets in ((mask.column_ids, mask.row_offsets), (mask.row_ids, mask.column_offsets)):
         assert ids.dtype == offsets.dtype == torch.int32
         assert all((ids[a:b].diff() > 0).all() for a, b in pairwise(offsets.tolist()))

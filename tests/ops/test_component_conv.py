@@ -121,8 +121,9 @@ def test_a_copied_component_changes_no_other(backend: str) -> None:
 
 @native
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("filled", [0, 3])
 @pytest.mark.parametrize("live", [(), (0,), (6,), (1, 2, 5), (0, 1, 2, 3, 4, 5, 6)])
-def test_live_subset_equals_the_shrunk_layer(live: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_live_subset_equals_the_shrunk_layer(live: tuple[int, ...], filled: int, dtype: torch.dtype) -> None:
     """Bit for bit. Dead components hold NaN, also in the gradient, and get zeros."""
     components, width = 7, 13
     x, weight, bias, gain, shift = make(2, 140, components, width, 9, dtype)
@@ -146,7 +147,16 @@ def test_live_subset_equals_the_shrunk_layer(live: tuple[int, ...], dtype: torch
         grad_output=grad[..., units],
     )
     y, grads = outputs_and_gradients(
-        component_conv, x, weight, bias, gain, shift, shares, ids(*live), components=components, grad_output=grad
+        component_conv,
+        x,
+        weight,
+        bias,
+        gain,
+        shift,
+        shares,
+        ids(*live, *[components] * filled),
+        components=components,
+        grad_output=grad,
     )
     assert torch.equal(y[..., units], expected)
     assert not y[..., dead].any()
@@ -348,7 +358,7 @@ def test_wrong_arguments(backend: str, changes: dict[str, Any], message: str) ->
 
 
 @native
-@pytest.mark.parametrize("live", [(2,), (-1,), (1, 1), (1, 0)])
+@pytest.mark.parametrize("live", [(3,), (-1,), (1, 1), (1, 0), (2, 1)])
 def test_wrong_live_lists(live: tuple[int, ...]) -> None:
     with pytest.raises(RuntimeError, match="component_conv: live"):
         component_conv(torch.zeros(2, 5, 8), torch.zeros(4, 3), live=ids(*live), components=2)

@@ -135,8 +135,9 @@ def test_absent_biases(absent: tuple[int, ...]) -> None:
 
 
 @native
+@pytest.mark.parametrize("filled", [0, 3])
 @pytest.mark.parametrize("live", [(), (0,), (6,), (1, 2, 5), (0, 1, 2, 3, 4, 5, 6)])
-def test_live_subset_equals_the_shrunk_layer(live: tuple[int, ...]) -> None:
+def test_live_subset_equals_the_shrunk_layer(live: tuple[int, ...], filled: int) -> None:
     """Bit for bit: the same products in the same order. Dead components hold NaN and get zeros."""
     components, width = 7, 23
     x, w1, b1, w2, b2 = make(150, 40, components, width, 33)
@@ -147,7 +148,7 @@ def test_live_subset_equals_the_shrunk_layer(live: tuple[int, ...]) -> None:
         w1[dead], b1[dead], w2[:, dead] = torch.nan, torch.nan, torch.nan
     grad = torch.randn(150, 33)
     y, grads = outputs_and_gradients(
-        component_ffn, x, w1, b1, w2, b2, ids(*live), components=components, grad_output=grad
+        component_ffn, x, w1, b1, w2, b2, ids(*live, *[components] * filled), components=components, grad_output=grad
     )
     shrunk = [x, w1[units].detach(), b1[units].detach(), w2[:, units].detach().contiguous(), b2]
     expected, shrunk_grads = outputs_and_gradients(
@@ -455,7 +456,7 @@ def test_wrong_arguments(backend: str, changes: dict[str, Any], message: str) ->
 
 
 @native
-@pytest.mark.parametrize("live", [(2,), (-1,), (1, 1), (1, 0)])
+@pytest.mark.parametrize("live", [(3,), (-1,), (1, 1), (1, 0), (2, 1)])
 def test_wrong_live_lists(live: tuple[int, ...]) -> None:
     with pytest.raises(RuntimeError, match="component_ffn: live"):
         component_ffn(**_options(live=ids(*live)))

@@ -211,9 +211,11 @@ def test_part_of_a_larger_module():
     model = nn.Sequential(Layer(D, 3, 24, dropout=0.0, batch_first=True, dtype=torch.float64)).eval()
     elastic, x = Elastic(model), inputs(dtype=torch.float64)
     before = model(x)
-    assert elastic.groups({"0": [1.0] * 4})[0].keep == 1
+    assert [group.keep for group in elastic.groups({"0": [1.0] * 4, "0.self_attn": [1.0] * 3})] == [1, 0]
     with pytest.raises(ValueError, match="cannot lose all its components"):
         apply_plan(plan_for(elastic, ()), elastic)
     apply_plan(plan_for(elastic, double_first), elastic)
     torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
-    assert elastic.counts() == {"0": 5}
+    with torch.no_grad():  # where PyTorch would take a fast path for the widths as built
+        torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+    assert elastic.counts() == {"0": 5, "0.self_attn": 4}

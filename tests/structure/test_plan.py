@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dmao_kernels.structure import Group, ModulePlan, Plan, given_plan, make_plan
+from dmao_kernels.structure import Caps, Group, ModulePlan, Plan, given_plan, make_plan
 
 D = 384
 KINDS = {  # name: components, own parameters, shared parameters of a Conformer block at d = 384
@@ -211,14 +211,15 @@ def test_module_plan_tells_what_happens():
     assert (plan.dropped, plan.grown) == (1, 1)
 
 
+@pytest.mark.parametrize("caps", [Caps(), Caps(max_growth=0.01, max_width=1.5)])
 @pytest.mark.parametrize("selection", ["paper", "exact"])
-def test_not_quadratic_in_the_number_of_components(selection):
+def test_not_quadratic_in_the_number_of_components(selection, caps):
     def seconds(split):
         groups = conformer(random.Random(0).random, split=split)
         best = math.inf
         for _ in range(3):
             start = time.process_time()
-            plan = make_plan(groups, selection=selection)
+            plan = make_plan(groups, selection=selection, caps=caps)
             best = min(best, time.process_time() - start)
         return best, sum(p.components for p in plan.modules)
 

@@ -1,9 +1,9 @@
 import dataclasses
 
 import pytest
-from dmao.config import ConfigError, TrainConfig, load_config, save_config
+from dmao.config import ConfigError, CostConfig, TrainConfig, load_config, save_config
 from dmao.errors import UserError
-from dmao.schedule import Schedule
+from dmao.schedule import Schedule, WhenSettled
 
 
 def test_every_key_goes_through_yaml_and_back(tmp_path):
@@ -15,6 +15,10 @@ def test_every_key_goes_through_yaml_and_back(tmp_path):
             "spec_augment.frequency_masks=[2, 16]",
             "learning_rate={shape: piecewise, points: [[0, .01], [.5, 1], [1, 0]]}",
             "grow_and_drop.schedule={start: .2, end: .6, events: 3}",
+            "grow_and_drop.cost={kind: macs, length: 800}",
+            "grow_and_drop.budget=0.9",
+            "grow_and_drop.max_width=1.5",
+            "grow_and_drop.align=8",
             "eval_splits=[dev, test]",
         ],
     )
@@ -23,6 +27,9 @@ def test_every_key_goes_through_yaml_and_back(tmp_path):
     assert config.seed == 7
     assert config.optimizer.clip is None
     assert config.grow_and_drop.schedule == Schedule(start=0.2, end=0.6, events=3)
+    settings = config.grow_and_drop
+    assert (settings.cost, settings.budget) == (CostConfig("macs", length=800), 0.9)
+    assert (settings.max_growth, settings.max_width, settings.align) == (None, 1.5, 8)
     assert config.learning_rate.points == ((0.0, 0.01), (0.5, 1.0), (1.0, 0.0))
     assert config.eval_splits == ("dev", "test")
 
@@ -43,6 +50,20 @@ def test_numbers_as_people_write_them():
     assert load_config(None, ["learning_rate.peak=1"]).learning_rate.peak == 1.0
     schedule = {"start": 500}
     assert TrainConfig.from_dict({"grow_and_drop": {"schedule": schedule}}).grow_and_drop.schedule.steps(2000) == (500,)
+
+
+def test_a_budget_is_a_share_or_a_number():
+    for text, budget in (("0.9", 0.9), ("1", 1), ("1.0", 1.0), ("null", None)):
+        found = load_config(None, [f"grow_and_drop.budget={text}"]).grow_and_drop.budget
+        assert (found, type(found)) == (budget, type(budget))
+
+
+def test_the_keys_tell_the_kind_of_schedule(tmp_path):
+    schedule = "grow_and_drop.schedule={earliest: .2, latest: .5, every: 10}"
+    config = load_config(None, [schedule])
+    assert config.grow_and_drop.schedule == WhenSettled(earliest=0.2, latest=0.5, every=10)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_baseline_differs_in_the_schedule_alone():
@@ -78,6 +99,20 @@ def test_baseline_differs_in_the_schedule_alone():
             "grow_and_drop.schedule.start must be a number or a whole number",
         ),
         ("grow_and_drop.schedule.start=5000", "events must fall after step 1 to 1999 of 2000"),
+        ("grow_and_drop.schedule={earliest: .2}", "schedule needs the key 'latest'"),
+        ("grow_and_drop.schedule={earliest: .2, latest: 2.5}", "schedule: WhenSettled: latest as a share"),
+        ("grow_and_drop.schedule={earliest: .2, latest: 5000}", "events must fall after step 1 to 1999 of 2000"),
+        ("grow_and_drop.schedule={strat: .2}", "unknown key 'grow_and_drop.schedule.strat'; did you mean 'start'?"),
+        ("grow_and_drop.schedule={earliest: .2, last: 3}", "unknown key 'grow_and_drop.schedule.last'; did you mean"),
+        ("grow_and_drop.cost.kind=joule", "grow_and_drop.cost.kind must be one of parameters, macs, latency, got"),
+        ("grow_and_drop.cost.length=0", "grow_and_drop.cost: length must be 1 or more, got 0"),
+        ("grow_and_drop.cost.reps=4", "grow_and_drop.cost: reps must be 5 or more, got 4"),
+        ("grow_and_drop.budget=0", "grow_and_drop: budget must be positive or null, got 0"),
+        ("grow_and_drop.budget=.nan", "grow_and_drop: budget must be positive or null, got nan"),
+        ("grow_and_drop={selection: paper, budget: .9}", "budget needs selection: exact, got 'paper'"),
+        ("grow_and_drop.max_growth=2", "grow_and_drop: max_growth must be in (0, 1], got 2.0"),
+        ("grow_and_drop.max_width=.5", "grow_and_drop: max_width must be finite and 1 or more, got 0.5"),
+        ("grow_and_drop.align=0", "grow_and_drop: align must be 1 or more, got 0"),
         ("optimizer.betas=[0.9]", "optimizer.betas must have 2 entries, got 1"),
         ("eval_splits=test", "eval_splits must be a list, got str 'test'"),
         ("model=3", "model must be a mapping of keys to values, got int 3"),

@@ -11,67 +11,10 @@ import pytest
 import torch
 from dmao.controller import Event, GrowAndDrop
 from dmao.schedule import Schedule
-from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dmao_kernels.structure import ScoringAdamW, feedforward_layout, register_family
-
-
-class Mlp(nn.Module):
-    def __init__(self, d: int = 6, hidden: int = 16):
-        super().__init__()
-        self.up, self.down = nn.Linear(d, hidden), nn.Linear(hidden, d)
-
-    def forward(self, x):
-        return self.down(torch.relu(self.up(x)))
-
-
-class Net(nn.Module):
-    def __init__(self, hidden=(16, 16, 16, 16, 16)):
-        super().__init__()
-        self.blocks = nn.ModuleList(Mlp(hidden=width) for width in hidden)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = x + block(x)
-        return x
-
-
-register_family(Mlp, feedforward_layout(up="up", down="down", norm=None))
-
-
-def build(seed: int = 0) -> Net:
-    torch.manual_seed(seed)
-    return Net()
-
-
-def batch(step: int):
-    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
-    return x, x.roll(1, dims=1) * torch.tensor([2.0, 1, 1, 1, 0, 0])
-
-
-def run(model, optimizer, controller, steps):
-    """The ten lines of a user's loop; returns losses and events."""
-    losses, events = [], []
-    for step in steps:
-        x, y = batch(step)
-        loss = (model(x) - y).square().mean()
-        loss.backward()
-        if not isinstance(optimizer, ScoringAdamW):
-            controller.observe()
-        optimizer.step()
-        optimizer.zero_grad()
-        if controller.due(step):
-            events.append(controller.adapt())
-        losses.append(loss.item())
-    return losses, events
-
-
-def setup(schedule=None, seed=0, optimizer_class=torch.optim.AdamW, **settings):
-    model = build()
-    optimizer = optimizer_class(model.parameters(), lr=1e-2)
-    schedule = schedule or Schedule(start=0.3, end=0.6, events=2, fraction=0.4)
-    return model, optimizer, GrowAndDrop(model, optimizer, schedule, total_steps=40, seed=seed, **settings)
+from dmao_kernels.structure import ScoringAdamW
+from tests.trainer.loop import Net, batch, build, observe, run, setup, without_time
 
 
 def test_own_model_in_ten_lines():
@@ -116,11 +59,7 @@ def test_state_goes_into_a_freshly_built_model():
     assert fresh[2].health() == controller.health() != {}
     losses, events = run(*fresh, range(18, 41))
     assert losses == whole[0][17:]
-    assert _without_time(events) == _without_time(whole[1][1:])
-
-
-def _without_time(events):
-    return [{key: value for key, value in e.to_dict().items() if key != "seconds"} for e in events]
+    assert without_time(events) == without_time(whole[1][1:])
 
 
 def test_events_are_json():
@@ -131,7 +70,7 @@ def test_events_are_json():
 def test_due_catches_up_and_fires_once():
     _, _, controller = setup(Schedule(end=10, events=2))
     assert not any(controller.due(step) for step in range(5))
-    _observe(controller)
+    observe(controller)
     assert controller.due(7)
     controller.adapt()
     assert not controller.due(7)
@@ -139,14 +78,6 @@ def test_due_catches_up_and_fires_once():
     controller.adapt()
     assert not controller.due(40)
     assert [event.step for event in controller.events] == [7, 11]
-
-
-def _observe(controller, learn=True):
-    x, y = batch(0)
-    (controller.elastic.model(x) - y).square().mean().backward()
-    if not learn:
-        controller.elastic.model.zero_grad()
-    controller.observe()
 
 
 def test_an_event_needs_scores():
@@ -160,7 +91,7 @@ def test_an_event_needs_scores():
 def test_a_budget_that_cannot_be_met_changes_nothing():
     model, optimizer, controller = setup(keep_at_least=1)
     run(model, optimizer, controller, range(1, 6))
-    _observe(controller)
+    observe(controller)
     before, scores = copy.deepcopy(model.state_dict()), controller.scores.ema.clone()
     for budget in (1, 10 * controller.budget):
         controller.budget = budget
@@ -173,7 +104,7 @@ def test_a_budget_that_cannot_be_met_changes_nothing():
 
 def test_an_event_needs_gradients():
     model, _, controller = setup()
-    _observe(controller, learn=False)  # after zero_grad: the gradients are gone
+    observe(controller, learn=False)  # after zero_grad: the gradients are gone
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match="all scores are zero"):
         controller.adapt()
@@ -193,10 +124,10 @@ def test_frozen_modules_keep_their_width():
 
 def test_an_event_in_inference_mode_leaves_a_model_that_trains():
     _, _, controller = setup()
-    _observe(controller)
+    observe(controller)
     with torch.inference_mode():
         controller.adapt()
-    _observe(controller)
+    observe(controller)
 
 
 def test_a_budget_out_of_reach_does_not_end_a_training_that_revives(caplog):
@@ -204,7 +135,7 @@ def test_a_budget_out_of_reach_does_not_end_a_training_that_revives(caplog):
         _, _, controller = setup(revive=revive)
         before = controller.elastic.live_parameters()
         controller.budget *= 10  # as after a revival: more than doubling every component can fill
-        _observe(controller)
+        observe(controller)
         if revive:
             assert before - 4 * 13 < controller.adapt().parameters <= before
             assert "revives nothing" in caplog.text
@@ -216,7 +147,7 @@ def test_a_budget_out_of_reach_does_not_end_a_training_that_revives(caplog):
 def test_observe_every():
     _, _, every = setup(observe_every=3)
     for _ in range(7):
-        _observe(every)
+        observe(every)
     assert every.scores.updates == 3
 
 
@@ -233,7 +164,7 @@ def test_an_optimizer_that_scores(monkeypatch):
     monkeypatch.setattr(ScoringAdamW, "step", _after(observer.scores.update, ScoringAdamW.step))
     separate = run(other, optimizer, observer, range(1, 41))
     assert fused[0] == separate[0]
-    assert _without_time(fused[1]) == _without_time(separate[1])
+    assert without_time(fused[1]) == without_time(separate[1])
     assert len(fused[1]) == 2
     assert torch.equal(controller.scores.ema, observer.scores.ema)
     assert controller.scores.updates == observer.scores.updates == 20
@@ -279,7 +210,7 @@ def test_copies_grow_apart_and_health_follows_them():
 
 def test_growth_preserves_the_function():
     model, _, controller = setup(Schedule(start=10, fraction=0.01), selection="exact")
-    _observe(controller)
+    observe(controller)
     x, _ = batch(1)
     before = model.double()(x.double())
     sources = {name: [0, 0, *range(1, n)] for name, n in controller.elastic.counts().items()}
@@ -333,7 +264,7 @@ def test_gates_come_before_the_scheduler():
 def test_without_an_optimizer():
     model = build()
     controller = GrowAndDrop(model, None, Schedule(start=1), total_steps=4)
-    _observe(controller)
+    observe(controller)
     assert controller.due(1)
     controller.adapt()
     assert model(batch(0)[0]).isfinite().all()

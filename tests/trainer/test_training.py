@@ -7,14 +7,15 @@ import json
 import pytest
 import torch
 from dmao import checkpoint
-from dmao.config import load_config
+from dmao.config import ConfigError, load_config
 from dmao.evaluate import evaluate, load_model
 from dmao.metrics import read_json_lines
 from dmao.models import ConformerCTC
 from dmao.overhead import Median, measure_overhead, step_times
-from dmao.step import TrainingStep, build_model, make_controller, make_optimizer
+from dmao.step import TrainingStep, _cost_model, build_model, make_controller, make_optimizer, restore
 from dmao.trainer import TrainingFailed, train
 
+from dmao_kernels.structure import Costs, LatencyCost
 from tests.trainer.tiny import BINS, WORDS, TinySource, losses, tiny_config
 
 
@@ -106,6 +107,12 @@ def test_learns_to_read(tmp_path):
         ["grow_and_drop.metric=gate", "grow_and_drop.gate_penalty=0.1"],
         ["grow_and_drop.selection=paper", "grow_and_drop.split=halves", "grow_and_drop.observe_every=3"],
         ["grow_and_drop.scope=component", "grow_and_drop.revive=true", "optimizer.clip=null"],
+        ["grow_and_drop.cost={kind: macs, length: 80}", "grow_and_drop.budget=0.9", "grow_and_drop.max_growth=0.2"],
+        [
+            "grow_and_drop.schedule={earliest: 4, latest: 17, every: 3, threshold: 0.5, patience: 1, events: 2}",
+            "grow_and_drop.max_width=1.5",
+            "grow_and_drop.align=8",
+        ],
     ],
 )
 def test_other_settings_train_and_resume(tmp_path, overrides):
@@ -116,6 +123,51 @@ def test_other_settings_train_and_resume(tmp_path, overrides):
         train(config, tmp_path / "parts", _SourceThatStops(13))
     train(config, tmp_path / "parts", TinySource())
     assert losses(list(read_json_lines(tmp_path / "parts" / "metrics.jsonl"))) == losses(rows_of(whole, "train"))
+
+
+def test_a_calibration_is_made_once_and_saved(tmp_path, monkeypatch):
+    calibrations = []
+
+    def measure(self, elastic):
+        calibrations.append(self.reps)
+        own = {name: 1000 + 300 * i for i, name in enumerate(elastic.modules)}
+        return Costs("ns", own, dict.fromkeys(own, 50 * len(calibrations)), 9999, measured=True)
+
+    monkeypatch.setattr(LatencyCost, "measure", measure)
+    config = tiny_config("steps=19", "grow_and_drop.cost={kind: latency, reps: 7}", "grow_and_drop.budget=0.8")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, _SourceThatStops(13))
+    result = train(config, tmp_path, TinySource())
+    assert calibrations == [7]
+    assert [event["unit"] for event in result.events] == ["ns", "ns"]
+    start = result.events[0]["cost_before"]
+    assert all(event["cost"] <= int(0.8 * start) for event in result.events)
+    assert restore(checkpoint.load_latest(tmp_path / "checkpoints")[1])[2].costs.fixed == 9999
+    assert calibrations == [7]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("budget=10", "config: grow_and_drop: GrowAndDrop: budget must be at least"),
+        ("align=64", "config: grow_and_drop: groups: blocks.0.conv: align=64 needs a multiple of 16 components"),
+    ],
+)
+def test_what_the_model_does_not_allow_is_a_line_about_the_config(override, message):
+    config = tiny_config(f"grow_and_drop.{override}")
+    model = _fresh_model()
+    with pytest.raises(ConfigError) as caught:
+        make_controller(model, make_optimizer(model, config.optimizer), config)
+    assert str(caught.value).startswith(message)
+
+
+def test_what_latency_is_timed_on():
+    """The calibration's pass runs through every module, in the training's precision."""
+    config = tiny_config("precision=bf16", "grow_and_drop.cost={kind: latency, length: 40, batch: 2}")
+    model = _fresh_model()
+    cost = _cost_model(model, config)
+    cost.example(model)
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_bf16_lowers_the_precision_of_the_step_and_not_of_the_weights():

@@ -51,7 +51,7 @@ def block_attention_reference(
         scores = scores + distances.gather(-1, index.expand_as(scores))
     scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
 
-    visible = _visible(position, block_mask, window, chunk) & valid[:, None, :] & valid[:, :, None]
+    visible = visible_keys(position, block_mask, window, chunk) & valid[:, None, :] & valid[:, :, None]
     visible = (visible & (utterance[:, None, :] == utterance[:, :, None]))[:, None]
     weights = _softmax(scores, visible)
     if p > 0 and seed is not None:
@@ -76,7 +76,7 @@ def _rows(q: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> tuple[Te
     return utterance, position, valid
 
 
-def _visible(
+def visible_keys(
     position: Tensor,
     block_mask: BlockMask | None,
     window: tuple[int | None, int | None] | None,

@@ -66,7 +66,8 @@ def component_conv(
         norm_weight, norm_bias: [C] gain and bias of the norm; None: one and zero.
         statistics_weight: floating point [components], the weight of each component in mean and variance (see
             `dmao_kernels.nn.ComponentLayerNorm`), not differentiable; None: equal, which is LayerNorm.
-        live: int32 [n], ids of the live components in strictly increasing order; None: all.
+        live: int32 [n], ids of the live components in strictly increasing order; None: all. `components` behind
+            them fills the list up, so that its length need not depend on what lives.
         components: number of components, a divisor of C (0 only if C = 0).
         lengths: int32 [B], frames of each utterance of a padded x; None: all T. What lies beyond is not read,
             its output and its gradient are zero.

@@ -38,10 +38,15 @@ def component_conv_reference(
     units = None
     if live is not None:
         units = (live.long()[:, None] * width + torch.arange(width, device=x.device)).flatten()
-        x = torch.cat([x[..., units], x[..., units + stored]], -1)
-        weight = weight[units]
-        bias, norm_weight, norm_bias = (None if v is None else v[units] for v in (bias, norm_weight, norm_bias))
-        statistics_weight = None if statistics_weight is None else statistics_weight[live.long()]
+        # What fills the list up names a component of zeros, which has no part in the statistics.
+        x = torch.cat([F.pad(half, (0, width))[..., units] for half in x.tensor_split([stored], -1)], -1)
+        weight = F.pad(weight, (0, 0, 0, width))[units]
+        bias, norm_weight, norm_bias = (
+            None if v is None else F.pad(v, (0, width))[units] for v in (bias, norm_weight, norm_bias)
+        )
+        if statistics_weight is None:
+            statistics_weight = torch.ones(components, device=x.device)
+        statistics_weight = F.pad(statistics_weight, (0, 1))[live.long()]
     beyond = None if offsets is not None else padding(x, lengths)
     if beyond is not None:
         x = x.masked_fill(beyond, 0)
@@ -54,7 +59,7 @@ def component_conv_reference(
     y = CONV_ACTIVATIONS[activation](y)
     if beyond is not None:
         y = y.masked_fill(beyond, 0)
-    return y if units is None else y.new_zeros(*y.shape[:-1], stored).index_copy(-1, units, y)
+    return y if units is None else y.new_zeros(*y.shape[:-1], stored + width).index_copy(-1, units, y)[..., :stored]
 
 
 def _weighted_norm(
@@ -63,7 +68,8 @@ def _weighted_norm(
     """Statistics in float32 at least, in which every component of `width` channels has its weight."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     weights = weights.to(wide.dtype)
-    share = (weights / (weights.sum() * width)).repeat_interleave(width)
+    total = (weights.sum() * width).clamp(min=torch.finfo(wide.dtype).tiny)  # where nothing lives
+    share = (weights / total).repeat_interleave(width)
     # Products and sums, not a matrix product: autocast must not lower the precision of statistics.
     centred = wide - (wide * share).sum(-1, keepdim=True)
     y = centred * torch.rsqrt((centred.square() * share).sum(-1, keepdim=True) + eps)

@@ -60,7 +60,8 @@ def component_ffn(
         b1: [F], or None.
         w2: [d_out, F].
         b2: [d_out], or None.
-        live: int32 [n], ids of the live components in strictly increasing order; None: all.
+        live: int32 [n], ids of the live components in strictly increasing order; None: all. `components` behind
+            them fills the list up, so that its length need not depend on what lives.
         components: number of components, a divisor of F (0 only if F = 0).
         p: probability of dropping a hidden unit, in [0, 1); kept ones are scaled by 1 / (1 - p).
         seed: int64 [1] on x's device, needed when p > 0. Give every call of a step its own.

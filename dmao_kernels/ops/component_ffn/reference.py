@@ -31,8 +31,9 @@ def component_ffn_reference(
     if live is not None:
         width = w1.shape[0] // components if components else 0
         units = (live.long()[:, None] * width + torch.arange(width, device=x.device)).flatten()
-        w1, w2 = w1[units], w2[:, units]
-        b1 = None if b1 is None else b1[units]
+        # What fills the list up names a component of zeros.
+        w1, w2 = F.pad(w1, (0, 0, 0, width))[units], F.pad(w2, (0, width))[:, units]
+        b1 = None if b1 is None else F.pad(b1, (0, width))[units]
     hidden = ACTIVATIONS[activation](F.linear(x, w1, b1))
     if p > 0 and seed is not None:
         rows = hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None]

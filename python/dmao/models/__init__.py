@@ -2,5 +2,6 @@
 
 from dmao.models.conformer_ctc import ConformerConfig, ConformerCTC
 from dmao.models.ctc import CtcLoss, ctc_loss
+from dmao.models.plain import PlainConformerCTC
 
-__all__ = ["ConformerCTC", "ConformerConfig", "CtcLoss", "ctc_loss"]
+__all__ = ["ConformerCTC", "ConformerConfig", "CtcLoss", "PlainConformerCTC", "ctc_loss"]

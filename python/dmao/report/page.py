@@ -154,7 +154,7 @@ def _event(event: Row) -> str:
     dropped, grown = _changes(event)
     facts = []
     if removed is not None and added is not None:
-        facts.append(f"{removed:,.0f} parameters went, {added:,.0f} came")
+        facts.append(f"{removed:,.0f} {escape(str(event.get('unit', 'parameters')))} went, {added:,.0f} came")
     if parameters_before is not None and parameters is not None:
         change = f"{parameters - parameters_before:+,.0f}".replace("-", "−")
         facts.append(f"{parameters_before:,.0f} → {parameters:,.0f} in use ({change})")

@@ -18,7 +18,7 @@ from dmao.files import write_atomically
 from dmao.metrics import read_json_lines
 
 SPLIT = "test"
-EVENT_KEYS = ("step", "dropped", "grown", "removed", "added", "parameters_before", "parameters", "seconds")
+EVENT_KEYS = ("step", "dropped", "grown", "removed", "added", "unit", "parameters_before", "parameters", "seconds")
 
 
 def summarize(run_dir: Path, pairs: int = 40) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""What optimizers keep beside a parameter, and how it follows the parameter's components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dmao_kernels.layout import COMPONENT, Pattern
+from dmao_kernels.structure.targets import follows
+
+if TYPE_CHECKING:
+    from dmao_kernels.structure.edit import TensorEdit
+
+# torch.optim.Adafactor: means of the squared gradient over the columns and over the rows of a matrix
+FACTORS = {"row_var": "col_var", "col_var": "row_var"}
+
+Values = dict[str, Callable[[], Tensor]]
+
+
+def refuse_flat_state(optimizer: Optimizer) -> None:
+    """Raise ValueError where the optimizer keeps vectors over all of its parameters at once, as LBFGS does."""
+    total = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            for each in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(each, Tensor) and each.numel() == total and each.shape != parameter.shape:
+                    raise ValueError(
+                        f"apply_plan: {type(optimizer).__name__} keeps '{key}' over all parameters in one vector: "
+                        "it cannot follow their components"
+                    )
+
+
+def follow_state(edit: TensorEdit, parameter: Tensor, state: Mapping[str, Any]) -> Values:
+    """The edited tensors of one parameter's optimizer state, to be called once the gathering was made.
+
+    What has one entry per entry of the parameter follows its components; scalars stay.
+    Raises ValueError for anything else.
+    """
+    values: Values = {}
+    for key, value in state.items():
+        if key in FACTORS and FACTORS[key] in state:
+            values |= _follow_factor(edit, parameter, key, value)
+        elif follows(edit.m, edit.name, parameter, key, value):
+            values[key] = edit.follow(value, f"optimizer state '{key}'")
+    for key, partner in FACTORS.items():
+        if partner in values and key in state and key not in values:
+            values[key] = _rescaled(edit, state[key], state[partner], values[partner])
+    return values
+
+
+def _component_axis(edit: TensorEdit) -> tuple[int, Pattern]:
+    """Which axis of the parameter holds the components, and how."""
+    axes = edit.m.layout.pattern(edit.name).axes
+    axis = next(i for i, names in enumerate(axes) if COMPONENT in names)
+    return axis, Pattern(f"({' '.join(axes[axis])})")
+
+
+def _follow_factor(edit: TensorEdit, parameter: Tensor, key: str, factor: Tensor) -> Values:
+    """A factor with an entry per component follows; one that is a mean over them does not (see `_rescaled`)."""
+    axis, pattern = _component_axis(edit)
+    if factor.shape[axis] != parameter.shape[axis]:
+        return {}
+    repeats, components, run = pattern.triple(edit.m.components, edit.m.sizes)
+    left, right = factor.shape[:axis], factor.shape[axis + 1 :]
+    view = factor.reshape(prod(left) * repeats, components, run * prod(right))
+    shape = (*left, *pattern.shape(len(edit.plan.sources), edit.m.sizes), *right)
+    return {key: edit.gathering.add(view, edit.moved, None, shape)}
+
+
+def _rescaled(
+    edit: TensorEdit, factor: Tensor, partner: Tensor, new_partner: Callable[[], Tensor]
+) -> Callable[[], Tensor]:
+    """The factor that is a mean over components, so that the product of both estimates what it did for those that stay.
+
+    The estimate is row x column / mean; both factors have that mean.
+    """
+    axis, _ = _component_axis(edit)
+
+    def make() -> Tensor:
+        new = new_partner()
+        if not (new.numel() and partner.numel()):
+            return factor
+        ratio = new.mean(axis, keepdim=True) / partner.mean(axis, keepdim=True)
+        return factor * torch.where(ratio.isfinite(), ratio, 1)
+
+    return make

@@ -1,0 +1,92 @@
+"""What an edit touches beside the model's tensors, and what it refuses to touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dmao_kernels.structure.register import prepare
+
+if TYPE_CHECKING:
+    from dmao_kernels.structure.elastic import Elastic, ElasticModule
+
+Companion = nn.Module | MutableMapping[str, Tensor]
+
+
+class Companions:
+    """Averaged copies of the model: where the counterpart of a module or of a tensor is."""
+
+    def __init__(self, elastic: Elastic, companions: Iterable[Companion]) -> None:
+        self.models: list[nn.Module] = []
+        self.tables: list[MutableMapping[str, Tensor]] = []
+        for companion in companions:
+            if isinstance(companion, torch.optim.swa_utils.AveragedModel):
+                companion = companion.module
+            if companion is elastic.model:
+                raise ValueError("apply_plan: companions must be copies of the model, got the model itself")
+            if isinstance(companion, nn.Module):
+                prepare(companion)
+                self.models.append(companion)
+            else:
+                self.tables.append(companion)
+
+    def modules(self, m: ElasticModule) -> list[nn.Module]:
+        """The counterparts of an elastic module, checked to have its present structure."""
+        found = []
+        for model in self.models:
+            try:
+                module = model.get_submodule(m.name)
+            except AttributeError:
+                raise ValueError(f"apply_plan: a companion ({type(model).__name__}) has no module {m.name}") from None
+            m.check(module)
+            found.append(module)
+        return found
+
+    def tensors(self, m: ElasticModule, name: str) -> list[Tensor]:
+        """The counterparts of a tensor of an elastic module, checked to be there."""
+        found = []
+        for module in self.modules(m):
+            if (tensor := m.place(name, module).tensor) is None:
+                raise ValueError(f"apply_plan: {m.name}: {name} is None in a companion, but not in the model")
+            found.append(tensor)
+        full_name = f"{m.name}.{name}".removeprefix(".")
+        for table in self.tables:
+            if full_name in table:
+                found.append(table[full_name])
+            elif m.place(name).is_parameter:
+                raise ValueError(f"apply_plan: a companion mapping has no {full_name}")
+        return found
+
+
+def expect(m: ElasticModule, name: str, tensor: Tensor, what: str) -> None:
+    """Raise ValueError unless ``tensor`` is a plain one of the shape of the module's tensor ``name``."""
+    expected = m.layout.pattern(name).shape(m.stored, m.sizes)
+    if tuple(tensor.shape) != expected or tensor.layout != torch.strided:
+        raise ValueError(
+            f"apply_plan: {m.name}: {name}: {what} must be strided and of shape "
+            f"{list(expected)}, got {tensor.layout} {list(tensor.shape)}"
+        )
+    if type(tensor) not in (Tensor, nn.Parameter):
+        raise ValueError(f"apply_plan: {m.name}: {name}: {what} must be a plain tensor, got {type(tensor).__name__}")
+
+
+def follows(m: ElasticModule, name: str, parameter: Tensor, key: str, value: Any) -> bool:
+    """Whether a piece of optimizer state has one entry per entry of the parameter; scalars stay."""
+    if isinstance(value, Tensor) and value.shape == parameter.shape:
+        return True
+    if value is None or isinstance(value, int | float | str) or (isinstance(value, Tensor) and value.numel() == 1):
+        return False
+    found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise ValueError(
+        f"apply_plan: {m.name}: {name}: optimizer state '{key}' must be a scalar or have the "
+        f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
+    )
+
+
+def output_biases(m: ElasticModule) -> list[str]:
+    """The biases behind the outputs, which no component owns."""
+    names = (f"{name.rpartition('.')[0]}.bias".removeprefix(".") for name in m.layout.output)
+    return [name for name in names if name in m.layout.shared and m.place(name).tensor is not None]

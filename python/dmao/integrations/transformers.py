@@ -1,0 +1,71 @@
+"""Grow-and-drop as a callback of the Trainer of Hugging Face's transformers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dmao.controller import GrowAndDrop
+from dmao.integrations.common import attach, observe
+from dmao.schedule import Schedule
+
+FILE = "grow_and_drop.pt"
+_log = logging.getLogger(__name__)
+
+
+class GrowAndDropCallback(TrainerCallback):
+    """Makes the widths of a model part of its training; saves its state in the Trainer's checkpoint folders.
+
+    Trainer(model, arguments, callbacks=[GrowAndDropCallback(model, Schedule(start=0.4), total_steps=1000)])
+
+    model: as given to the Trainer.  schedule, total_steps: when the events fall, counted in optimizer steps.
+    resume: the checkpoint folder that will be given to `train(resume_from_checkpoint=...)`; the Trainer loads weights
+        before it calls anybody, so the freshly built model gets its widths here.
+    settings: as GrowAndDrop's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        total_steps: int,
+        *,
+        resume: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
+        self.controller = GrowAndDrop(model, None, schedule, total_steps, **settings)
+        if resume is not None:
+            self.controller.load_state_dict(torch.load(Path(resume) / FILE, map_location="cpu", weights_only=True))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The optimizer is there."""
+        if state.global_step != self.controller.state_dict()["step"]:
+            raise ValueError(
+                f"GrowAndDropCallback: the Trainer resumes from step {state.global_step}, "
+                "give the same checkpoint folder to this callback as `resume`"
+            )
+        attach(self.controller, [kwargs["optimizer"]])
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gradients are complete, and clipped."""
+        observe(self.controller)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """An event falls between two steps."""
+        if self.controller.due(state.global_step):
+            _log.info("%s", self.controller.adapt())
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Beside the weights, which the Trainer has saved."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            torch.save(self.controller.state_dict(), folder / FILE)
