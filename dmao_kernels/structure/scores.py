@@ -14,6 +14,7 @@ from dmao_kernels.ops.importance import METRICS, importance_
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.places import Place
 from dmao_kernels.structure.plan import FRESH, Plan
+from dmao_kernels.structure.shards import Piece, is_sharded, part, pieces
 from dmao_kernels.structure.slots.edit import Moves, slot_sources
 
 Metric = Literal["taylor", "gradient", "magnitude", "signed", "gate"]
@@ -29,6 +30,7 @@ class _Table:
     tensors: list[Tensor]
     segments: Tensor
     inverse_count: Tensor
+    pieces: list[tuple[Tensor, Piece]]  # of sharded parameters; tensors are views of their local parts
 
 
 class Scores:
@@ -86,7 +88,10 @@ class Scores:
         """
         if (begun := self.begin_update()) is not None:
             tensors, arguments = begun
-            grads = [t.new_empty(0) if t.grad is None else t.grad for t in tensors]
+            if self.partial:
+                grads = [_part_of_gradient(parameter, piece) for parameter, piece in self._current_table().pieces]
+            else:
+                grads = [t.new_empty(0) if t.grad is None else t.grad for t in tensors]
             importance_(weights=tensors, grads=grads, **arguments)
 
     def begin_update(self) -> tuple[list[Tensor], dict[str, Any]] | None:
@@ -111,6 +116,11 @@ class Scores:
             "metric": "magnitude" if self.metric == "gate" else self.metric,
             "beta": self.beta,
         }
+
+    @property
+    def partial(self) -> bool:
+        """Whether parameters are sharded: then the scores are the sums over ranks of every rank's ``values``."""
+        return bool(self._current_table().pieces)
 
     def values(self) -> dict[str, Tensor]:
         """The scores, {module: [components]}, on the device; higher is worth more. In slots storage one per slot."""
@@ -229,6 +239,7 @@ class Scores:
 
     def _build_table(self, key: tuple[object, ...]) -> _Table:
         tensors: list[Tensor] = []
+        cut: list[tuple[Tensor, Piece]] = []
         rows: list[tuple[int, int, int, int, int]] = []
         entries: list[int] = []
         for m, places in self._places:
@@ -237,14 +248,31 @@ class Scores:
                 tensor = cast(Tensor, place.tensor)
                 repeats, components, run = m.layout.pattern(name).triple(m.stored, m.sizes)
                 if components and (tensor.requires_grad or self.metric in ("magnitude", "gate")):
-                    rows.append((len(tensors), repeats, components, run, len(entries)))
-                    tensors.append(tensor)
                     of_component += repeats * run
+                    if not is_sharded(tensor):
+                        rows.append((len(tensors), repeats, components, run, len(entries)))
+                        tensors.append(tensor)
+                        continue
+                    local, start, stop = part(tensor.detach())
+                    for piece in pieces((repeats, components, run), start, stop):
+                        rows.append(
+                            (len(tensors), piece.repeats, piece.components, piece.run, len(entries) + piece.first)
+                        )
+                        tensors.append(piece.of(local))
+                        cut.append((tensor, piece))
             entries += [of_component] * m.stored
         device = self.ema.device
         segments = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)  # the CPU reads it, wherever the scores are
         counts = torch.tensor(entries, dtype=torch.float32, device=device)
-        return _Table(key, tensors, segments, counts.clamp(min=1).reciprocal())
+        if cut and (self.metric == "signed" or len(cut) < len(tensors)):
+            raise ValueError("Scores: of sharded parameters all must be sharded, and metric must not be 'signed'")
+        return _Table(key, tensors, segments, counts.clamp(min=1).reciprocal(), cut)
+
+
+def _part_of_gradient(parameter: Tensor, piece: Piece) -> Tensor:
+    if parameter.grad is None:
+        return torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    return piece.of(part(parameter.grad)[0])
 
 
 def _follow(averages: Tensor, sources: tuple[int, ...]) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Piece:
     def entries(self) -> int:
         """How many entries it has."""
         return self.repeats * self.components * self.run
+
+    def of(self, flat: Tensor) -> Tensor:
+        """The piece of a rank's part."""
+        return flat[self.start : self.start + self.entries]
 
 
 def pieces(triple: tuple[int, int, int], start: int, stop: int) -> list[Piece]:
@@ -55,33 +60,38 @@ def pieces(triple: tuple[int, int, int], start: int, stop: int) -> list[Piece]:
     return found
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, without an import that nobody else has asked for."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def part(tensor: Tensor) -> tuple[Tensor, int, int]:
-    """The entries that this rank holds, flat, and their range in the whole tensor.
+    """The entries of a sharded tensor that this rank holds, flat, and their range in the whole.
 
     Raises ValueError for a tensor that is sharded otherwise than by rows over one axis of ranks.
     """
-    if not isinstance(tensor, DTensor):
-        return tensor.reshape(-1), 0, tensor.numel()
-    placements = tuple(tensor.placements)
-    if placements != (Shard(0),):
-        raise ValueError(f"a sharded parameter must be Shard(0) over a mesh of one axis, got {placements}")
-    rows = tensor.shape[0]
-    chunk = -(-rows // tensor.device_mesh.size())  # as torch.chunk, and so fully_shard, cuts
-    first = min(tensor.device_mesh.get_local_rank() * chunk, rows)
-    per_row = tensor.numel() // rows if rows else 0
-    local = tensor.to_local().reshape(-1)
-    return local, first * per_row, first * per_row + local.numel()
+    sharded: Any = tensor
+    if len(sharded.placements) != 1 or not sharded.placements[0].is_shard(0):
+        raise ValueError(f"a sharded parameter must be Shard(0) over a mesh of one axis, got {sharded.placements}")
+    rows, mesh = tensor.shape[0], sharded.device_mesh
+    chunk = -(-rows // mesh.size())  # as torch.chunk, and so fully_shard, cuts
+    first = min(mesh.get_local_rank() * chunk, rows)
+    local = sharded.to_local().reshape(-1)
+    start = first * (tensor.numel() // rows) if rows else 0
+    return local, start, start + local.numel()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All entries of it; from a sharded one gathered, which every rank has to ask for."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    sharded: Any = tensor
+    return sharded.full_tensor() if is_sharded(tensor) else tensor
 
 
 def write(tensor: Tensor, value: Tensor) -> None:
     """Overwrites ``tensor`` with ``value``, given whole: a sharded one with this rank's part of it."""
-    if not isinstance(tensor, DTensor):
-        tensor.copy_(value)
-        return
-    local, start, stop = part(tensor)
-    local.copy_(value.reshape(-1)[start:stop])
+    if is_sharded(tensor):
+        local, start, stop = part(tensor)
+        local.copy_(value.reshape(-1)[start:stop])
+    else:
+        tensor.copy_(value.view_as(tensor))

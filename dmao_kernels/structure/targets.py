@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmao_kernels.structure.register import prepare
+from dmao_kernels.structure.shards import is_sharded
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -69,7 +70,10 @@ def expect(m: ElasticModule, name: str, tensor: Tensor, what: str) -> None:
             f"apply_plan: {m.name}: {name}: {what} must be strided and of shape "
             f"{list(expected)}, got {tensor.layout} {list(tensor.shape)}"
         )
-    if type(tensor) not in (Tensor, nn.Parameter):
+    if is_sharded(tensor):
+        if m.slots is None:
+            raise ValueError(f"apply_plan: {m.name}: {name}: {what} is sharded: that needs slots storage (to_slots)")
+    elif type(tensor) not in (Tensor, nn.Parameter):
         raise ValueError(f"apply_plan: {m.name}: {name}: {what} must be a plain tensor, got {type(tensor).__name__}")
 
 

@@ -102,7 +102,7 @@ class GrowAndDrop:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Elastic,
         optimizer: Optimizer | None,
         schedule: Schedule | WhenSettled,
         total_steps: int,
@@ -142,7 +142,7 @@ class GrowAndDrop:
         self.total_steps = total_steps
         self.trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
-        self.elastic = Elastic(unwrap(model), components)
+        self.elastic = model if isinstance(model, Elastic) else Elastic(unwrap(model), components)
         self.costs = Costs.from_dict(first_ranks((cost or ParameterCost()).measure(self.elastic).to_dict()))
         self.events: list[Event] = []
         self._copies: Copies = {}
@@ -154,12 +154,12 @@ class GrowAndDrop:
         self._companions = tuple(companions)
         self._step = 0
         self._unread: list[Plan | SlotPlan] = []
-        if storage == "slots" and (self._caps != Caps() or align != 1):
+        if "slots" in (storage, self.elastic.storage) and (self._caps != Caps() or align != 1):
             raise ValueError("GrowAndDrop: max_growth, max_width and align need storage='tight'")
         make_scores = partial(Scores, self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
         # the budget is checked before anything changes the model; with gates nothing counts as frozen
         self.budget = self._checked_budget(budget, set() if metric == "gate" else make_scores().frozen())
-        if storage == "slots":
+        if storage == "slots" and self.elastic.storage == "tight":
             self.elastic.to_slots(headroom, optimizer, companions)
         self.gates = _add_gates(self.elastic, optimizer, self._companions) if metric == "gate" else None
         self.scores = make_scores()
@@ -204,7 +204,7 @@ class GrowAndDrop:
         if self.elastic.storage == "slots":
             return self._adapt_slots()
         start = time.perf_counter()
-        scores = {name: values.tolist() for name, values in averaged(self.scores.values()).items()}
+        scores = {name: values.tolist() for name, values in averaged(self.scores).items()}
         if not any(any(values) for values in scores.values()):
             raise RuntimeError(
                 "GrowAndDrop: all scores are zero: observe() has seen no gradients (call it after backward and before "
@@ -285,7 +285,7 @@ class GrowAndDrop:
 
     def _adapt_slots(self) -> Event:
         """`adapt` in slots storage. The event is read off the device when somebody looks at it."""
-        start, scores = time.perf_counter(), averaged(self.scores.values())
+        start, scores = time.perf_counter(), averaged(self.scores)
         plan = make_slot_plan(
             self.elastic,
             scores,
@@ -343,7 +343,7 @@ class GrowAndDrop:
     def _ranked(self) -> list[float]:
         """The scores of all components that can go; waits for the device."""
         frozen = self.scores.frozen()
-        values = [values for name, values in averaged(self.scores.values()).items() if name not in frozen]
+        values = [values for name, values in averaged(self.scores).items() if name not in frozen]
         return torch.cat(values).tolist() if values else []
 
     def _groups(self, scores: Mapping[str, list[float]], frozen: set[str]) -> list[Group]:

@@ -39,7 +39,7 @@ def die_in_the_event() -> None:
 def disagree() -> None:
     dmao.controller.averaged = lambda scores: {  # type: ignore[assignment]
         name: values + torch.rand(len(values), generator=torch.Generator().manual_seed(dist.get_rank()))
-        for name, values in scores.items()
+        for name, values in scores.values().items()
     }
 
 

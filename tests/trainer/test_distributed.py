@@ -22,11 +22,11 @@ from tests.trainer.tiny import TinySource, losses, tiny_config
 SCRIPT = Path(__file__).with_name("several_ranks.py")
 
 
-def run(ranks: int, run_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(ranks: int, run_dir: Path, *words: str, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return subprocess.run(
-        [sys.executable, *torchrun, str(SCRIPT), str(run_dir), *words],
+        [sys.executable, *torchrun, str(script), str(run_dir), *words],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
@@ -91,6 +91,15 @@ def test_disagreement_is_an_error_before_anything_changes(tmp_path: Path) -> Non
     assert result.returncode != 0
     assert "GrowAndDrop: the plan differs between ranks" in result.stderr
     assert not rows(tmp_path, "events.jsonl")
+
+
+def test_sharded_parameters_train_as_whole_ones(tmp_path: Path) -> None:
+    """fully_shard in slots storage: losses, plans and weights; a checkpoint of two ranks goes on with four and one."""
+    script = SCRIPT.with_name("sharded_ranks.py")
+    for ranks in (2, 4, 1):
+        result = run(ranks, tmp_path, script=script)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert f"{ranks} ranks, {16 if ranks == 2 else 8} steps: equal" in result.stdout
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from dmao_kernels.structure.gather import Split, draw, scale, share
 from dmao_kernels.structure.plan import FRESH, Plan
+from dmao_kernels.structure.shards import whole, write
 from dmao_kernels.structure.targets import Companions, expect, follows, output_biases
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def edit_slots(
     """Rewrite the modules named in ``sources``: nothing waits for the device, and no shape changes.
 
     Everything is checked and computed before anything is written. The random numbers do not depend on what the plan
-    does: so many are drawn as copies could be.
+    does: so many are drawn as copies could be. Sharded tensors are gathered one by one, by all ranks at once.
     """
     writes: list[tuple[Tensor, Tensor]] = []
     for name, source in sources.items():
@@ -60,7 +61,7 @@ def edit_slots(
             writes += _silence_output_biases(m, optimizers, companions)
         writes += [(live, moves.live) for live in _live_lists(m, companions)]
     for target, value in writes:
-        target.copy_(value.view_as(target))
+        write(target, value)
     torch.clear_autocast_cache()  # an autocast region around the loop keeps casts of the old weights
     elastic.edits += 1
     elastic.version += 1
@@ -108,13 +109,13 @@ def _edit_tensor(
     random = None
     tensor = cast(Tensor, m.place(name).tensor)
     if name in m.layout.output:
-        view = m.view(name, tensor)
+        view = m.view(name, whole(tensor))
         random = draw((view.shape[0], m.stored // 2, view.shape[2]), view, split, generator)
         if random is not None:
             random = scale(random.index_select(1, moves.pair), view.index_select(1, moves.source), split)
     for weights in (tensor, *companions.tensors(m, name)):
         expect(m, name, weights, "it")
-        view = m.view(name, weights)
+        view = m.view(name, whole(weights))
         new = moves.follow(view)
         if name in m.layout.output:
             new = _shared(moves, view.index_select(1, moves.source), new, split, random)
@@ -125,7 +126,7 @@ def _edit_tensor(
         yield weights, new
         for what, follower in _followers(m, name, weights, optimizers):
             expect(m, name, follower, what)
-            yield follower, moves.follow(m.view(name, follower))
+            yield follower, moves.follow(m.view(name, whole(follower)))
 
 
 def _shared(moves: Moves, whole: Tensor, new: Tensor, split: Split, random: Tensor | None) -> Tensor:
@@ -164,7 +165,7 @@ def _silence_output_biases(
             for optimizer in optimizers:
                 state = optimizer.state.get(tensor, {}).values()
                 tensors += [v for v in state if isinstance(v, Tensor) and v.shape == tensor.shape and v.dim() > 0]
-        yield from ((tensor, torch.where(was_empty, 0, tensor)) for tensor in tensors)
+        yield from ((tensor, torch.where(was_empty, 0, whole(tensor))) for tensor in tensors)
 
 
 def _live_lists(m: ElasticModule, companions: Companions) -> Iterator[Tensor]:
