@@ -166,7 +166,7 @@ def test_errors():
     with pytest.raises(ValueError, match=r"example must call blocks.0, but it was not called"):
         LatencyCost(lambda model: CLOCK.work(5)).measure(Elastic(Net(Slow())))
     elastic = Elastic(Net(Slow(), Other()))
-    elastic.modules["blocks.1"].components = 0
+    elastic.modules["blocks.1"].stored = 0
     with pytest.raises(ValueError, match=r"every module must have components, got none in blocks.1"):
         LatencyCost(x()).measure(elastic)
 

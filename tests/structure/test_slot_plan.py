@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmao_kernels.structure import Group, make_plan
-from dmao_kernels.structure.selection import _Market
+from dmao_kernels.structure.selection import UNCAPPED, _Market
 from dmao_kernels.structure.slots.plan import make_slot_plan
 
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 4, width=32)
@@ -45,7 +45,7 @@ def elastic_of(groups, capacities, fixed):
             stored=capacity,
             own_cost=g.own,
             shared_cost=g.shared,
-            cost=g.cost,
+            standard=g.standard or len(g.scores) or 1,
             can_be_empty=not g.keep,
             device=torch.device("cpu"),
             slots=torch.arange(capacity) < len(g.scores),
@@ -89,52 +89,13 @@ def test_is_the_plan_of_the_host(groups, options, selection, revive, data):
         assert f": {found.plan.after} is the nearest found" in error
 
 
-class Capped(_Market):
-    """make_plan's selection, one by one, where a module that has no slot left is passed over."""
-
-    most: list[int]
-
-    def paper(self, fraction):
-        candidates = self.droppable()
-        n, removed = self.by_fraction(candidates, fraction)
-        dropped, grown, added, left = set(candidates[:n]), set(), 0.0, list(self.count)
-        for i in dropped:
-            left[self.of[i]] -= 1
-        for i in self.order:
-            g = self.of[i]
-            if added > fraction * self.adaptable and added > removed:
-                break
-            if i not in dropped and left[g] < self.most[g]:
-                grown.add(i)
-                left[g] += 1
-                added += self.cost[g]
-        return dropped, grown
-
-    def fill(self, drops, budget):
-        gap, left = budget - self.before - self.revival, list(self.count)
-        for i in drops:
-            gap += self.price(i, left, step=-1)
-        dropped, grown = set(drops), set()
-        for i in self.order:
-            g = self.of[i]
-            if i not in dropped and self.own[g] <= gap and left[g] < self.most[g]:
-                gap -= self.price(i, left, step=1)
-                grown.add(i)
-        for i in reversed(drops):
-            g = self.of[i]
-            if self.own[g] + (0 if left[g] else self.shared[g]) <= gap and left[g] < self.most[g]:
-                gap -= self.price(i, left, step=1)
-                dropped.remove(i)
-        return dropped, grown, gap
-
-
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(problems(), OPTIONS, st.sampled_from(["exact", "paper"]), st.data())
 def test_no_module_outgrows_its_slots(groups, options, selection, data):
     capacities = [max(1, len(g.scores) + data.draw(st.integers(0, 2))) for g in groups]
     found = on_the_device(groups, capacities, selection=selection, **options)
     assert all(len(m.sources) <= capacity for m, capacity in zip(found.plan.modules, capacities, strict=True))
-    market = Capped(groups, options["per_cost"], options["keep_at_least"], frozenset(), 0)
+    market = _Market(groups, 0, "parameters", options["per_cost"], options["keep_at_least"], UNCAPPED, ())
     market.most = capacities
     if selection == "paper":
         assert found.plan == market.plan(*market.paper(options["fraction"]), selection, options["seed"])

@@ -246,10 +246,12 @@ class _Market:
     def plan(self, slot_plan: SlotPlan) -> Plan:
         """The plan as ``make_plan`` writes it down."""
         counts, before = self.count.tolist(), int(self.before)
-        modules, removed, added = [], [], []
+        modules: list[ModulePlan] = []
+        removed: list[float] = []
+        added: list[float] = []
+        revived: list[float] = []
         change = dropped = grown = 0
         parts = zip(self.modules, self.costs, self.amortised, counts, self.times.split(self.capacities), strict=True)
-        revived = 0.0
         for m, (own, shared), cost, n, times in parts:
             source = slot_plan.sources[m.name].tolist()
             new = tuple(s for s in source if s != DEAD)
@@ -259,7 +261,7 @@ class _Market:
             dropped, grown = dropped + lost, grown + doubled
             removed += [cost] * lost
             added += [cost] * doubled
-            revived += cost * bool(modules[-1].fresh)
+            revived += [cost] * len(modules[-1].fresh)
         return Plan(
             tuple(modules),
             slot_plan.seed,
@@ -267,7 +269,7 @@ class _Market:
             dropped=dropped,
             grown=grown,
             removed=sum(removed, 0.0),
-            added=revived + sum(added, 0.0),
+            added=sum((*revived, *added), 0.0),
             before=before,
             after=before + change,
             unit=self.unit,
