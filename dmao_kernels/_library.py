@@ -1,14 +1,20 @@
-"""The operator namespace `dmao` and the native library behind it.
+"""The operator namespaces, one per family of kernels, and the native library.
 
-Schemas are defined once, in Python; csrc/ops implements them on the CPU key through LibTorch's stable ABI.
+Schemas are defined once, in Python, with their fake and their gradients. `dmao` holds the native operators, which
+csrc/ops implements through LibTorch's stable ABI; `dmao_triton` those that have Triton kernels: two, because both
+families may have kernels for one device.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,12 +23,57 @@ from dmao_kernels._version import __version__
 _LOG = logging.getLogger("dmao_kernels")
 _DIRECTORY = Path(__file__).parent
 
-LIBRARY = torch.library.Library("dmao", "DEF")
+_NATIVE = torch.library.Library("dmao", "DEF")
+_TRITON = torch.library.Library("dmao_triton", "DEF")
+_NAMESPACES = {"cpu": torch.ops.dmao, "triton": torch.ops.dmao_triton}
 
 
-def define(schema: str) -> None:
-    """Defines the operator `dmao::<schema>`, e.g. "importance_(Tensor(a!) ema, ...) -> ()"."""
-    LIBRARY.define(schema)
+def define(schema: str, triton: str | None = None) -> None:
+    """Defines the operator `<schema>`, e.g. "importance_(Tensor(a!) ema, ...) -> ()".
+
+    `triton` is the package in whose module triton.py a function of the operator's name runs Triton kernels, where there
+    is one. It is imported by the first call: whoever has no GPU neither needs Triton nor waits for it.
+    """
+    _NATIVE.define(schema)
+    if triton is not None:
+        _TRITON.define(schema)
+        op = schema.partition("(")[0]
+        _TRITON.impl(op, functools.partial(_run_triton, f"{triton}.triton", op), "CompositeExplicitAutograd")
+
+
+def _run_triton(module: str, op: str, *arguments: Any) -> Any:
+    return getattr(importlib.import_module(module), op)(*arguments)
+
+
+def operators(backend: str) -> Any:
+    """The namespace, such as torch.ops.dmao, that holds the operators of a backend."""
+    return _NAMESPACES[backend]
+
+
+def _defined(op: str) -> list[Any]:
+    return [namespace for namespace in _NAMESPACES.values() if hasattr(namespace, op)]
+
+
+def register_fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates the function that gives shapes and dtypes of the results of `op`, whatever its backend."""
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        for namespace in _defined(op):
+            torch.library.register_fake(f"{namespace.name}::{op}", fake)
+        return fake
+
+    return register
+
+
+def register_autograd(op: str, backward: Callable[..., Any], setup_context: Callable[..., Any] | None = None) -> None:
+    """Registers the gradients of `op`, whatever its backend.
+
+    `backward` gets the operators of the same backend before the context and the gradients.
+    """
+    for namespace in _defined(op):
+        torch.library.register_autograd(
+            f"{namespace.name}::{op}", functools.partial(backward, namespace), setup_context=setup_context
+        )
 
 
 def _why_not_native() -> str | None:

@@ -1,27 +1,31 @@
-"""Which implementation of an operation runs: "cpu" (native kernels) or "reference" (plain PyTorch).
+"""Which implementation of an operation runs: "cpu" (native kernels), "triton" (GPUs) or "reference" (plain PyTorch).
 
-The native kernels run wherever they can. `use_backend` or the environment variable DMAO_BACKEND force a
-backend; a forced backend that cannot run is an error, never a silent fallback. Each choice is logged once
+Kernels run wherever they can, by the device of the tensors. `use_backend` or the environment variable DMAO_BACKEND
+force a backend; a forced backend that cannot run is an error, never a silent fallback. Each choice is logged once
 (logger "dmao_kernels", level INFO) with its reason.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import torch
 
 from dmao_kernels._library import load_native
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "triton", "reference")
 
 _LOG = logging.getLogger("dmao_kernels")
-_NATIVE_DTYPES: dict[str, tuple[torch.dtype, ...]] = {}
+_DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {"cpu": {}, "triton": {}}
 _LOGGED: set[tuple[str, str, str]] = set()
 _CAPABILITY, _WHY_NOT_NATIVE = load_native()
+# Where Triton kernels run; "cpu" as well under Triton's interpreter and the mock driver (dmao_kernels.testing).
+_TRITON_DEVICES = {"cuda"}
 
 
 def _check_backend(name: str, source: str) -> str:
@@ -38,9 +42,11 @@ def _backend_from_environment() -> str | None:
 _forced: str | None = _backend_from_environment()
 
 
-def register(op: str, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Declares that operation `op` has a native kernel for floating point tensors of these dtypes."""
-    _NATIVE_DTYPES[op] = dtypes
+def register(op: str, cpu: tuple[torch.dtype, ...] = (), triton: tuple[torch.dtype, ...] = ()) -> None:
+    """Declares for which dtypes of floating point tensors operation `op` has native and Triton kernels."""
+    for backend, dtypes in (("cpu", cpu), ("triton", triton)):
+        if dtypes:
+            _DTYPES[backend][op] = dtypes
 
 
 def cpu_capability() -> str | None:
@@ -73,34 +79,61 @@ def can_run(op: str, *tensors: torch.Tensor | None, backend: str = "cpu") -> tup
     """
     if backend == "reference":
         return True, ""
-    if op not in _NATIVE_DTYPES:
-        return False, f"{op} has no native kernel"
-    if _CAPABILITY is None:
+    kind = "native" if backend == "cpu" else "Triton"
+    if op not in _DTYPES[backend]:
+        return False, f"{op} has no {kind} kernel"
+    if backend == "cpu" and _CAPABILITY is None:
         return False, _WHY_NOT_NATIVE
-    dtypes = _NATIVE_DTYPES[op]
+    if backend == "triton" and not _has_triton():
+        return False, "Triton is not installed (pip install 'dmao-kernels[triton]')"
+    devices = {"cpu"} if backend == "cpu" else _TRITON_DEVICES
     for tensor in tensors:
         if tensor is None:
             continue
-        if tensor.device.type != "cpu":
-            return False, f"native kernels run on cpu, got a tensor on {tensor.device.type}"
-        if tensor.dtype.is_floating_point and tensor.dtype not in dtypes:
-            return False, f"the native kernel does not support {tensor.dtype}"
+        if tensor.device.type not in devices:
+            return False, f"{kind} kernels run on {' and '.join(sorted(devices))}, got a tensor on {tensor.device.type}"
+        if tensor.dtype.is_floating_point and tensor.dtype not in _DTYPES[backend][op]:
+            return False, f"the {kind} kernel does not support {tensor.dtype}"
+    if backend == "triton" and (reason := _why_not_gpu()):
+        return False, reason
     return True, ""
 
 
 def choose_backend(op: str, *tensors: torch.Tensor | None) -> str:
-    """The backend that runs `op` on these tensors, "cpu" or "reference".
+    """The backend that runs `op` on these tensors, one of `BACKENDS`.
 
     Raises:
         RuntimeError: the forced backend cannot run.
     """
-    ok, reason = can_run(op, *tensors, backend=_forced or "cpu")
+    wanted = _forced or _kernels_of(tensors)
+    ok, reason = can_run(op, *tensors, backend=wanted)
     if _forced is not None and not ok:
         raise RuntimeError(f"{op}: backend {_forced} was asked for, but {reason}")
-    backend = _forced or ("cpu" if ok else "reference")
+    backend = wanted if ok else "reference"
     if not torch.compiler.is_compiling():
-        _log_once(op, backend, "forced" if _forced else reason or f"capability {_CAPABILITY}")
+        capability = f"capability {_CAPABILITY}" if backend == "cpu" else "the tensors are on a GPU"
+        _log_once(op, backend, "forced" if _forced else reason or capability)
     return backend
+
+
+def _kernels_of(tensors: tuple[torch.Tensor | None, ...]) -> str:
+    on_gpu = any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors)
+    return "triton" if on_gpu else "cpu"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _why_not_gpu() -> str:
+    """Why no GPU here can run the kernels, "" where one can, or where there is none: then the tensors are fake ones."""
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return ""
+    oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    return "" if oldest >= (8, 0) else f"Triton kernels need compute capability 8.0, found {oldest[0]}.{oldest[1]}"
 
 
 def _log_once(op: str, backend: str, reason: str) -> None:

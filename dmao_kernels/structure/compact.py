@@ -15,6 +15,7 @@ from dmao_kernels.nn.e_branchformer import MergedBranches
 from dmao_kernels.structure.empty import EmptyForward
 from dmao_kernels.structure.gates import fold_gate
 from dmao_kernels.structure.places import Gate
+from dmao_kernels.structure.slots.storage import LIVE
 from dmao_kernels.swaps.registry import without_swap
 
 Plain = Callable[[nn.Module], nn.Module]
@@ -44,9 +45,12 @@ def compact(model: nn.Module) -> nn.Module:
     result itself do not. A forward of your own that calls the operations of dmao_kernels is exported under
     `dmao_kernels.use_backend("reference")`, where they are PyTorch's.
 
-    Raises ValueError for a layer of this library that it cannot replace, such as a class derived from one.
+    Raises ValueError for a layer of this library that it cannot replace, such as a class derived from one, and for a
+    model in slots storage.
     """
     made: dict[int, nn.Module] = {}
+    if in_slots := [name for name, module in model.named_modules() if module._buffers.get(LIVE) is not None]:
+        raise ValueError(f"compact: {in_slots[0] or 'the model'} is in slots storage: call Elastic.to_tight() first")
 
     def convert(module: nn.Module) -> nn.Module:
         if id(module) not in made:

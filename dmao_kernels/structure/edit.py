@@ -90,9 +90,7 @@ def apply_plan(
     start = time.perf_counter()
     if split not in SPLITS:
         raise ValueError(f"apply_plan: split must be one of {', '.join(SPLITS)}, got '{split}'")
-    optimizers = _as_list(optimizer)
-    for each in optimizers:
-        refuse_flat_state(each)
+    optimizers = _followed(optimizer)
     edited = _check(plan, elastic)
     copies = Companions(elastic, companions)
     before = elastic.live_parameters()
@@ -106,7 +104,6 @@ def apply_plan(
         elastic.edits += 1
         if elastic.edits == 1:
             _LOG.info("tight storage: every event changes shapes, so a compiled model is compiled anew after each")
-    torch.clear_autocast_cache()  # an autocast region around the loop keeps casts of the old weights
     return EditReport(
         copies={m.name: p.copies for m, p in edited if p.copies},
         dropped={m.name: p.dropped for m, p in edited if p.dropped},
@@ -137,7 +134,7 @@ def apply_slot_plan(
     modules = [elastic.modules[name] for name in plan.sources]
     fresh = {m.name: fresh_values(m, 1, plan.seed) for m in modules} if plan.revive else {}
     generator = generator or torch.Generator(modules[0].device).manual_seed(plan.seed)
-    edit_slots(elastic, plan.sources, _as_list(optimizer), Companions(elastic, companions), split, generator, fresh)
+    edit_slots(elastic, plan.sources, _followed(optimizer), Companions(elastic, companions), split, generator, fresh)
 
 
 def resize(
@@ -154,11 +151,15 @@ def resize(
         kept = range(min(width, m.stored))
         edited.append((m, ModulePlan(name, m.stored, (*kept, *(FRESH,) * (width - len(kept))))))
     with torch.no_grad():
-        _edit(edited, elastic, _as_list(optimizer), Companions(elastic, companions), "halves", torch.Generator(), {})
+        _edit(edited, elastic, _followed(optimizer), Companions(elastic, companions), "halves", torch.Generator(), {})
 
 
-def _as_list(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
-    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+def _followed(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
+    """The optimizers whose state follows. Raises ValueError where one keeps state that cannot."""
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    for each in optimizers:
+        refuse_flat_state(each)
+    return optimizers
 
 
 def _edit(
@@ -177,6 +178,7 @@ def _edit(
         changes += _prepare(m, plan, fresh.get(m.name, {}), optimizers, companions, split, generator, gathering)
     gathering.make()
     _commit(changes)
+    torch.clear_autocast_cache()  # an autocast region around the loop keeps casts of the old weights
     elastic.version += 1
 
 

@@ -212,13 +212,7 @@ class GrowAndDrop:
             )
         plan = self._plan(scores)
         require_same("GrowAndDrop: the plan", plan.digest())
-        apply_plan(
-            plan,
-            self.elastic,
-            optimizer=self.optimizer,
-            companions=self._companions,
-            split=self._split,
-        )
+        apply_plan(plan, self.elastic, self.optimizer, self._companions, self._split)
         self.scores.follow(plan)
         self._unread.append(plan)
         seconds = time.perf_counter() - start
@@ -342,8 +336,9 @@ class GrowAndDrop:
 
     def _ranked(self) -> list[float]:
         """The scores of all components that can go; waits for the device."""
-        frozen = self.scores.frozen()
-        values = [values for name, values in averaged(self.scores).items() if name not in frozen]
+        frozen, counts = self.scores.frozen(), self.elastic.counts()
+        scores = averaged(self.scores).items()
+        values = [numbers[: counts[name]] for name, numbers in scores if name not in frozen]
         return torch.cat(values).tolist() if values else []
 
     def _groups(self, scores: Mapping[str, list[float]], frozen: set[str]) -> list[Group]:

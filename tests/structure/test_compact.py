@@ -257,3 +257,12 @@ def test_registered_families_need_nothing():
     model = build(*foreign.FAMILIES).eval()
     x = inputs()
     assert torch.equal(compact(model)(x), model(x))
+
+
+def test_slots_are_refused():
+    model = layers.ConformerBlock(12, 4, head_dim=4, kernel=5)
+    elastic = Elastic(model, storage="slots")
+    with pytest.raises(ValueError, match=r"compact: ffn1 is in slots storage: call Elastic.to_tight\(\) first"):
+        compact(model)
+    elastic.to_tight()
+    compact(model)

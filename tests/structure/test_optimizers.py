@@ -186,7 +186,9 @@ def test_lbfgs_is_refused(first):
     optimizer.step(closure)
     elastic = Elastic(model)
     plan = plan_for(elastic, mixed)
-    refused(r"apply_plan: LBFGS keeps '\w+' over all", lambda: apply_plan(plan, elastic, optimizer), model, optimizer)
+    message = r"apply_plan: LBFGS keeps '\w+' over all"
+    refused(message, lambda: apply_plan(plan, elastic, optimizer), model, optimizer)
+    refused(message, lambda: elastic.to_slots(2.0, optimizer), model, optimizer)
 
 
 def test_groups_frozen_parameters_and_several_optimizers():
@@ -317,10 +319,11 @@ def test_grad_scaler_skips_infinite_steps_and_scores_stay_sound():
     assert scores.ema.isfinite().all()
 
 
-def test_an_edit_inside_of_an_autocast_region():
+@pytest.mark.parametrize("storage", ["tight", "slots"])
+def test_an_edit_inside_of_an_autocast_region(storage):
     """Autocast keeps the casts of weights until its region ends."""
     model = build(plain.PlainFeedForward).eval()
-    elastic, x = Elastic(model), inputs()
+    elastic, x = Elastic(model, storage=storage), inputs()
     with torch.autocast("cpu", torch.bfloat16):
         model(x).sum().backward()
         apply_plan(plan_for(elastic, drop_second), elastic)

@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from dmao.controller import Event, GrowAndDrop
-from dmao.schedule import Schedule
+from dmao.schedule import Schedule, WhenSettled
 from torch.optim.swa_utils import AveragedModel
 
 from dmao_kernels.structure import ScoringAdamW, SlotPlan
@@ -107,3 +107,16 @@ def test_wrong_settings_change_nothing(settings, message):
     with pytest.raises(ValueError, match=message):
         GrowAndDrop(model, optimizer, controller.schedule, 40, **settings)
     assert [p.shape for p in model.parameters()] == before
+
+
+def test_rankings_settle_as_in_tight_storage():
+    """Dead slots have no rank: they would be ties that never move."""
+    steps = []
+    for storage in ("tight", "slots"):
+        schedule = WhenSettled(earliest=4, latest=30, every=2, threshold=0.9, patience=2, events=2, fraction=0.4)
+        model, optimizer, controller = setup(schedule, split="halves", storage=storage, headroom=4)
+        _, events = run(model, optimizer, controller, range(1, 41))
+        assert len(controller._ranked()) == sum(controller.elastic.counts().values())
+        steps.append([event.step for event in events])
+    assert steps[0] == steps[1]
+    assert len(steps[0]) == 2

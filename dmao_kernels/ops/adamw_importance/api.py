@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe
 from dmao_kernels.ops.adamw_importance.reference import GROUP_COLUMNS, adamw_importance_reference_
@@ -19,12 +19,13 @@ _DTYPES = (torch.float32, torch.bfloat16)
 define(
     "adamw_importance_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
     "Tensor(d!)[] steps, Tensor groups, Tensor group_of, Tensor? grad_factor, Tensor(e!) ema, Tensor segments, "
-    "Tensor inverse_count, str metric, float beta) -> ()"
+    "Tensor inverse_count, str metric, float beta) -> ()",
+    triton=__package__,
 )
-register(_OP, dtypes=_DTYPES)
+register(_OP, cpu=_DTYPES)
 
 
-@torch.library.register_fake("dmao::adamw_importance_")
+@register_fake("adamw_importance_")
 def _fake(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -101,8 +102,8 @@ def adamw_importance_(
         raise RuntimeError(f"{_OP}: a step is not differentiable; call it under torch.no_grad()")
     grads = [grad.contiguous() for grad in grads]
     factor = None if grad_factor is None else grad_factor.contiguous()
-    native = choose_backend(_OP, ema) == "cpu"  # all are of its device, and of dtypes that the kernel knows
-    step = torch.ops.dmao.adamw_importance_ if native else adamw_importance_reference_
+    backend = choose_backend(_OP, ema)  # all are of its device, and of dtypes that the kernel knows
+    step = adamw_importance_reference_ if backend == "reference" else operators(backend).adamw_importance_
     step(
         params,
         grads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators
 from dmao_kernels.block_mask import BlockMask
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe, dtype_name
@@ -25,12 +25,13 @@ _INPUTS = (
     "Tensor? head_mask, Tensor? rel_pos, Tensor? content_bias, Tensor? position_bias, float p, Tensor? seed, "
     "float scale"
 )
-define(f"block_attention({_INPUTS}) -> (Tensor out, Tensor lse)")
+define(f"block_attention({_INPUTS}) -> (Tensor out, Tensor lse)", triton=__package__)
 define(
     f"block_attention_backward(Tensor grad_out, {_INPUTS}, Tensor out, Tensor lse) -> (Tensor grad_q, Tensor grad_k, "
-    "Tensor grad_v, Tensor grad_rel_pos, Tensor grad_content_bias, Tensor grad_position_bias)"
+    "Tensor grad_v, Tensor grad_rel_pos, Tensor grad_content_bias, Tensor grad_position_bias)",
+    triton=__package__,
 )
-register("block_attention", dtypes=_DTYPES)
+register("block_attention", cpu=_DTYPES)
 
 
 def block_attention(
@@ -123,7 +124,7 @@ def block_attention(
         position_bias=position_bias,
         seed=seed,
     )
-    if choose_backend("block_attention", q, k, v, rel_pos, content_bias, position_bias) == "reference":
+    if (backend := choose_backend("block_attention", q, k, v, rel_pos, content_bias, position_bias)) == "reference":
         with torch.autocast(q.device.type, enabled=False):  # it computes bfloat16 in float32
             return block_attention_reference(
                 q,
@@ -155,7 +156,7 @@ def block_attention(
             block_mask.block,
         )
     )
-    out, _ = torch.ops.dmao.block_attention(
+    out, _ = operators(backend).block_attention(
         *(x.flatten(0, -3) for x in (q, k, v)),
         _utterances(q, lengths, offsets),
         q.shape[-3],

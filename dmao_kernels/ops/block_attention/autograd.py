@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_autograd
 from dmao_kernels.ops._autograd import no_double_backward
 
 _INPUTS = 21
@@ -23,17 +23,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ops: Any, ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     grads: list[Tensor | None] = [None] * _INPUTS
     if grad_out is None:
         return tuple(grads)
     *tensors, out, lse = ctx.saved_tensors
     inputs = [other if tensor is None else tensor for tensor, other in zip(tensors, ctx.others, strict=True)]
-    found = torch.ops.dmao.block_attention_backward(grad_out, *inputs, out, lse)
+    found = ops.block_attention_backward(grad_out, *inputs, out, lse)
     for index, grad in zip(_DIFFERENTIABLE, found, strict=True):
         grads[index] = grad if ctx.needs_input_grad[index] else None
     return tuple(grads)
 
 
-torch.library.register_autograd("dmao::block_attention", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dmao::block_attention_backward", no_double_backward("block_attention"))
+register_autograd("block_attention", _backward, setup_context=_setup_context)
+register_autograd("block_attention_backward", no_double_backward("block_attention"))

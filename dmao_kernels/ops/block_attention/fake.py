@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_fake
 
-@torch.library.register_fake("dmao::block_attention")
+
+@register_fake("block_attention")
 def _block_attention(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     rows, heads, _width = q.shape
     return q.new_empty(q.shape), q.new_empty((heads, rows), dtype=torch.float32)
 
 
-@torch.library.register_fake("dmao::block_attention_backward")
+@register_fake("block_attention_backward")
 def _block_attention_backward(
     grad_out: Tensor,
     q: Tensor,

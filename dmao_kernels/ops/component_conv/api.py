@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe
 from dmao_kernels.ops.component_conv.reference import CONV_ACTIVATIONS, NORMS, component_conv_reference
@@ -16,14 +16,16 @@ _OPTIONS = "int components, Tensor? lengths, Tensor? offsets, str norm, float ep
 define(
     "component_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
     f"Tensor? statistics_weight, Tensor? live, {_OPTIONS}, bool keep) "
-    "-> (Tensor y, Tensor normed, Tensor scales)"
+    "-> (Tensor y, Tensor normed, Tensor scales)",
+    triton=__package__,
 )
 define(
     "component_conv_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, "
     f"Tensor? statistics_weight, Tensor? live, Tensor normed, Tensor scales, {_OPTIONS}, bool bias) "
-    "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)"
+    "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)",
+    triton=__package__,
 )
-register("component_conv", dtypes=DTYPES)
+register("component_conv", cpu=DTYPES)
 
 
 def component_conv(
@@ -102,7 +104,7 @@ def component_conv(
     )
     _check(x, weight, norm_weight, norm_bias, statistics_weight, live, components, norm, activation)
     tensors = x, weight, bias, norm_weight, norm_bias
-    if choose_backend("component_conv", *tensors, live, lengths, offsets) == "reference":
+    if (backend := choose_backend("component_conv", *tensors, live, lengths, offsets)) == "reference":
         return component_conv_reference(
             *tensors,
             statistics_weight,
@@ -117,7 +119,7 @@ def component_conv(
     if statistics_weight is not None:
         statistics_weight = statistics_weight.to(torch.float32).contiguous()
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    y, _, _ = torch.ops.dmao.component_conv(
+    y, _, _ = operators(backend).component_conv(
         *tensors, statistics_weight, live, components, lengths, offsets, norm, eps, activation, keep
     )
     return y

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_autograd
 from dmao_kernels.ops._autograd import no_double_backward
 
 _INPUTS = 14
@@ -21,12 +21,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ops: Any, ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_y is None:
         return (None,) * _INPUTS
     *tensors, lengths, offsets = ctx.saved_tensors
     components, norm, eps, activation, bias = ctx.arguments
-    grad_x, grad_weight, *vectors = torch.ops.dmao.component_conv_backward(
+    grad_x, grad_weight, *vectors = ops.component_conv_backward(
         grad_y, *tensors, components, lengths, offsets, norm, eps, activation, bias
     )
     given = bias, tensors[2] is not None, tensors[3] is not None
@@ -34,5 +34,5 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
     return (grad_x, grad_weight, *grads, *(None,) * (_INPUTS - 5))
 
 
-torch.library.register_autograd("dmao::component_conv", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dmao::component_conv_backward", no_double_backward("component_conv"))
+register_autograd("component_conv", _backward, setup_context=_setup_context)
+register_autograd("component_conv_backward", no_double_backward("component_conv"))

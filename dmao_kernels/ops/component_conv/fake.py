@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_fake
 
-@torch.library.register_fake("dmao::component_conv")
+
+@register_fake("component_conv")
 def _component_conv(
     x: Tensor,
     weight: Tensor,
@@ -36,7 +38,7 @@ def _component_conv(
     )
 
 
-@torch.library.register_fake("dmao::component_conv_backward")
+@register_fake("component_conv_backward")
 def _component_conv_backward(
     grad_y: Tensor,
     x: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe, dtype_name
 from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS, component_ffn_reference
@@ -14,15 +14,17 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 define(
     "component_ffn(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? live, int components, "
-    "float p, Tensor? seed, str activation, bool keep) -> (Tensor y, Tensor pre_activation)"
+    "float p, Tensor? seed, str activation, bool keep) -> (Tensor y, Tensor pre_activation)",
+    triton=__package__,
 )
 define(
     "component_ffn_backward(Tensor grad_y, Tensor x, Tensor w1, Tensor w2, Tensor? live, "
     "Tensor pre_activation, int components, float p, Tensor? seed, str activation, "
     "bool need_x, bool need_w1, bool need_b1, bool need_w2, bool need_b2) "
-    "-> (Tensor grad_x, Tensor grad_w1, Tensor grad_b1, Tensor grad_w2, Tensor grad_b2)"
+    "-> (Tensor grad_x, Tensor grad_w1, Tensor grad_b1, Tensor grad_w2, Tensor grad_b2)",
+    triton=__package__,
 )
-register("component_ffn", dtypes=_DTYPES)
+register("component_ffn", cpu=_DTYPES)
 
 
 def component_ffn(
@@ -80,14 +82,14 @@ def component_ffn(
         x, w1, w2 = x.to(dtype), w1.to(dtype), w2.to(dtype)
         b1, b2 = (None if bias is None else bias.to(dtype) for bias in (b1, b2))
     _check(x, w1, b1, w2, b2, live, components, p, seed, activation)
-    if choose_backend("component_ffn", x, w1, b1, w2, b2, live, seed) == "reference":
+    if (backend := choose_backend("component_ffn", x, w1, b1, w2, b2, live, seed)) == "reference":
         return component_ffn_reference(
             x, w1, b1, w2, b2, live, components=components, p=p, seed=seed, activation=activation
         )
     keep = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, w1, b1, w2, b2)
     )
-    y, _ = torch.ops.dmao.component_ffn(x, w1, b1, w2, b2, live, components, p, seed, activation, keep)
+    y, _ = operators(backend).component_ffn(x, w1, b1, w2, b2, live, components, p, seed, activation, keep)
     return y
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_autograd
 from dmao_kernels.ops._autograd import no_double_backward
 
 
@@ -18,16 +18,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ops: Any, ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_y is None:
         return (None,) * 11
     x, w1, w2, live, seed, pre_activation = ctx.saved_tensors
     components, p, activation, needs = ctx.arguments
-    grads = torch.ops.dmao.component_ffn_backward(
-        grad_y, x, w1, w2, live, pre_activation, components, p, seed, activation, *needs
-    )
+    grads = ops.component_ffn_backward(grad_y, x, w1, w2, live, pre_activation, components, p, seed, activation, *needs)
     return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 6)
 
 
-torch.library.register_autograd("dmao::component_ffn", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dmao::component_ffn_backward", no_double_backward("component_ffn"))
+register_autograd("component_ffn", _backward, setup_context=_setup_context)
+register_autograd("component_ffn_backward", no_double_backward("component_ffn"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_fake
 
-@torch.library.register_fake("dmao::component_ffn")
+
+@register_fake("component_ffn")
 def _component_ffn(
     x: Tensor,
     w1: Tensor,
@@ -29,7 +30,7 @@ def _component_ffn(
     return x.new_empty((*x.shape[:-1], w2.shape[0])), x.new_empty((tokens if keep else 0, hidden))
 
 
-@torch.library.register_fake("dmao::component_ffn_backward")
+@register_fake("component_ffn_backward")
 def _component_ffn_backward(
     grad_y: Tensor,
     x: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe, dtype_name
 from dmao_kernels.ops.conv3x3.reference import conv3x3_reference
@@ -25,7 +25,7 @@ define(
     "conv3x3_backward_filters(Tensor grad_y, Tensor choice, Tensor x, Tensor? valid, int[] pooling)"
     " -> (Tensor grad_taps, Tensor grad_bias)"
 )
-register("conv3x3", dtypes=_DTYPES)
+register("conv3x3", cpu=_DTYPES)
 
 
 def conv3x3(
@@ -66,10 +66,10 @@ def conv3x3(
         bias = None if bias is None else bias.to(dtype)
     _check(x, weight, bias)
     _check_output(x, valid, pooling)
-    if choose_backend("conv3x3", x, weight, bias) == "reference":
+    if (backend := choose_backend("conv3x3", x, weight, bias)) == "reference":
         return conv3x3_reference(x, weight, bias, valid=valid, pooling=pooling)
     window = [] if pooling is None else list(pooling)
-    y, _choice = torch.ops.dmao.conv3x3(x, weight.permute(2, 3, 1, 0), bias, valid, window)
+    y, _choice = operators(backend).conv3x3(x, weight.permute(2, 3, 1, 0), bias, valid, window)
     return y
 
 
@@ -108,7 +108,7 @@ def _output_shape(x: Tensor, out: int, pooling: list[int]) -> tuple[int, ...]:
     return x.shape[0], x.shape[1] // rows, x.shape[2] // columns, out
 
 
-@torch.library.register_fake("dmao::conv3x3")
+@register_fake("conv3x3")
 def _conv3x3(
     x: Tensor, taps: Tensor, bias: Tensor | None, valid: Tensor | None, pooling: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -116,14 +116,14 @@ def _conv3x3(
     return x.new_empty(shape), x.new_empty(shape if pooling else (0,), dtype=torch.uint8)
 
 
-@torch.library.register_fake("dmao::conv3x3_backward_images")
+@register_fake("conv3x3_backward_images")
 def _conv3x3_backward_images(
     grad_y: Tensor, choice: Tensor, taps: Tensor, x: Tensor, valid: Tensor | None, pooling: list[int]
 ) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("dmao::conv3x3_backward_filters")
+@register_fake("conv3x3_backward_filters")
 def _conv3x3_backward_filters(
     grad_y: Tensor, choice: Tensor, x: Tensor, valid: Tensor | None, pooling: list[int]
 ) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import dtype_name
 from dmao_kernels.ops._utterances import check_utterances
@@ -13,12 +13,16 @@ from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_referen
 
 DTYPES = (torch.float32, torch.bfloat16)
 
-define("depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths, Tensor? offsets) -> Tensor")
+define(
+    "depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths, Tensor? offsets) -> Tensor",
+    triton=__package__,
+)
 define(
     "depthwise_conv1d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? lengths, Tensor? offsets, bool bias) "
-    "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+    "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+    triton=__package__,
 )
-register("depthwise_conv1d", dtypes=DTYPES)
+register("depthwise_conv1d", cpu=DTYPES)
 
 
 def depthwise_conv1d(
@@ -59,9 +63,9 @@ def depthwise_conv1d(
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     check_convolution("depthwise_conv1d", x, weight, bias, lengths, offsets, width=weight.shape[0])
-    if choose_backend("depthwise_conv1d", x, weight, bias, lengths, offsets) == "reference":
+    if (backend := choose_backend("depthwise_conv1d", x, weight, bias, lengths, offsets)) == "reference":
         return depthwise_conv1d_reference(x, weight, bias, lengths=lengths, offsets=offsets)
-    return torch.ops.dmao.depthwise_conv1d(x, weight, bias, lengths, offsets)
+    return operators(backend).depthwise_conv1d(x, weight, bias, lengths, offsets)
 
 
 def check_convolution(

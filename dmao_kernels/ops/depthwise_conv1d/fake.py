@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_fake
 
-@torch.library.register_fake("dmao::depthwise_conv1d")
+
+@register_fake("depthwise_conv1d")
 def _depthwise_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None, offsets: Tensor | None
 ) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("dmao::depthwise_conv1d_backward")
+@register_fake("depthwise_conv1d_backward")
 def _depthwise_conv1d_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, lengths: Tensor | None, offsets: Tensor | None, bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

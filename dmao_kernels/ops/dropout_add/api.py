@@ -5,25 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe, dtype_name
 from dmao_kernels.ops.dropout_add.reference import dropout_add_layer_norm_reference, dropout_add_reference
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
-define("dropout_add(Tensor? x, Tensor y, float p, Tensor? seed, float scale) -> Tensor")
+define("dropout_add(Tensor? x, Tensor y, float p, Tensor? seed, float scale) -> Tensor", triton=__package__)
 define(
     "dropout_add_layer_norm(Tensor x, Tensor y, Tensor weight, Tensor bias, float p, Tensor? seed, float scale, "
-    "float eps) -> (Tensor sum, Tensor norm, Tensor statistics)"
+    "float eps) -> (Tensor sum, Tensor norm, Tensor statistics)",
+    triton=__package__,
 )
 define(
     "dropout_add_layer_norm_backward(Tensor? grad_sum, Tensor grad_norm, Tensor sum, Tensor weight, "
     "Tensor statistics, float p, Tensor? seed, float scale, bool need_y, ScalarType y_dtype) "
-    "-> (Tensor grad_x, Tensor grad_y, Tensor grad_weight, Tensor grad_bias)"
+    "-> (Tensor grad_x, Tensor grad_y, Tensor grad_weight, Tensor grad_bias)",
+    triton=__package__,
 )
 for _op in ("dropout_add", "dropout_add_layer_norm"):
-    register(_op, dtypes=_DTYPES)
+    register(_op, cpu=_DTYPES)
 
 
 def dropout_add(
@@ -52,9 +54,9 @@ def dropout_add(
         ValueError: an argument's dtype, shape, device or value is not as above.
     """
     _check("dropout_add", x, y, p, seed)
-    if choose_backend("dropout_add", x, y, seed) == "reference":
+    if (backend := choose_backend("dropout_add", x, y, seed)) == "reference":
         return dropout_add_reference(x, y, p=p, seed=seed, scale=scale)
-    return torch.ops.dmao.dropout_add(x, y, p, seed, scale)
+    return operators(backend).dropout_add(x, y, p, seed, scale)
 
 
 def dropout_add_layer_norm(
@@ -101,9 +103,9 @@ def dropout_add_layer_norm(
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector.device != x.device:
             raise ValueError(f"dropout_add_layer_norm: {name} must be on x's device {x.device}, got {vector.device}")
-    if choose_backend("dropout_add_layer_norm", x, y, weight, bias, seed) == "reference":
+    if (backend := choose_backend("dropout_add_layer_norm", x, y, weight, bias, seed)) == "reference":
         return dropout_add_layer_norm_reference(x, y, weight, bias, p=p, seed=seed, scale=scale, eps=eps)
-    total, norm, _ = torch.ops.dmao.dropout_add_layer_norm(x, y, weight.float(), bias.float(), p, seed, scale, eps)
+    total, norm, _ = operators(backend).dropout_add_layer_norm(x, y, weight.float(), bias.float(), p, seed, scale, eps)
     return total, norm
 
 

@@ -7,13 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_fake
 
-@torch.library.register_fake("dmao::dropout_add")
+
+@register_fake("dropout_add")
 def _dropout_add(x: Tensor | None, y: Tensor, p: float, seed: Tensor | None, scale: float) -> Tensor:
     return (y if x is None else x).new_empty(y.shape)
 
 
-@torch.library.register_fake("dmao::dropout_add_layer_norm")
+@register_fake("dropout_add_layer_norm")
 def _dropout_add_layer_norm(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, p: float, seed: Tensor | None, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,7 +23,7 @@ def _dropout_add_layer_norm(
     return x.new_empty(x.shape), x.new_empty(x.shape), statistics
 
 
-@torch.library.register_fake("dmao::dropout_add_layer_norm_backward")
+@register_fake("dropout_add_layer_norm_backward")
 def _dropout_add_layer_norm_backward(
     grad_sum: Tensor | None,
     grad_norm: Tensor,

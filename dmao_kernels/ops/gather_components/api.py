@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe
 from dmao_kernels.ops.gather_components.reference import gather_components_reference
 
 _OP = "gather_components"
 
-define("gather_components(Tensor[] tensors, Tensor[] index, Tensor[] given) -> Tensor[]")
-register(_OP, dtypes=(torch.float32, torch.bfloat16))
+define("gather_components(Tensor[] tensors, Tensor[] index, Tensor[] given) -> Tensor[]", triton=__package__)
+register(_OP, cpu=(torch.float32, torch.bfloat16))
 
 
-@torch.library.register_fake("dmao::gather_components")
+@register_fake("gather_components")
 @gather_components_reference.register_fake
 def _fake(tensors: Sequence[Tensor], index: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
     return [x.new_empty(x.shape[0], rows.shape[0], x.shape[2]) for x, rows in zip(tensors, index, strict=True)]
@@ -65,8 +65,8 @@ def gather_components(
     values = [_check(i, *each) for i, each in enumerate(zip(tensors, index, optional, strict=True))]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *values)):
         raise RuntimeError(f"{_OP}: an edit is not differentiable; call it under torch.no_grad()")
-    native = choose_backend(_OP, *tensors) == "cpu"
-    gather = torch.ops.dmao.gather_components if native else gather_components_reference
+    backend = choose_backend(_OP, *tensors)
+    gather = gather_components_reference if backend == "reference" else operators(backend).gather_components
     return gather(*([tensor.contiguous() for tensor in group] for group in (tensors, index, values)))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe
 from dmao_kernels.ops.importance.reference import METRICS, importance_reference_
@@ -16,12 +16,13 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 define(
     "importance_(Tensor(a!) ema, Tensor[] weights, Tensor[] grads, Tensor segments, Tensor inverse_count, "
-    "str metric, float beta) -> ()"
+    "str metric, float beta) -> ()",
+    triton=__package__,
 )
-register("importance_", dtypes=_DTYPES)
+register("importance_", cpu=_DTYPES)
 
 
-@torch.library.register_fake("dmao::importance_")
+@register_fake("importance_")
 def _fake(
     ema: Tensor,
     weights: Sequence[Tensor],
@@ -81,10 +82,9 @@ def importance_(
     _check(ema, weights, grads, segments, inverse_count, metric, beta)
     weights = [weight.contiguous() for weight in weights]
     grads = [grad.contiguous() for grad in grads]
-    if choose_backend("importance_", ema, *weights, *grads) == "cpu":
-        torch.ops.dmao.importance_(ema, weights, grads, segments.contiguous(), inverse_count, metric, beta)
-    else:
-        importance_reference_(ema, weights, grads, segments, inverse_count, metric, beta)
+    backend = choose_backend("importance_", ema, *weights, *grads)
+    update = importance_reference_ if backend == "reference" else operators(backend).importance_
+    update(ema, weights, grads, segments.contiguous(), inverse_count, metric, beta)
 
 
 def _check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators
 from dmao_kernels.block_mask import BlockMask, grid_shape
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import dtype_name
@@ -18,13 +18,15 @@ _MASK = "Tensor? row_offsets, Tensor? column_ids, Tensor? column_offsets, Tensor
 
 define(
     f"masked_linear(Tensor x, Tensor w, Tensor? b, {_MASK}, str activation, bool keep) "
-    "-> (Tensor y, Tensor pre_activation)"
+    "-> (Tensor y, Tensor pre_activation)",
+    triton=__package__,
 )
 define(
     f"masked_linear_backward(Tensor grad_y, Tensor x, Tensor w, {_MASK}, Tensor pre_activation, str activation, "
-    "bool need_x, bool need_w, bool need_b) -> (Tensor grad_x, Tensor grad_w, Tensor grad_b)"
+    "bool need_x, bool need_w, bool need_b) -> (Tensor grad_x, Tensor grad_w, Tensor grad_b)",
+    triton=__package__,
 )
-register("masked_linear", dtypes=_DTYPES)
+register("masked_linear", cpu=_DTYPES)
 
 
 def masked_linear(
@@ -63,7 +65,7 @@ def masked_linear(
         x, w = x.to(dtype), w.to(dtype)
         b = None if b is None else b.to(dtype)
     _check(x, w, b, mask, activation)
-    if choose_backend("masked_linear", x, w, b) == "reference":
+    if (backend := choose_backend("masked_linear", x, w, b)) == "reference":
         return masked_linear_reference(x, w, b, mask, activation=activation)
     keep = (
         activation != "none"
@@ -75,7 +77,7 @@ def masked_linear(
         if mask is None
         else (mask.row_offsets, mask.column_ids, mask.column_offsets, mask.row_ids, mask.block)
     )
-    y, _ = torch.ops.dmao.masked_linear(x, w, b, *blocks, activation, keep)
+    y, _ = operators(backend).masked_linear(x, w, b, *blocks, activation, keep)
     return y
 
 

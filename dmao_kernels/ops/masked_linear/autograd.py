@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_autograd
 from dmao_kernels.ops._autograd import no_double_backward
 
 
@@ -19,15 +19,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ops: Any, ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     nothing = (None,) * 7
     if grad_y is None:
         return (None, None, None, *nothing)
     x, w, *offsets, pre_activation = ctx.saved_tensors
     block, activation, *needs = ctx.arguments
-    grads = torch.ops.dmao.masked_linear_backward(grad_y, x, w, *offsets, block, pre_activation, activation, *needs)
+    grads = ops.masked_linear_backward(grad_y, x, w, *offsets, block, pre_activation, activation, *needs)
     return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *nothing)
 
 
-torch.library.register_autograd("dmao::masked_linear", _backward, setup_context=_setup_context)
-torch.library.register_autograd("dmao::masked_linear_backward", no_double_backward("masked_linear"))
+register_autograd("masked_linear", _backward, setup_context=_setup_context)
+register_autograd("masked_linear_backward", no_double_backward("masked_linear"))

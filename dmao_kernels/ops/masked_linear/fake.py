@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
+from dmao_kernels._library import register_fake
 
-@torch.library.register_fake("dmao::masked_linear")
+
+@register_fake("masked_linear")
 def _masked_linear(
     x: Tensor,
     w: Tensor,
@@ -27,7 +28,7 @@ def _masked_linear(
     return x.new_empty((*x.shape[:-1], out)), x.new_empty((tokens if keep else 0, rows))
 
 
-@torch.library.register_fake("dmao::masked_linear_backward")
+@register_fake("masked_linear_backward")
 def _masked_linear_backward(
     grad_y: Tensor,
     x: Tensor,

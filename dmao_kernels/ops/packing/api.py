@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmao_kernels._library import define
+from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe
 from dmao_kernels.ops.packing.reference import pack_reference, unpack_reference
 
 # Each is the other's gradient.
-define("pack(Tensor x, Tensor offsets, SymInt rows) -> Tensor")
-define("unpack(Tensor packed, Tensor offsets, SymInt frames) -> Tensor")
+define("pack(Tensor x, Tensor offsets, SymInt rows) -> Tensor", triton=__package__)
+define("unpack(Tensor packed, Tensor offsets, SymInt frames) -> Tensor", triton=__package__)
 for _op in ("pack", "unpack"):  # they copy bytes
-    register(_op, dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64))
+    register(_op, cpu=(torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
 def pack(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,9 +48,9 @@ def pack(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     rows = int(offsets[-1])
     torch._check(rows >= 0)  # for tracing, where nothing is known of the number
-    if choose_backend("pack", x, lengths) == "reference":
+    if (backend := choose_backend("pack", x, lengths)) == "reference":
         return pack_reference(x, offsets, rows), offsets
-    return torch.ops.dmao.pack(x, offsets, rows), offsets
+    return operators(backend).pack(x, offsets, rows), offsets
 
 
 def unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
@@ -81,16 +81,16 @@ def unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
         raise ValueError(f"unpack: offsets must be on packed's device {packed.device}, got {offsets.device}")
     if frames < 0:
         raise ValueError(f"unpack: frames must not be negative, got {frames}")
-    if choose_backend("unpack", packed, offsets) == "reference":
+    if (backend := choose_backend("unpack", packed, offsets)) == "reference":
         return unpack_reference(packed, offsets, frames)
-    return torch.ops.dmao.unpack(packed, offsets, frames)
+    return operators(backend).unpack(packed, offsets, frames)
 
 
-@torch.library.register_fake("dmao::pack")
+@register_fake("pack")
 def _pack(x: Tensor, offsets: Tensor, rows: int) -> Tensor:
     return x.new_empty((rows, *x.shape[2:]))
 
 
-@torch.library.register_fake("dmao::unpack")
+@register_fake("unpack")
 def _unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
     return packed.new_empty((offsets.shape[0] - 1, frames, *packed.shape[1:]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from dmao_kernels._library import register_autograd
 
 
 def _setup_pack(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
@@ -14,9 +15,9 @@ def _setup_pack(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) ->
     ctx.frames = x.shape[1]
 
 
-def _pack_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _pack_backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (offsets,) = ctx.saved_tensors
-    return torch.ops.dmao.unpack(grad, offsets, ctx.frames), None, None
+    return ops.unpack(grad, offsets, ctx.frames), None, None
 
 
 def _setup_unpack(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
@@ -25,10 +26,10 @@ def _setup_unpack(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) 
     ctx.rows = packed.shape[0]
 
 
-def _unpack_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _unpack_backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (offsets,) = ctx.saved_tensors
-    return torch.ops.dmao.pack(grad, offsets, ctx.rows), None, None
+    return ops.pack(grad, offsets, ctx.rows), None, None
 
 
-torch.library.register_autograd("dmao::pack", _pack_backward, setup_context=_setup_pack)
-torch.library.register_autograd("dmao::unpack", _unpack_backward, setup_context=_setup_unpack)
+register_autograd("pack", _pack_backward, setup_context=_setup_pack)
+register_autograd("unpack", _unpack_backward, setup_context=_setup_unpack)
