@@ -10,15 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from dmao.distributed import averaged, require_same
-
-from dmao_kernels.structure import Scores
 
 COMPONENTS, PARAMETERS = 13_896, 27_000_000  # the finest granularity of docs/METHOD.md, and the model it belongs to
 WARM, ROUNDS = 3, 15
@@ -28,8 +24,7 @@ def measure(rank: int, ranks: int, rendezvous: str) -> None:
     """One rank's part; the first one prints."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
-    values, gradients = {"all": torch.rand(COMPONENTS)}, torch.rand(PARAMETERS)
-    scores = cast(Scores, SimpleNamespace(values=lambda: values, partial=False))
+    scores, gradients = {"all": torch.rand(COMPONENTS)}, torch.rand(PARAMETERS)
 
     def exchange() -> None:
         averaged(scores)

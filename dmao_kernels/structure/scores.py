@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,12 +14,14 @@ from dmao_kernels.ops.importance import METRICS, importance_
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.places import Place
 from dmao_kernels.structure.plan import FRESH, Plan
-from dmao_kernels.structure.shards import Piece, is_sharded, part, pieces
+from dmao_kernels.structure.shards import REMEDY, holders, is_sharded, part, pieces, reshard, summed
 from dmao_kernels.structure.slots.edit import Moves, slot_sources
 
 Metric = Literal["taylor", "gradient", "magnitude", "signed", "gate"]
 Scope = Literal["slice", "component"]
 VERSION = 2
+
+_Take = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class _Table:
     tensors: list[Tensor]
     segments: Tensor
     inverse_count: Tensor
-    pieces: list[tuple[Tensor, Piece]]  # of sharded parameters; tensors are views of their local parts
+    parts: list[tuple[Tensor, _Take]]  # instead of ``tensors``: parameters, and what is scored of this rank's part
 
 
 class Scores:
@@ -88,8 +90,9 @@ class Scores:
         """
         if (begun := self.begin_update()) is not None:
             tensors, arguments = begun
-            if self.partial:
-                grads = [_part_of_gradient(parameter, piece) for parameter, piece in self._current_table().pieces]
+            if parts := self._current_table().parts:
+                tensors = [take(part(parameter)[0]) for parameter, take in parts]
+                grads = [_part_of_gradient(parameter, take) for parameter, take in parts]
             else:
                 grads = [t.new_empty(0) if t.grad is None else t.grad for t in tensors]
             importance_(weights=tensors, grads=grads, **arguments)
@@ -119,12 +122,15 @@ class Scores:
 
     @property
     def partial(self) -> bool:
-        """Whether parameters are sharded: then the scores are the sums over ranks of every rank's ``values``."""
-        return bool(self._current_table().pieces)
+        """Whether parameters are sharded: then every rank averages what it holds of each component."""
+        return bool(self._current_table().parts)
 
     def values(self) -> dict[str, Tensor]:
-        """The scores, {module: [components]}, on the device; higher is worth more. In slots storage one per slot."""
-        return {n: part.abs() if self.metric == "signed" else part.clone() for n, part in self._by_module().items()}
+        """The scores, {module: [components]}, on the device; higher is worth more. In slots storage one per slot.
+
+        Of sharded parameters all ranks have to ask, for these and for ``state_dict``: they are summed up.
+        """
+        return {n: s.abs() if self.metric == "signed" else s.clone() for n, s in self._split(self._whole()).items()}
 
     def frozen(self) -> set[str]:
         """Names of the modules that cannot be scored, since all parameters that would be are frozen."""
@@ -174,7 +180,15 @@ class Scores:
 
     def _by_module(self) -> dict[str, Tensor]:
         """The averages of every module, as views."""
-        return dict(zip(self._counts, self.ema.split(list(self._counts.values())), strict=True))
+        return self._split(self.ema)
+
+    def _split(self, averages: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._counts, averages.split(list(self._counts.values())), strict=True))
+
+    def _whole(self) -> Tensor:
+        """The averages; of sharded parameters those of all ranks together."""
+        parts = self._current_table().parts
+        return summed(self.ema, parts[0][0]) if parts else self.ema
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on after a restart."""
@@ -186,7 +200,7 @@ class Scores:
             "calls": self.calls,
             "updates": self.updates,
             "counts": dict(self._counts),
-            "ema": self.ema.cpu().clone(),
+            "ema": self._whole().cpu().clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -204,7 +218,9 @@ class Scores:
             raise ValueError(
                 f"Scores.load_state_dict: ema has the shape {list(ema.shape)}, not one entry per component"
             )
-        self.ema = ema.to(device=self.ema.device, dtype=torch.float32, copy=True)
+        parts = self._current_table().parts
+        ranks = holders(parts[0][0]) if parts else 1
+        self.ema = ema.to(device=self.ema.device, dtype=torch.float32) / ranks  # which add up to what was saved
         self._counts, self._edits = counts, self.elastic.edits
         self.beta = float(state["beta"])
         self.calls, self.updates = int(state["calls"]), int(state["updates"])
@@ -224,6 +240,8 @@ class Scores:
 
     def _current_table(self) -> _Table:
         """The table, rebuilt where the structure, a parameter's identity or its being frozen has changed."""
+        if self._table is None or self._table.parts:
+            reshard(self.elastic.model)
         if self._places_version != self.elastic.version:
             self._places = [(m, self._scored(m)) for m in self.elastic.modules.values()]
             self._places_version = self.elastic.version
@@ -239,7 +257,7 @@ class Scores:
 
     def _build_table(self, key: tuple[object, ...]) -> _Table:
         tensors: list[Tensor] = []
-        cut: list[tuple[Tensor, Piece]] = []
+        parts: list[tuple[Tensor, _Take]] = []
         rows: list[tuple[int, int, int, int, int]] = []
         entries: list[int] = []
         for m, places in self._places:
@@ -253,26 +271,37 @@ class Scores:
                         rows.append((len(tensors), repeats, components, run, len(entries)))
                         tensors.append(tensor)
                         continue
-                    local, start, stop = part(tensor.detach())
-                    for piece in pieces((repeats, components, run), start, stop):
-                        rows.append(
-                            (len(tensors), piece.repeats, piece.components, piece.run, len(entries) + piece.first)
-                        )
-                        tensors.append(piece.of(local))
-                        cut.append((tensor, piece))
+                    for triple, first, take in _shares(m, name, tensor):
+                        rows.append((len(parts), *triple, len(entries) + first))
+                        parts.append((tensor, take))
             entries += [of_component] * m.stored
         device = self.ema.device
         segments = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)  # the CPU reads it, wherever the scores are
         counts = torch.tensor(entries, dtype=torch.float32, device=device)
-        if cut and (self.metric == "signed" or len(cut) < len(tensors)):
-            raise ValueError("Scores: of sharded parameters all must be sharded, and metric must not be 'signed'")
-        return _Table(key, tensors, segments, counts.clamp(min=1).reciprocal(), cut)
+        if parts and tensors:
+            raise ValueError("Scores: some of the scored parameters are sharded and some are not: shard all of them")
+        return _Table(key, tensors, segments, counts.clamp(min=1).reciprocal(), parts)
 
 
-def _part_of_gradient(parameter: Tensor, piece: Piece) -> Tensor:
+def _shares(m: ElasticModule, name: str, tensor: Tensor) -> Iterator[tuple[tuple[int, int, int], int, _Take]]:
+    """What this rank scores of a sharded parameter: (repeats, components, run), first component, what of its part."""
+    if m.slots is None:
+        raise ValueError(f"Scores: {m.name}: {name} {REMEDY}")
+    if m.hooks:  # which fully_shard leaves behind
+        raise ValueError(
+            f"Scores: {m.name}: {name} is sharded, which modules of dmao_kernels.nn can be, not {type(m.module).__name__}"
+        )
+    triple = m.layout.pattern(name).triple(m.stored, m.sizes)
+    for piece in pieces(triple, *part(tensor)[1:]):
+        yield (piece.repeats, piece.components, piece.run), piece.first, piece.of
+    # What other ranks hold counts as zero here, so that all averages age alike.
+    yield (1, m.stored, 1), 0, lambda flat: flat.new_zeros(m.stored)
+
+
+def _part_of_gradient(parameter: Tensor, take: _Take) -> Tensor:
     if parameter.grad is None:
         return torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-    return piece.of(part(parameter.grad)[0])
+    return take(part(parameter.grad)[0])
 
 
 def _follow(averages: Tensor, sources: tuple[int, ...]) -> Tensor:

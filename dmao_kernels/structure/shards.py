@@ -6,7 +6,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+REMEDY = (
+    "is sharded: go over to slots storage before fully_shard: elastic = Elastic(model, storage='slots'), then "
+    "fully_shard, then GrowAndDrop(elastic, ...)"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,16 @@ def is_sharded(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def reshard(model: nn.Module) -> None:
+    """Puts the parameters back in their places: fully_shard leaves the gathered ones there, which are copies, after a
+    forward pass that no backward pass follows.
+    """
+    if (fsdp := sys.modules.get("torch.distributed.fsdp")) is not None:
+        for module in model.modules():
+            if isinstance(module, fsdp.FSDPModule):
+                module.reshard()
+
+
 def part(tensor: Tensor) -> tuple[Tensor, int, int]:
     """The entries of a sharded tensor that this rank holds, flat, and their range in the whole.
 
@@ -88,10 +103,28 @@ def whole(tensor: Tensor) -> Tensor:
     return sharded.full_tensor() if is_sharded(tensor) else tensor
 
 
+def holders(tensor: Tensor) -> int:
+    """How many ranks share a sharded tensor."""
+    sharded: Any = tensor
+    return int(sharded.device_mesh.size())
+
+
+def summed(values: Tensor, tensor: Tensor) -> Tensor:
+    """The sum of ``values`` over the ranks that share a sharded tensor, the same to the bit on all of them."""
+    import torch.distributed as dist
+
+    sharded: Any = tensor
+    total = values.double()
+    dist.all_reduce(total, group=sharded.device_mesh.get_group())
+    return total.to(values.dtype)
+
+
 def write(tensor: Tensor, value: Tensor) -> None:
     """Overwrites ``tensor`` with ``value``, given whole: a sharded one with this rank's part of it."""
     if is_sharded(tensor):
-        local, start, stop = part(tensor)
-        local.copy_(value.reshape(-1)[start:stop])
+        sharded: Any = tensor
+        _, start, stop = part(tensor)
+        local = sharded.to_local()
+        local.copy_(value.reshape(-1)[start:stop].view_as(local))
     else:
         tensor.copy_(value.view_as(tensor))

@@ -65,7 +65,8 @@ class GrowAndDrop:
 
     model: modules that carry `component_layout`, or whose class is known
         (dmao_kernels.structure.register_family). They return what they contribute, and residual sums stand
-        outside of them: a module that lost all its components returns zeros.
+        outside of them: a module that lost all its components returns zeros. Or an Elastic of it, which then says
+        the storage: what `fully_shard` needs (docs/DISTRIBUTED.md).
     optimizer: its moments follow the components; None where there is none to follow.
     schedule, total_steps: when the events fall: at fixed steps (Schedule), or once the ranking of the components has
         settled (WhenSettled).  Modules whose scored parameters are all frozen keep their width.
@@ -135,6 +136,8 @@ class GrowAndDrop:
                 f"GrowAndDrop: observe_every must be at most {schedule.every}, as often as the schedule compares, "
                 f"got {observe_every}"
             )
+        if isinstance(model, Elastic) and model.storage == "slots":
+            storage = "slots"
         _require_choice("selection", selection, SELECTIONS)
         _require_choice("split", split, SPLITS)
         _require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
@@ -154,7 +157,7 @@ class GrowAndDrop:
         self._companions = tuple(companions)
         self._step = 0
         self._unread: list[Plan | SlotPlan] = []
-        if "slots" in (storage, self.elastic.storage) and (self._caps != Caps() or align != 1):
+        if storage == "slots" and (self._caps != Caps() or align != 1):
             raise ValueError("GrowAndDrop: max_growth, max_width and align need storage='tight'")
         make_scores = partial(Scores, self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
         # the budget is checked before anything changes the model; with gates nothing counts as frozen
@@ -204,7 +207,7 @@ class GrowAndDrop:
         if self.elastic.storage == "slots":
             return self._adapt_slots()
         start = time.perf_counter()
-        scores = {name: values.tolist() for name, values in averaged(self.scores).items()}
+        scores = {name: values.tolist() for name, values in averaged(self.scores.values()).items()}
         if not any(any(values) for values in scores.values()):
             raise RuntimeError(
                 "GrowAndDrop: all scores are zero: observe() has seen no gradients (call it after backward and before "
@@ -238,7 +241,7 @@ class GrowAndDrop:
         return self.gates.penalty(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Structure, scores, costs, schedule and events; plain values and tensors."""
+        """Structure, scores, costs, schedule and events; plain values and tensors. All ranks must ask for it."""
         self._read_plans()
         return {
             "structure": self.elastic.state_dict(),
@@ -279,7 +282,7 @@ class GrowAndDrop:
 
     def _adapt_slots(self) -> Event:
         """`adapt` in slots storage. The event is read off the device when somebody looks at it."""
-        start, scores = time.perf_counter(), averaged(self.scores)
+        start, scores = time.perf_counter(), averaged(self.scores.values())
         plan = make_slot_plan(
             self.elastic,
             scores,
@@ -337,7 +340,7 @@ class GrowAndDrop:
     def _ranked(self) -> list[float]:
         """The scores of all components that can go; waits for the device."""
         frozen, counts = self.scores.frozen(), self.elastic.counts()
-        scores = averaged(self.scores).items()
+        scores = averaged(self.scores.values()).items()
         values = [numbers[: counts[name]] for name, numbers in scores if name not in frozen]
         return torch.cat(values).tolist() if values else []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
     from dmao.data.loader import Batch
-    from dmao_kernels.structure import Scores
 
 # The others wait for the first rank while it decodes the evaluation splits. A rank that dies ends the job all the
 # same: torchrun sees to that.
@@ -73,17 +72,14 @@ def _has_empty(model: nn.Module) -> bool:
     return any(p.requires_grad and p.numel() == 0 for p in model.parameters())
 
 
-def averaged(scores: Scores) -> dict[str, Tensor]:
-    """The mean of the ranks' scores, the same to the bit on all of them; of sharded parameters, of which every rank
-    scores its part, the sum. One exchange of a number per component.
-    """
-    values = scores.values()
+def averaged(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of the ranks' scores, the same to the bit on all of them. One exchange of a number per component."""
     if not several():
-        return values
-    total = torch.cat([numbers.double() for numbers in values.values()])
+        return dict(scores)
+    total = torch.cat([values.double() for values in scores.values()])
     dist.all_reduce(total)
-    mean = (total if scores.partial else total / dist.get_world_size()).float()
-    return dict(zip(values, mean.split([len(numbers) for numbers in values.values()]), strict=True))
+    mean = (total / dist.get_world_size()).float()
+    return dict(zip(scores, mean.split([len(values) for values in scores.values()]), strict=True))
 
 
 def first_ranks(value: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from dmao_kernels.structure.gather import Split, draw, scale, share
 from dmao_kernels.structure.plan import FRESH, Plan
-from dmao_kernels.structure.shards import whole, write
+from dmao_kernels.structure.shards import reshard, whole, write
 from dmao_kernels.structure.targets import Companions, expect, follows, output_biases
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def edit_slots(
     does: so many are drawn as copies could be. Sharded tensors are gathered one by one, by all ranks at once.
     """
     writes: list[tuple[Tensor, Tensor]] = []
+    reshard(elastic.model)
     for name, source in sources.items():
         m, moves = elastic.modules[name], Moves(source)
         for tensor_name, _ in m.tensors():
@@ -114,7 +115,7 @@ def _edit_tensor(
         if random is not None:
             random = scale(random.index_select(1, moves.pair), view.index_select(1, moves.source), split)
     for weights in (tensor, *companions.tensors(m, name)):
-        expect(m, name, weights, "it")
+        expect(m, name, weights, "it", in_place=True)
         view = m.view(name, whole(weights))
         new = moves.follow(view)
         if name in m.layout.output:
@@ -125,7 +126,7 @@ def _edit_tensor(
             new = torch.where(moves.fresh[None, :, None], values.to(new).index_select(1, moves.fresh_place), new)
         yield weights, new
         for what, follower in _followers(m, name, weights, optimizers):
-            expect(m, name, follower, what)
+            expect(m, name, follower, what, in_place=True)
             yield follower, moves.follow(m.view(name, whole(follower)))
 
 
