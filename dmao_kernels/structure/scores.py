@@ -288,9 +288,8 @@ def _shares(m: ElasticModule, name: str, tensor: Tensor) -> Iterator[tuple[tuple
     if m.slots is None:
         raise ValueError(f"Scores: {m.name}: {name} {REMEDY}")
     if m.hooks:  # which fully_shard leaves behind
-        raise ValueError(
-            f"Scores: {m.name}: {name} is sharded, which modules of dmao_kernels.nn can be, not {type(m.module).__name__}"
-        )
+        kind = type(m.module).__name__
+        raise ValueError(f"Scores: {m.name}: {name} is sharded, which modules of dmao_kernels.nn can be, {kind} cannot")
     triple = m.layout.pattern(name).triple(m.stored, m.sizes)
     for piece in pieces(triple, *part(tensor)[1:]):
         yield (piece.repeats, piece.components, piece.run), piece.first, piece.of

@@ -119,12 +119,16 @@ def summed(values: Tensor, tensor: Tensor) -> Tensor:
     return total.to(values.dtype)
 
 
+def own(tensor: Tensor, value: Tensor) -> Tensor:
+    """What this rank holds of ``value``, which is to replace ``tensor``: all of it, or a copy of its part."""
+    if not is_sharded(tensor):
+        return value
+    _, start, stop = part(tensor)
+    return value.reshape(-1)[start:stop].clone()
+
+
 def write(tensor: Tensor, value: Tensor) -> None:
-    """Overwrites ``tensor`` with ``value``, given whole: a sharded one with this rank's part of it."""
-    if is_sharded(tensor):
-        sharded: Any = tensor
-        _, start, stop = part(tensor)
-        local = sharded.to_local()
-        local.copy_(value.reshape(-1)[start:stop].view_as(local))
-    else:
-        tensor.copy_(value.view_as(tensor))
+    """Overwrites what this rank holds of ``tensor``."""
+    sharded: Any = tensor
+    local: Tensor = sharded.to_local() if is_sharded(tensor) else tensor
+    local.copy_(value.view_as(local))

@@ -1,11 +1,26 @@
-"""Pieces of a sharded parameter: together they are the whole, and each knows its components."""
+"""Pieces of a sharded parameter; what sharded parameters cannot do is refused, and the error names the remedy.
+
+Training with them: tests/trainer/test_distributed.py.
+"""
+
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
+from dmao.controller import GrowAndDrop
+from dmao.schedule import Schedule
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 
+from dmao_kernels.nn import FeedForward
+from dmao_kernels.structure import Elastic, Scores, ScoringAdamW, Storage, apply_plan, given_plan
 from dmao_kernels.structure.shards import pieces
+from tests.structure.plain import PlainFeedForward
+
+NEEDS_SLOTS = r"0: \S+.* is sharded: .*elastic = Elastic\(model, storage='slots'\), then fully_shard, then GrowAndDrop"
 
 
 @given(
@@ -32,3 +47,60 @@ def test_pieces_are_the_range(triple: tuple[int, int, int], cuts: tuple[int, int
 def test_the_whole_is_one_piece(triple: tuple[int, int, int]) -> None:
     (piece,) = pieces(triple, 0, 24 if triple[0] < 5 else 20)
     assert (piece.repeats, piece.components, piece.run, piece.first) == (*triple, 0)
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def sharded(module: nn.Module, storage: Storage = "tight") -> Elastic:
+    elastic = Elastic(nn.Sequential(module), storage=storage)
+    fully_shard(elastic.model)
+    return elastic
+
+
+def controller(elastic: Elastic | nn.Module, storage: Storage = "tight") -> GrowAndDrop:
+    optimizer = torch.optim.AdamW(nn.Linear(1, 1).parameters())
+    return GrowAndDrop(elastic, optimizer, Schedule(start=1, events=1), total_steps=4, storage=storage)
+
+
+TIGHT: dict[str, Callable[[Elastic], object]] = {
+    "a controller of the model": lambda elastic: controller(elastic.model),
+    "of the model, in slots": lambda elastic: controller(elastic.model, "slots"),
+    "of the elastic": controller,
+    "of the elastic, in slots": lambda elastic: controller(elastic, "slots"),
+    "scores": Scores,
+    "an edit": lambda elastic: apply_plan(given_plan({"0": (0, 1)}, elastic.counts()), elastic),
+    "to slots": lambda elastic: elastic.to_slots(),
+}
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("what", TIGHT)
+@pytest.mark.parametrize("gathered", [False, True])
+def test_tight_storage_is_refused(what: str, gathered: bool) -> None:
+    elastic = sharded(FeedForward(8, 12))
+    if gathered:  # then the model holds plain tensors, which are copies
+        with torch.no_grad():
+            elastic.model(torch.randn(1, 5, 8))
+    with pytest.raises(ValueError, match=NEEDS_SLOTS):
+        TIGHT[what](elastic)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_what_slots_storage_refuses() -> None:
+    elastic = sharded(FeedForward(8, 12), "slots")
+    with pytest.raises(ValueError, match="is sharded"):
+        elastic.to_tight()
+    optimizer = ScoringAdamW(elastic.model.parameters(), scores=Scores(elastic))
+    with pytest.raises(RuntimeError, match=r"parameters are sharded: use torch\.optim\.AdamW, and score by observe"):
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"0: w1\.weight is sharded, .* PlainFeedForward cannot"):
+        Scores(sharded(PlainFeedForward(), "slots"))
+    part = Elastic(nn.Sequential(FeedForward(8, 12), FeedForward(8, 12)), storage="slots")
+    fully_shard(part.model[0])
+    with pytest.raises(ValueError, match="some of the scored parameters are sharded and some are not"):
+        Scores(part)

@@ -120,7 +120,7 @@ def test_four_ranks_go_on(four: tuple[Path, str], alone: Path) -> None:
 
 
 def test_sharded_parameters_train_as_whole_ones(four: tuple[Path, str]) -> None:
-    """fully_shard in slots storage: losses, scores, plans and weights of two ranks, and of four that go on from them."""
+    """fully_shard in slots storage: losses, scores, plans and weights of two ranks, then of four."""
     assert "4 ranks, 8 steps: equal" in four[1]
 
 

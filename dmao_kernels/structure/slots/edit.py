@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from dmao_kernels.structure.gather import Split, draw, scale, share
 from dmao_kernels.structure.plan import FRESH, Plan
-from dmao_kernels.structure.shards import reshard, whole, write
+from dmao_kernels.structure.shards import own, reshard, whole, write
 from dmao_kernels.structure.targets import Companions, expect, follows, output_biases
 
 if TYPE_CHECKING:
@@ -55,12 +55,9 @@ def edit_slots(
     writes: list[tuple[Tensor, Tensor]] = []
     reshard(elastic.model)
     for name, source in sources.items():
-        m, moves = elastic.modules[name], Moves(source)
-        for tensor_name, _ in m.tensors():
-            writes += _edit_tensor(m, tensor_name, moves, optimizers, companions, split, generator, fresh.get(name, {}))
-        if name in fresh:
-            writes += _silence_output_biases(m, optimizers, companions)
-        writes += [(live, moves.live) for live in _live_lists(m, companions)]
+        m, values = elastic.modules[name], fresh.get(name)
+        edited = _edit_module(m, Moves(source), optimizers, companions, split, generator, values)
+        writes += [(target, own(target, value)) for target, value in edited]
     for target, value in writes:
         write(target, value)
     torch.clear_autocast_cache()  # an autocast region around the loop keeps casts of the old weights
@@ -94,6 +91,23 @@ class Moves:
     def follow(self, view: Tensor) -> Tensor:
         """``view`` [repeats, capacity, run], every component with its source's entries, the others zero."""
         return torch.where(self.taken[None, :, None], view.index_select(1, self.source), 0)
+
+
+def _edit_module(
+    m: ElasticModule,
+    moves: Moves,
+    optimizers: Sequence[Optimizer],
+    companions: Companions,
+    split: Split,
+    generator: Generator,
+    fresh: Mapping[str, Tensor] | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """New values of all tensors of a module, beside what they replace."""
+    for name, _ in m.tensors():
+        yield from _edit_tensor(m, name, moves, optimizers, companions, split, generator, fresh or {})
+    if fresh is not None:
+        yield from _silence_output_biases(m, optimizers, companions)
+    yield from ((live, moves.live) for live in _live_lists(m, companions))
 
 
 def _edit_tensor(
