@@ -1,4 +1,4 @@
-"""Run by test_distributed.py under torchrun: tiny trainings on all ranks, one after the other, since a launch is slow.
+"""Called by test_distributed.py on all ranks: tiny trainings, one after the other.
 
     torchrun ... several_ranks.py FOLDER NAME[=WHAT] ...
 
@@ -9,8 +9,6 @@ sharded_die (see sharded_ranks.py); else an ordinary training.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +22,7 @@ from dmao.controller import GrowAndDrop
 from dmao.trainer import train
 
 from dmao_kernels.structure import Plan, apply_plan, given_plan
-from tests.trainer.sharded_ranks import compare_sharded
+from tests.trainer.sharded_ranks import compare_sharded, die
 from tests.trainer.tiny import TinySource, tiny_config
 
 SETTINGS = ["model.dropout=0.0", "model.output_dropout=0.0", "eval_splits=[]"]
@@ -32,7 +30,7 @@ SETTINGS = ["model.dropout=0.0", "model.output_dropout=0.0", "eval_splits=[]"]
 
 def apply_or_die(*args: Any, **options: Any) -> Any:
     if dist.get_rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
     return apply_plan(*args, **options)
 
 
@@ -53,8 +51,7 @@ PATCHES = {
 }
 
 
-def main() -> None:
-    folder, *runs = sys.argv[1:]
+def main(folder: str, *runs: str) -> None:
     dist.init_process_group("gloo")
     for run in runs:
         name, _, what = run.partition("=")
@@ -72,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

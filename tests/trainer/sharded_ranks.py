@@ -97,13 +97,18 @@ def compare_sharded(folder: Path, die: bool = False) -> None:
         print(f"{ranks} ranks, {STEPS - MIDDLE * resuming} steps: equal; {counts}")
 
 
+def die() -> None:
+    print(f"rank {dist.get_rank()} dies in an event", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def die_in_the_event() -> None:
     write, written = edit.write, []
 
     def write_or_die(target: Tensor, value: Tensor) -> Any:
         written.append(target)
         if len(written) == 100:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         write(target, value)
 
     edit.write = write_or_die  # type: ignore[assignment]
