@@ -26,15 +26,18 @@ export PIP_NO_CACHE_DIR := 1
 export XDG_CACHE_HOME := $(CURDIR)/build/cache
 export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
+export TRITON_HOME := $(CURDIR)/build/cache
 
-.PHONY: help setup demo test test-all test-zoo test-integrations sanitize emulate bench bench-quick lint format clean \
-    distclean
+.PHONY: help setup demo test test-all test-interp test-aot test-zoo test-integrations sanitize emulate bench \
+    bench-quick lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       set up, then train the uniform baseline and the grow-and-drop model; runs/demo/report.html"
 	@echo "make test       set up, then run the quick tests"
 	@echo "make test-all   the slow sweeps as well"
+	@echo "make test-interp  every Triton kernel without a GPU, in Triton's interpreter, in two orders of programs"
+	@echo "make test-aot   every Triton kernel compiled for GPUs that are not there, within budgets; build/aot.md"
 	@echo "make test-integrations  Lightning, transformers, accelerate, peft, ONNX, in an environment of their own beside .venv"
 	@echo "make test-zoo   grow and drop on models of other packages, in an environment of their own; build/zoo.md"
 	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
@@ -64,6 +67,17 @@ ZOO_TOOLS := $(ZOO)/.tools
 test-zoo: $(NATIVE) $(ZOO_TOOLS)
 	@mkdir -p build
 	HF_HUB_OFFLINE=1 $(ZOO)/bin/python -m pytest -q -s -p no:cacheprovider tests/zoo $(ARGS)
+
+# Without a GPU; the order in which programs run must not matter. TRITON_INTERPRET holds for a whole process.
+test-interp: $(NATIVE)
+	@mkdir -p build
+	INTERP_SEED=0 TRITON_INTERPRET=1 $(PYTEST) -m "" tests/triton $(ARGS)
+	INTERP_SEED=1 TRITON_INTERPRET=1 $(PYTEST) -m "" tests/triton $(ARGS)
+
+# Compiles for GPUs that are not there; ARGS=--write-budgets takes what comes out for the budgets, to be reviewed.
+test-aot: $(NATIVE)
+	@mkdir -p build
+	$(PYTEST) -m "" tests/aot $(ARGS)
 
 test-integrations: $(INTEGRATIONS)
 	@mkdir -p build

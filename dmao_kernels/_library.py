@@ -87,7 +87,7 @@ def _why_not_native() -> str | None:
 def _check_torch_version() -> None:
     version = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if version is None or tuple(map(int, version.groups())) < (2, 13):
-        raise ImportError(f"dmao_kernels: torch must be >= 2.13, found {torch.__version__}")
+        raise ImportError(f"dmao_kernels: native kernels need torch >= 2.13, found {torch.__version__}")
 
 
 def load_native() -> tuple[str | None, str]:
@@ -97,11 +97,11 @@ def load_native() -> tuple[str | None, str]:
         ImportError: the library is there but does not fit this PyTorch, Python or version of the package, or
             DMAO_CPU_CAPABILITY names a capability that is unknown or not supported by this CPU.
     """
-    _check_torch_version()
     reason = _why_not_native()
     if reason is not None:
         _LOG.warning("dmao_kernels: no native kernels, the reference backend is used: %s", reason)
         return None, reason
+    _check_torch_version()
     remedy = "build it again: pip install . (or python setup.py build_ext --inplace)"
     try:
         from dmao_kernels import _host

@@ -13,6 +13,7 @@ FORBIDDEN = {
     "python/dmao": {"benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
+TRITON_KERNELS = re.compile(r"dmao_kernels/ops/(_triton/|\w+/(triton|\w*_kernels)\w*\.py)")
 PUBLIC_OF_KERNELS = re.compile(r"dmao_kernels(\.(?!_)\w+)*$")
 
 
@@ -45,7 +46,11 @@ def test_imports_go_one_way(folder):
 def test_library_needs_only_torch():
     for path in python_files("dmao_kernels"):
         place = path.relative_to(ROOT).as_posix()
-        allowed = {"torch", "numpy"} if place.startswith("dmao_kernels/testing/") else {"torch"}
+        allowed = {"torch"}
+        if place.startswith("dmao_kernels/testing/"):
+            allowed |= {"numpy", "triton"}
+        if TRITON_KERNELS.match(place):
+            allowed |= {"triton"}
         foreign = top(imports(path.read_text(), str(path))) - allowed - {"dmao_kernels"} - sys.stdlib_module_names
         assert not foreign, f"{place} imports {sorted(foreign)}"
 

@@ -27,10 +27,10 @@ class ScoringAdamW(torch.optim.AdamW):
     The scores are those of ``scores.update()`` before the step, to the bit. State, ``param_groups`` and state dict are
     those of torch.optim.AdamW: each loads the other's, and ``apply_plan`` edits them. Without scores it is AdamW.
 
-    Parameters are float32 or bfloat16, contiguous, and so are their moments; gradients are dense. Of AdamW's options
-    amsgrad, capturable and differentiable are not there; foreach and fused, which choose an implementation, have no
-    meaning here and are passed over in loaded states. torch.amp.GradScaler works as with an optimizer that does not
-    know of it.
+    Parameters are float32, bfloat16 or float16, contiguous, and so are their moments; gradients are dense. Of AdamW's
+    options amsgrad, capturable and differentiable are not there; foreach and fused, which choose an implementation,
+    have no meaning here and are passed over in loaded states. torch.amp.GradScaler works as with an optimizer that does
+    not know of it.
 
     scores: taken from all gradients of its model; parameters that this optimizer does not update are scored, too.
     """
@@ -98,10 +98,10 @@ class ScoringAdamW(torch.optim.AdamW):
         return loss
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
-        """Step and moments, as torch.optim.AdamW begins them."""
+        """Step and moments, as torch.optim.AdamW begins them: on a GPU as with fused=True, so that nobody waits."""
         state: dict[str, Tensor] = self.state[param]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         return state
@@ -109,7 +109,7 @@ class ScoringAdamW(torch.optim.AdamW):
 
 def _no_scores(device: torch.device) -> dict[str, Tensor]:
     nothing = torch.empty(0, device=device)
-    segments = torch.empty(0, 5, dtype=torch.int64, device=device)
+    segments = torch.empty(0, 5, dtype=torch.int64)
     return {"ema": nothing, "segments": segments, "inverse_count": nothing}
 
 

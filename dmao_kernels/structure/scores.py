@@ -275,12 +275,11 @@ class Scores:
                         rows.append((len(parts), *triple, len(entries) + first))
                         parts.append((tensor, take))
             entries += [of_component] * m.stored
-        device = self.ema.device
         segments = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)  # the CPU reads it, wherever the scores are
-        counts = torch.tensor(entries, dtype=torch.float32, device=device)
+        inverse_count = torch.tensor(entries, dtype=torch.float32).clamp(min=1).reciprocal()
         if parts and tensors:
             raise ValueError("Scores: some of the scored parameters are sharded and some are not: shard all of them")
-        return _Table(key, tensors, segments, counts.clamp(min=1).reciprocal(), parts)
+        return _Table(key, tensors, segments, inverse_count.to(self.ema.device, non_blocking=True), parts)
 
 
 def _shares(m: ElasticModule, name: str, tensor: Tensor) -> Iterator[tuple[tuple[int, int, int], int, _Take]]:

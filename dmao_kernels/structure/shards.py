@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 REMEDY = (
@@ -111,8 +112,6 @@ def holders(tensor: Tensor) -> int:
 
 def summed(values: Tensor, tensor: Tensor) -> Tensor:
     """The sum of ``values`` over the ranks that share a sharded tensor, the same to the bit on all of them."""
-    import torch.distributed as dist
-
     sharded: Any = tensor
     total = values.double()
     dist.all_reduce(total, group=sharded.device_mesh.get_group())

@@ -27,7 +27,7 @@ class Poison:
 
     def around(self, tensor: Tensor) -> Tensor:
         """A contiguous copy of a float tensor, with NaN before its first and after its last element."""
-        buffer = torch.full((tensor.numel() + 2 * _MARGIN,), torch.nan, dtype=tensor.dtype)
+        buffer = torch.full((tensor.numel() + 2 * _MARGIN,), torch.nan, dtype=tensor.dtype, device=tensor.device)
         inside = buffer[_MARGIN : _MARGIN + tensor.numel()].view(tensor.shape)
         inside.copy_(tensor.detach())
         self._buffers.append((buffer, inside))

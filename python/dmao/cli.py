@@ -23,7 +23,7 @@ def main(traceback: bool) -> None:
     """Grow-and-drop training: make the width of a model trainable.
 
     Results go to stdout, messages to stderr. The exit status is 0, or 2 after an error, or 128 plus the number
-    of the signal that stopped a training.
+    of the signal that stopped a training; 1 where the selftest finds something wrong.
     """
     show_log()
 
@@ -235,6 +235,40 @@ def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: 
             f"{name.rpartition('_')[0]:<8} {cost['median']:9.3f} {unit}   "
             f"95 % interval {cost['low']:.3f} to {cost['high']:.3f}"
         )
+
+
+@main.command(short_help="Are the kernels right here, and how fast?")
+@click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
+@click.option("--out", type=FOLDER, default="selftest", show_default=True, help="Folder of the report.")
+@click.option("--quick", is_flag=True, help="Fewer dtypes, small sizes, no torch.compile.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["numerics", "training", "speed"]),
+    help="This part only; repeatable.  [default: all]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=180.0,
+    show_default=True,
+    help="After so many no new problem is begun.",
+)
+def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], seconds: float) -> None:
+    """Check all operations against float64, train with an event, time everything beside its peers.
+
+    Writes report.json and report.md. An operation that is wrong has no times, and the exit status is 1.
+
+    \b
+    Example:
+      dmao selftest --device cuda --out selftest
+    """
+    from dmao_kernels.testing.selftest.run import PARTS, default_device
+    from dmao_kernels.testing.selftest.run import selftest as run
+
+    report = run(device or default_device(), out, quick=quick, only=only or PARTS, seconds=seconds, say=click.echo)
+    if report.wrong:
+        click.get_current_context().exit(1)
 
 
 if __name__ == "__main__":

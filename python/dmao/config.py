@@ -16,7 +16,7 @@ from dmao.files import write_atomically
 from dmao.models import ConformerConfig
 from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
 from dmao.schedule import LearningRate, Schedule, WhenSettled
-from dmao_kernels.structure import Caps, Metric, Scope, Selection, Split
+from dmao_kernels.structure import Caps, Metric, Scope, Selection, Split, Storage
 from dmao_kernels.structure.latency import MIN_REPS
 
 __all__ = [
@@ -130,6 +130,7 @@ class GrowAndDropConfig:
     max_growth, max_width, align: caps on growth per event and per module, and of what widths stay multiples.
     gate_penalty: with metric gate, weight of the gates' price in the loss (see GrowAndDrop.penalty).
     observe_every: score every n-th step.
+    storage: tight: the widths are those of the tensors; slots: all shapes stay, within `headroom` times the widths.
     """
 
     schedule: Schedule | WhenSettled | None = field(default_factory=lambda: Schedule(start=0.4))
@@ -148,6 +149,8 @@ class GrowAndDropConfig:
     keep_at_least: int = 0
     revive: bool = False
     observe_every: int = 1
+    storage: Storage = "tight"
+    headroom: float = 2.0
 
     def __post_init__(self) -> None:
         _require(0 <= self.beta < 1, "beta must lie in [0, 1)", self.beta)

@@ -137,7 +137,7 @@ def _outputs(model: ConformerCTC, source: Source, split: str, precision: str) ->
     model.eval()
     try:
         for batch in source.eval_batches(split):
-            with autocast(precision):
+            with autocast(precision, batch.features.device):
                 log_probs, lengths = model(batch.features, batch.feature_lengths)
             yield batch, log_probs, lengths
     finally:

@@ -81,7 +81,7 @@ class TrainingStep:
 
     def _learn(self, batch: Batch, weight: float) -> StepResult:
         """weight: of the batch's loss, see Team.share."""
-        with autocast(self.config.precision):
+        with autocast(self.config.precision, batch.features.device):
             log_probs, lengths = self.forward(batch.features, batch.feature_lengths)
         loss, own_labels, own_unaligned = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
         counted = (weight * value for value in (loss.item() * own_labels, own_labels, own_unaligned))
@@ -108,9 +108,9 @@ class TrainingStep:
         return StepResult(value, grad_norm, labels, unaligned)
 
 
-def autocast(precision: str) -> torch.autocast:
-    """The context of the forward pass: matrix products in bfloat16 where `precision` is bf16."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of the forward pass on a device: matrix products in bfloat16 where `precision` is bf16."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> ScoringAdamW:
@@ -163,6 +163,8 @@ def _controller(model: ConformerCTC, optimizer: ScoringAdamW, config: TrainConfi
         revive=settings.revive,
         seed=config.seed,
         observe_every=settings.observe_every,
+        storage=settings.storage,
+        headroom=settings.headroom,
     )
 
 
@@ -176,7 +178,7 @@ def _cost_model(model: ConformerCTC, config: TrainConfig) -> CostModel:
         lengths = torch.full((cost.batch,), cost.length)
 
         def run(timed: nn.Module) -> None:
-            with autocast(config.precision):
+            with autocast(config.precision, features.device):
                 log_probs, _ = timed(features, lengths)
             log_probs.sum().backward()
 

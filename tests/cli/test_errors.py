@@ -17,7 +17,7 @@ from dmao import console
 from dmao.cli import main
 from dmao.errors import UserError
 
-COMMANDS = ("prepare", "train", "demo", "evaluate", "inspect", "bench")
+COMMANDS = ("prepare", "train", "demo", "evaluate", "inspect", "bench", "selftest")
 
 
 def run(*arguments):

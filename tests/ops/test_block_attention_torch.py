@@ -184,7 +184,7 @@ def test_the_reference_is_differentiable_twice() -> None:
 
 ROWS = torch.zeros(12, 3, 8)
 CHANGES: list[tuple[dict[str, Any], str]] = [
-    ({"q": torch.zeros(2, 6, 3, 8, dtype=torch.float64)}, "q must be float32 or bfloat16, got float64"),
+    ({"q": torch.zeros(2, 6, 3, 8, dtype=torch.float64)}, "q must be float32, bfloat16 or float16, got float64"),
     ({"q": ROWS}, r"q must be \[B, T, H, D\] without offsets, got \[12, 3, 8\]"),
     ({"offsets": ids(0, 6, 12)}, r"q must be \[N, H, D\] with offsets, got \[2, 6, 3, 8\]"),
     (dict.fromkeys("qkv", torch.zeros(2, 6, 3, 257)), r"D must be in \[1, 256\], got 257"),

@@ -431,7 +431,7 @@ def _options(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": torch.zeros(3, 4, dtype=torch.float64)}, "x must be float32 or bfloat16, got float64"),
+        ({"x": torch.zeros(3, 4, dtype=torch.float64)}, "x must be float32, bfloat16 or float16, got float64"),
         ({"x": torch.tensor(1.0)}, r"x must be \[\.\.\., d\], got a scalar"),
         ({"x": torch.zeros(3, 5)}, r"w1 must be \[10, 5\], got \[10, 4\]"),
         ({"w1": torch.zeros(10)}, r"w1 must be \[F, d\]"),

@@ -357,7 +357,7 @@ def test_second_derivatives() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": torch.zeros(3, 4).double()}, "x must be float32 or bfloat16, got float64"),
+        ({"x": torch.zeros(3, 4).double()}, "x must be float32, bfloat16 or float16, got float64"),
         ({"y": torch.zeros(3, 4).double()}, "y must be float32 or bfloat16, got float64"),
         ({"x": torch.zeros(3, 4).bfloat16()}, "y must be bfloat16, got float32"),
         ({"x": torch.tensor(1.0), "y": torch.tensor(1.0)}, r"y must be \[\.\.\., d\], got a scalar"),

@@ -252,12 +252,12 @@ REFUSED = [
     (
         "weights",
         [torch.zeros(2, 4, 3, dtype=torch.float64)],
-        r"weights\[0\] must be float32 or bfloat16, got float64",
+        r"weights\[0\] must be float32, bfloat16 or float16, got float64",
     ),
     (
         "grads",
-        [torch.zeros(2, 4, 3, dtype=torch.float16)],
-        r"grads\[0\] must be float32 or bfloat16, got float16",
+        [torch.zeros(2, 4, 3, dtype=torch.int16)],
+        r"grads\[0\] must be float32, bfloat16 or float16, got int16",
     ),
     ("grads", [torch.zeros(2, 4, 2)], r"grads\[0\] must be empty or have the shape of weights\[0\]"),
     ("grads", [], "got 1 weights but 0 grads"),

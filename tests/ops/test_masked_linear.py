@@ -369,7 +369,7 @@ def test_autocast_casts_like_linear(backend: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 32, dtype=torch.float64)}, "x must be float32 or bfloat16, got float64"),
+        ({"x": torch.zeros(2, 32, dtype=torch.float64)}, "x must be float32, bfloat16 or float16, got float64"),
         ({"x": torch.tensor(1.0)}, r"x must be \[..., d\], got a scalar"),
         ({"w": torch.zeros(3)}, r"w must be \[d_out, d\], got \[3\]"),
         ({"w": torch.zeros(64, 31)}, r"w must be \[64, 32\], got \[64, 31\]"),

@@ -113,6 +113,7 @@ def test_learns_to_read(tmp_path):
             "grow_and_drop.max_width=1.5",
             "grow_and_drop.align=8",
         ],
+        ["grow_and_drop.storage=slots", "grow_and_drop.headroom=1.5"],
     ],
 )
 def test_other_settings_train_and_resume(tmp_path, overrides):
@@ -123,6 +124,10 @@ def test_other_settings_train_and_resume(tmp_path, overrides):
         train(config, tmp_path / "parts", _SourceThatStops(13))
     train(config, tmp_path / "parts", TinySource())
     assert losses(list(read_json_lines(tmp_path / "parts" / "metrics.jsonl"))) == losses(rows_of(whole, "train"))
+    batch = next(TinySource().train_batches(0))
+    outputs = [load_model(tmp_path / run)(batch.features, batch.feature_lengths)[0] for run in ("whole", "parts")]
+    assert torch.equal(*outputs)
+    assert outputs[0].isfinite().all()
 
 
 def test_a_calibration_is_made_once_and_saved(tmp_path, monkeypatch):

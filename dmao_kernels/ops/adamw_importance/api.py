@@ -14,7 +14,7 @@ from dmao_kernels.ops.adamw_importance.reference import GROUP_COLUMNS, adamw_imp
 from dmao_kernels.ops.importance.api import check_scores
 
 _OP = "adamw_importance_"
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define(
     "adamw_importance_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
@@ -22,7 +22,7 @@ define(
     "Tensor inverse_count, str metric, float beta) -> ()",
     triton=__package__,
 )
-register(_OP, cpu=_DTYPES)
+register(_OP, cpu=(torch.float32, torch.bfloat16), triton=_DTYPES)
 
 
 @register_fake("adamw_importance_")
@@ -73,16 +73,18 @@ def adamw_importance_(
     the update and from g: neither grad_factor nor maximize changes them. The native kernel adds in the order of
     `importance_`, so that the scores are the same. Parameters that no segment names are updated all the same.
 
-    Arithmetic is float32 for float32 and bfloat16 parameters; the moments have the parameter's dtype, as
+    Arithmetic is float32; the moments have the parameter's dtype, as
     torch.optim.AdamW makes them. The result does not depend on the number of threads; nothing is synchronised.
 
     Floor on time: one read of w, g and both moments and one write of w and both moments at memory bandwidth.
 
     Args:
-        params: contiguous float32 or bfloat16 tensors of any shape, updated in place.
+        params: contiguous float32, bfloat16 or float16 tensors of any shape, updated in place (float16 is native on
+            GPUs only).
         grads: one per parameter, of its shape and dtype; copied first where not contiguous.
         exp_avgs, exp_avg_sqs: contiguous moments, of the parameter's shape and dtype.
-        steps: float32 [], the steps that each parameter has done before. Empty [0] for a parameter that is only
+        steps: float32 [], the steps that each parameter has done before, on ema's device or on the CPU, as
+            torch.optim.AdamW keeps them: fused, or not. Empty [0] for a parameter that is only
             scored: its moments are not looked at, its gradient may be empty as in `importance_`.
         groups: float64 [n_groups, 6] on the CPU, rows (lr, beta1, beta2, eps, weight_decay, maximize: 0 or 1).
         group_of: int64 [n_params] on the CPU, each parameter's row of groups.
@@ -102,7 +104,8 @@ def adamw_importance_(
         raise RuntimeError(f"{_OP}: a step is not differentiable; call it under torch.no_grad()")
     grads = [grad.contiguous() for grad in grads]
     factor = None if grad_factor is None else grad_factor.contiguous()
-    backend = choose_backend(_OP, ema)  # all are of its device, and of dtypes that the kernel knows
+    half = next((param for param in params if param.dtype == torch.float16), None)  # not every kernel knows this one
+    backend = choose_backend(_OP, ema, half)
     step = adamw_importance_reference_ if backend == "reference" else operators(backend).adamw_importance_
     step(
         params,
@@ -156,7 +159,7 @@ def _check(
 def _check_parameter(i: int, param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> None:
     dtype, shape = param.dtype, param.shape
     if dtype not in _DTYPES or not param.is_contiguous():
-        raise ValueError(f"{_OP}: params[{i}] must be contiguous float32 or bfloat16, got {describe(param)}")
+        raise ValueError(f"{_OP}: params[{i}] must be contiguous float32, bfloat16 or float16, got {describe(param)}")
     only_scored = step.numel() == 0
     if (grad.dtype != dtype or grad.shape != shape) and not (only_scored and grad.numel() == 0):
         raise ValueError(f"{_OP}: grads[{i}] must {_like(i, param)}, got {describe(grad)}")

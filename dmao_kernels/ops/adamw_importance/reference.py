@@ -32,7 +32,7 @@ def adamw_importance_reference_(
     beta: float,
 ) -> None:
     """The contract of `adamw_importance_`; bfloat16 parameters are updated in float32 and rounded once."""
-    _check(segments, groups, group_of)
+    check_tables(segments, groups, group_of)
     importance_reference_(ema, params, grads, segments, inverse_count, metric, beta)
     rows = groups.tolist()
     for i, row in enumerate(group_of.tolist()):
@@ -44,14 +44,16 @@ def adamw_importance_reference_(
         _update_(params[i], grad, exp_avgs[i], exp_avg_sqs[i], steps[i], rows[row])
 
 
-def _check(segments: Tensor, groups: Tensor, group_of: Tensor) -> None:
+def check_tables(segments: Tensor, groups: Tensor, group_of: Tensor) -> None:
+    """Raises RuntimeError where the values of the tables on the CPU are not as `adamw_importance_` says."""
     tensors = segments[:, 0].tolist()
     if len(set(tensors)) != len(tensors):
         twice = next(tensor for tensor in tensors if tensors.count(tensor) > 1)
         raise RuntimeError(f"adamw_importance_: segments name tensor {twice} twice")
+    count = len(groups)
     for i, row in enumerate(group_of.tolist()):
-        if not 0 <= row < len(groups):
-            raise RuntimeError(f"adamw_importance_: group_of[{i}] names row {row} of {len(groups)} groups")
+        if not 0 <= row < count:
+            raise RuntimeError(f"adamw_importance_: group_of[{i}] names row {row} of {count} groups")
 
 
 def _update_(

@@ -11,7 +11,8 @@ from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe, dtype_name
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _LARGEST_HEAD = 256
 
 # q, k, v: [N, H, D], whichever form the rows have; padded ones are [B * T, H, D].
@@ -31,7 +32,7 @@ define(
     "Tensor grad_v, Tensor grad_rel_pos, Tensor grad_content_bias, Tensor grad_position_bias)",
     triton=__package__,
 )
-register("block_attention", cpu=_DTYPES)
+register("block_attention", cpu=_NATIVE_DTYPES, triton=_DTYPES)
 
 
 def block_attention(
@@ -74,7 +75,7 @@ def block_attention(
     sees (with rel_pos 6 and 16), at the peak of the cores; bfloat16 is computed in float32.
 
     Args:
-        q, k, v: float32 or bfloat16, all of one shape: [B, T, H, D], or [N, H, D] with offsets; 1 <= D <= 256;
+        q, k, v: float32, bfloat16 or float16, all of one shape: [B, T, H, D], or [N, H, D] with offsets; 1 <= D <= 256;
             any strides.
         lengths: int32 [B], frames of each utterance, from 0 to T; None: all have T.
         offsets: int32 [B + 1], of rows without padding: utterance b has rows offsets[b] to offsets[b + 1].
@@ -176,7 +177,7 @@ def block_attention(
 def _utterances(q: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
     """int32 [B, 2]: first row and length of each utterance."""
     if offsets is not None:
-        return torch.stack([offsets[:-1], offsets.diff()], 1)
+        return torch.stack([offsets.narrow(0, 0, offsets.shape[0] - 1), offsets.diff()], 1)
     batch, frames = q.shape[:2]
     first = torch.arange(batch, dtype=torch.int32, device=q.device) * frames
     return torch.stack([first, torch.full_like(first, frames) if lengths is None else lengths], 1)
@@ -198,7 +199,7 @@ def _bounds(
 
 def _check_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> None:
     if q.dtype not in _DTYPES:
-        raise ValueError(f"block_attention: q must be float32 or bfloat16, got {dtype_name(q)}")
+        raise ValueError(f"block_attention: q must be float32, bfloat16 or float16, got {dtype_name(q)}")
     form = ["B", "T", "H", "D"] if offsets is None else ["N", "H", "D"]
     if q.dim() != len(form):
         which = "without" if offsets is None else "with"

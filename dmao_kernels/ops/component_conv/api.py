@@ -25,7 +25,7 @@ define(
     "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)",
     triton=__package__,
 )
-register("component_conv", cpu=DTYPES)
+register("component_conv", cpu=DTYPES[:2], triton=DTYPES)
 
 
 def component_conv(
@@ -61,7 +61,7 @@ def component_conv(
     float32.
 
     Args:
-        x: float32 or bfloat16, padded [B, T, 2 C] or packed [N, 2 C], values first and then gates, as F.glu;
+        x: float32, bfloat16 or float16, padded [B, T, 2 C] or packed [N, 2 C], values first and then gates, as F.glu;
             any strides.
         weight: [C, k], k odd, of x's dtype, like the vectors that follow.
         bias: [C] of the convolution, or None.

@@ -10,7 +10,7 @@ from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe, dtype_name
 from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS, component_ffn_reference
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define(
     "component_ffn(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? live, int components, "
@@ -24,7 +24,7 @@ define(
     "-> (Tensor grad_x, Tensor grad_w1, Tensor grad_b1, Tensor grad_w2, Tensor grad_b2)",
     triton=__package__,
 )
-register("component_ffn", cpu=_DTYPES)
+register("component_ffn", cpu=_DTYPES[:2], triton=_DTYPES)
 
 
 def component_ffn(
@@ -57,7 +57,7 @@ def component_ffn(
     bfloat16 is multiplied as such where the instruction set does (AVX-512 BF16), else in float32.
 
     Args:
-        x: float32 or bfloat16 [..., d]; any strides.
+        x: float32, bfloat16 or float16 [..., d]; any strides.
         w1: [F, d], of x's dtype, like all that follow.
         b1: [F], or None.
         w2: [d_out, F].
@@ -106,7 +106,7 @@ def _check(
     activation: str,
 ) -> None:
     if x.dtype not in _DTYPES:
-        raise ValueError(f"component_ffn: x must be float32 or bfloat16, got {dtype_name(x)}")
+        raise ValueError(f"component_ffn: x must be float32, bfloat16 or float16, got {dtype_name(x)}")
     if x.dim() == 0:
         raise ValueError("component_ffn: x must be [..., d], got a scalar")
     if w1.dim() != 2 or w2.dim() != 2:

@@ -11,7 +11,7 @@ from dmao_kernels.ops._describe import dtype_name
 from dmao_kernels.ops._utterances import check_utterances
 from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_reference
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define(
     "depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths, Tensor? offsets) -> Tensor",
@@ -22,7 +22,7 @@ define(
     "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
     triton=__package__,
 )
-register("depthwise_conv1d", cpu=DTYPES)
+register("depthwise_conv1d", cpu=DTYPES[:2], triton=DTYPES)
 
 
 def depthwise_conv1d(
@@ -43,7 +43,7 @@ def depthwise_conv1d(
     bfloat16 is stored as such and computed in float32.
 
     Args:
-        x: float32 or bfloat16, padded [B, T, C] or packed [N, C]; any strides.
+        x: float32, bfloat16 or float16, padded [B, T, C] or packed [N, C]; any strides.
         weight: [C, k], k odd, of x's dtype, like bias.
         bias: [C], or None.
         lengths: int32 [B], frames of each utterance of a padded x; None: all T. What lies beyond is not read,
@@ -81,7 +81,7 @@ def check_convolution(
 ) -> None:
     """Raises ValueError unless x has `width` columns and the rest fits; `vectors` are [C] like bias."""
     if x.dtype not in DTYPES:
-        raise ValueError(f"{op}: x must be float32 or bfloat16, got {dtype_name(x)}")
+        raise ValueError(f"{op}: x must be float32, bfloat16 or float16, got {dtype_name(x)}")
     check_utterances(op, x, lengths, offsets)
     if weight.dim() != 2 or weight.shape[1] % 2 == 0:
         raise ValueError(f"{op}: weight must be [C, k] with an odd k, got {list(weight.shape)}")

@@ -10,7 +10,7 @@ from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe, dtype_name
 from dmao_kernels.ops.dropout_add.reference import dropout_add_layer_norm_reference, dropout_add_reference
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define("dropout_add(Tensor? x, Tensor y, float p, Tensor? seed, float scale) -> Tensor", triton=__package__)
 define(
@@ -25,7 +25,7 @@ define(
     triton=__package__,
 )
 for _op in ("dropout_add", "dropout_add_layer_norm"):
-    register(_op, cpu=_DTYPES)
+    register(_op, cpu=_DTYPES[:2], triton=_DTYPES)
 
 
 def dropout_add(
@@ -41,7 +41,7 @@ def dropout_add(
     Floor on time: x and y read and the sum written at memory bandwidth, and as much for the gradient of y.
 
     Args:
-        x: float32 or bfloat16 [..., d], or None; any strides.
+        x: float32, bfloat16 or float16 [..., d], or None; any strides.
         y: [..., d], of x's shape; of its dtype, or bfloat16.
         p: probability of dropping an element of y, in [0, 1); kept ones are scaled by 1 / (1 - p).
         seed: int64 [1] on y's device, needed when p > 0. Give every call of a step its own.
@@ -80,7 +80,7 @@ def dropout_add_layer_norm(
     written.
 
     Args:
-        x: float32 or bfloat16 [..., d]; any strides.
+        x: float32, bfloat16 or float16 [..., d]; any strides.
         y, p, seed, scale: as of `dropout_add`.
         weight: [d], float32 or of x's dtype.
         bias: [d], of weight's dtype.
@@ -111,7 +111,7 @@ def dropout_add_layer_norm(
 
 def _check(op: str, x: Tensor | None, y: Tensor, p: float, seed: Tensor | None) -> None:
     if x is not None and x.dtype not in _DTYPES:
-        raise ValueError(f"{op}: x must be float32 or bfloat16, got {dtype_name(x)}")
+        raise ValueError(f"{op}: x must be float32, bfloat16 or float16, got {dtype_name(x)}")
     allowed = _DTYPES if x is None else (x.dtype, torch.bfloat16)
     if y.dtype not in allowed:
         names = " or ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in allowed))

@@ -15,7 +15,7 @@ from dmao_kernels.ops.gather_components.reference import gather_components_refer
 _OP = "gather_components"
 
 define("gather_components(Tensor[] tensors, Tensor[] index, Tensor[] given) -> Tensor[]", triton=__package__)
-register(_OP, cpu=(torch.float32, torch.bfloat16))
+register(_OP, cpu=(torch.float32, torch.bfloat16), triton=(torch.float32, torch.bfloat16, torch.float16))
 
 
 @register_fake("gather_components")
@@ -44,8 +44,8 @@ def gather_components(
     Floor on time: one read and one write of the new tensors at memory bandwidth, and the page faults of new memory.
 
     Args:
-        tensors: [repeats, components, run] of any floating point dtype; native for float32 and bfloat16 on the CPU.
-            Copied first where not contiguous.
+        tensors: [repeats, components, run] of any floating point dtype; there are kernels for float32, bfloat16 and, on
+            GPUs, float16. Copied first where not contiguous.
         index: one per tensor, int64 [new components, 2] on the CPU.
         given: one per tensor, [repeats, given components, run] of its dtype and device, or None where nothing is given.
 

@@ -17,13 +17,18 @@ def gather_components_reference(
     return [_gather(i, *each) for i, each in enumerate(zip(tensors, index, given, strict=True))]
 
 
-def _gather(i: int, x: Tensor, rows: Tensor, given: Tensor) -> Tensor:
+def check_rows(i: int, x: Tensor, rows: Tensor, given: Tensor) -> None:
+    """Raises RuntimeError where a row of an index names a component that is not there."""
     for j, (source, value) in enumerate(rows.tolist()):
         if not (-1 <= source < x.shape[1] and -1 <= value < given.shape[1]):
             raise RuntimeError(
                 f"gather_components: index[{i}][{j}] is ({source}, {value}), but there are {x.shape[1]} components and "
                 f"{given.shape[1]} given ones"
             )
+
+
+def _gather(i: int, x: Tensor, rows: Tensor, given: Tensor) -> Tensor:
+    check_rows(i, x, rows, given)
     sources, values = rows.to(x.device).unbind(1)
     gathered = x.new_zeros(x.shape[0], len(rows), x.shape[2])
     old, new = (sources >= 0).nonzero().flatten(), (values >= 0).nonzero().flatten()

@@ -12,14 +12,14 @@ from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe
 from dmao_kernels.ops.importance.reference import METRICS, importance_reference_
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define(
     "importance_(Tensor(a!) ema, Tensor[] weights, Tensor[] grads, Tensor segments, Tensor inverse_count, "
     "str metric, float beta) -> ()",
     triton=__package__,
 )
-register("importance_", cpu=_DTYPES)
+register("importance_", cpu=(torch.float32, torch.bfloat16), triton=_DTYPES)
 
 
 @register_fake("importance_")
@@ -65,10 +65,10 @@ def importance_(
 
     Args:
         ema: float32 [n_components], updated in place.
-        weights: float32 or bfloat16 tensors of any shape.
-        grads: gradients, one per weight, float32 or bfloat16 and of the weight's shape, or empty: then the
+        weights: float32, bfloat16 or float16 tensors of any shape (float16 is native on GPUs only).
+        grads: gradients, one per weight, of one of these dtypes and of the weight's shape, or empty: then the
             pair is skipped.
-        segments: int64 [n, 5], rows (tensor index, repeats, components, run, first component), with
+        segments: int64 [n, 5] on the CPU, rows (tensor index, repeats, components, run, first component), with
             repeats * components * run equal to the number of elements of that weight.
         inverse_count: float32 [n_components], 1 / number of entries of each component.
         metric: "taylor", "gradient", "magnitude" or "signed".
@@ -102,7 +102,9 @@ def _check(
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
         for name, tensor in (("weights", weight), ("grads", grad)):
             if tensor.dtype not in _DTYPES:
-                raise ValueError(f"importance_: {name}[{i}] must be float32 or bfloat16, got {describe(tensor)}")
+                raise ValueError(
+                    f"importance_: {name}[{i}] must be float32, bfloat16 or float16, got {describe(tensor)}"
+                )
             if tensor.device != ema.device:
                 raise ValueError(f"importance_: {name}[{i}] must be on ema's device {ema.device}, got {tensor.device}")
         if grad.numel() != 0 and grad.shape != weight.shape:
@@ -129,3 +131,5 @@ def check_scores(op: str, ema: Tensor, segments: Tensor, inverse_count: Tensor, 
         )
     if segments.dtype != torch.int64 or segments.dim() != 2 or segments.shape[1] != 5:
         raise ValueError(f"{op}: segments must be int64 [n, 5], got {describe(segments)}")
+    if not segments.is_cpu:  # they are read on the host: on another device that would wait for it
+        raise ValueError(f"{op}: segments must be on the CPU, got them on {segments.device}")

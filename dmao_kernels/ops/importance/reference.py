@@ -19,7 +19,7 @@ def _entries(weight: Tensor, grad: Tensor, metric: str) -> Tensor:
     return product if metric == "signed" else product.abs()
 
 
-def _check_segment(index: int, row: list[int], weights: Sequence[Tensor], total: int) -> None:
+def check_segment(index: int, row: list[int], weights: Sequence[Tensor], total: int) -> None:
     tensor, repeats, components, run, first = row
     name = f"importance_: segments[{index}]"
     if not 0 <= tensor < len(weights):
@@ -49,7 +49,7 @@ def importance_reference_(
     sums = torch.zeros_like(ema)
     scored = torch.zeros_like(ema, dtype=torch.bool)
     for index, row in enumerate(segments.tolist()):
-        _check_segment(index, row, weights, ema.numel())
+        check_segment(index, row, weights, ema.numel())
         tensor, repeats, components, run, first = row
         weight, grad = weights[tensor], grads[tensor]
         if weight.numel() == 0 or (grad.numel() == 0 and metric != "magnitude"):

@@ -11,7 +11,7 @@ from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import dtype_name
 from dmao_kernels.ops.masked_linear.reference import LINEAR_ACTIVATIONS, masked_linear_reference
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # The tensors of a BlockMask, all of them or none; block is 0 without a mask.
 _MASK = "Tensor? row_offsets, Tensor? column_ids, Tensor? column_offsets, Tensor? row_ids, int block"
@@ -26,7 +26,7 @@ define(
     "bool need_x, bool need_w, bool need_b) -> (Tensor grad_x, Tensor grad_w, Tensor grad_b)",
     triton=__package__,
 )
-register("masked_linear", cpu=_DTYPES)
+register("masked_linear", cpu=_DTYPES[:2], triton=_DTYPES)
 
 
 def masked_linear(
@@ -45,7 +45,7 @@ def masked_linear(
     the cores; bfloat16 is accumulated in float32.
 
     Args:
-        x: float32 or bfloat16 [..., d]; any strides.
+        x: float32, bfloat16 or float16 [..., d]; any strides.
         w: [d_out, d], of x's dtype, like b.
         b: [d_out], or None.
         mask: a BlockMask over w, on x's device; None: all of w lives.
@@ -83,7 +83,7 @@ def masked_linear(
 
 def _check(x: Tensor, w: Tensor, b: Tensor | None, mask: BlockMask | None, activation: str) -> None:
     if x.dtype not in _DTYPES:
-        raise ValueError(f"masked_linear: x must be float32 or bfloat16, got {dtype_name(x)}")
+        raise ValueError(f"masked_linear: x must be float32, bfloat16 or float16, got {dtype_name(x)}")
     if x.dim() == 0:
         raise ValueError("masked_linear: x must be [..., d], got a scalar")
     if w.dim() != 2:

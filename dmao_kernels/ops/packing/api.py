@@ -11,11 +11,13 @@ from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._describe import describe
 from dmao_kernels.ops.packing.reference import pack_reference, unpack_reference
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 # Each is the other's gradient.
 define("pack(Tensor x, Tensor offsets, SymInt rows) -> Tensor", triton=__package__)
 define("unpack(Tensor packed, Tensor offsets, SymInt frames) -> Tensor", triton=__package__)
 for _op in ("pack", "unpack"):  # they copy bytes
-    register(_op, cpu=(torch.float16, torch.bfloat16, torch.float32, torch.float64))
+    register(_op, cpu=_DTYPES, triton=_DTYPES)
 
 
 def pack(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ def make_slot_plan(
     for name in frozen:
         m = elastic.modules[name]
         count = cast(Tensor, m.slots).sum()
-        fixed = fixed.to(count.device) + count * costs.own[name] + (count > 0) * costs.shared[name]
+        fixed = fixed.to(count.device, non_blocking=True) + count * costs.own[name] + (count > 0) * costs.shared[name]
     market = _Market(modules, scores, costs, per_cost, keep_at_least, revive, fixed)
     dropped, grown, met = market.paper(fraction) if selection == "paper" else market.exact(fraction, budget)
     return SlotPlan(market.sources(dropped, grown), met, seed, selection, revive, elastic.edits, market)
@@ -137,7 +137,7 @@ class _Market:
         # totals
         self.fresh = (self.count == 0) & revive
         self.adaptable = (self.cost * self.count).cumsum(0)[-1]
-        fixed = fixed.to(self.device)
+        fixed = fixed.to(self.device, non_blocking=True)
         self.before = fixed + self._size(self.count)
         self.floor = fixed + self._size(torch.minimum(self.keep, self.count))
         self.revival = ((self.own + self.shared) * self.fresh).sum()
@@ -178,7 +178,7 @@ class _Market:
 
     def exact(self, fraction: float, budget: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """The budget kept within one smallest component: all tries side by side, the first that meets it is taken."""
-        goal = self.before if budget is None else self.before.new_tensor(budget)
+        goal = self.before if budget is None else torch.full_like(self.before, budget)
         total = self.before + self.revival
         own = self.own[self.of]
         price = own + self.shared[self.of] * (self.rank == 0)  # with the last one goes what the module shares

@@ -1,0 +1,137 @@
+"""Products of tiles in which one axis may be gathered: what the linear layers over live components and blocks share.
+
+A list of ids names things of WIDTH neighbouring elements each (components of hidden units, blocks of columns); position
+p of the list is element p % WIDTH of thing ids[p // WIDTH]. Without a list position p is element p.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_PLANE_TILE = 1024
+_LONGEST_VECTOR = 16
+
+
+def vector_of(width: int) -> int:
+    """The greatest power of two, up to what one load moves, that divides the width of the things of a list."""
+    return math.gcd(width, _LONGEST_VECTOR)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x [..., width] as rows whose elements stand side by side; in place where that is so."""
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
+
+
+@triton.jit
+def elements(ids, position, inside, things, WIDTH: tl.constexpr, VECTOR: tl.constexpr):
+    """The elements at positions that are inside the list; ids are clamped to [0, things)."""
+    if ids is None:
+        element = position
+    else:
+        thing = tl.load(ids + position // WIDTH, mask=inside, other=0)
+        thing = tl.minimum(tl.maximum(thing, 0), things - 1)
+        element = tl.max_contiguous(tl.multiple_of(thing * WIDTH + position % WIDTH, VECTOR), VECTOR)
+    return element
+
+
+@triton.jit
+def add_products(
+    sums,
+    left,
+    left_inside,
+    right,
+    right_step,
+    right_inside,
+    depth,
+    ids,
+    things,
+    width,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    GATHER_LEFT: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """sums [R, C] + left right over `depth` positions of the list of ids.
+
+    left: pointers [R, 1] to rows of neighbouring elements, at positions or, with GATHER_LEFT, at elements.
+    right: pointers [1, C], right_step from element to element.
+    width: where elements end, if the last thing may stick out; else None.
+    """
+    for first in range(0, depth, STEP):
+        position = first + tl.arange(0, STEP)
+        inside = position < depth
+        element = elements(ids, position, inside, things, WIDTH, VECTOR)
+        if width is not None:
+            inside = inside & (element < width)
+        left_element = element if GATHER_LEFT else position
+        a = tl.load(left + left_element[None, :], mask=left_inside & inside[None, :], other=0.0)
+        b = tl.load(right + element[:, None] * right_step, mask=inside[:, None] & right_inside, other=0.0)
+        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
+def add_products_of_tokens(
+    sums,
+    left,
+    left_stride,
+    left_inside,
+    right,
+    right_stride,
+    right_inside,
+    begin,
+    end,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """sums [M, N] + the sum over tokens begin ... end - 1 of left[token, m] right[token, n].
+
+    left: pointers [M, 1], right: pointers [1, N] to the columns in the row of token 0.
+    """
+    step = tl.arange(0, STEP)
+    left += begin.to(tl.int64) * left_stride + step[None, :] * left_stride
+    right += begin.to(tl.int64) * right_stride + step[:, None] * right_stride
+    for token in range(begin, end, STEP):
+        inside = token + step < end
+        a = tl.load(left, mask=left_inside & inside[None, :], other=0.0)
+        b = tl.load(right, mask=inside[:, None] & right_inside, other=0.0)
+        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+        left += STEP * left_stride
+        right += STEP * right_stride
+    return sums
+
+
+def token_spans(tokens: int, tiles: int, wanted: int, step: int) -> tuple[int, int]:
+    """(spans, tokens of a span) into which a sum over tokens is cut, so that `wanted` programs have work.
+
+    A span is long enough for the second pass, over the sums of all spans, not to matter.
+    """
+    shortest = 512
+    spans = max(min(wanted // max(tiles, 1), -(-tokens // shortest)), 1)
+    length = -(-tokens // (spans * step)) * step
+    return max(-(-tokens // length), 1) if length else 1, max(length, step)
+
+
+@triton.jit(do_not_specialize=["size", "planes"])
+def _sum_planes_kernel(source, target, size, planes, TILE: tl.constexpr):
+    # Floor: 4 bytes read per plane and element.
+    at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = at < size
+    sums = tl.zeros([TILE], tl.float32)
+    for plane in range(planes):
+        sums += tl.load(source + plane * size.to(tl.int64) + at, mask=inside, other=0.0)
+    tl.store(target + at, sums.to(target.dtype.element_ty), mask=inside)
+
+
+def sum_planes(planes: Tensor, target: Tensor) -> None:
+    """target = planes.sum(0), in float32 and in the order of the planes; both contiguous."""
+    size = target.numel()
+    if size:
+        grid = (triton.cdiv(size, _PLANE_TILE),)
+        _sum_planes_kernel[grid](planes, target, size, planes.shape[0], TILE=_PLANE_TILE, num_warps=4)

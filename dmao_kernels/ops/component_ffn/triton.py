@@ -1,0 +1,244 @@
+"""component_ffn on GPUs: allocation and grids of the Triton kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from dmao_kernels.ops._triton.config import Config, Table, choose_tiles, precision, processors
+from dmao_kernels.ops._triton.philox import threshold_of
+from dmao_kernels.ops._triton.products import rows_of, sum_planes, token_spans, vector_of
+from dmao_kernels.ops.component_ffn import _kernels as kernels
+
+
+def _tile(rows: int, columns: int, step: int, num_warps: int, num_stages: int) -> Config:
+    return {"ROWS": rows, "COLUMNS": columns, "STEP": step, "num_warps": num_warps, "num_stages": num_stages}
+
+
+# "... few": for layers and batches that would not fill the chip with the other tiles.
+CONFIGS: Table = {
+    80: {
+        "half": [_tile(128, 128, 32, 8, 4), _tile(128, 64, 32, 4, 4)],
+        "half few": [_tile(64, 64, 32, 4, 4)],
+        "tf32": [_tile(128, 64, 32, 8, 3)],
+        "tf32 few": [_tile(64, 64, 32, 4, 3)],
+        "float32": [_tile(64, 64, 16, 4, 3)],
+        "float32 few": [_tile(32, 64, 16, 4, 3)],
+    },
+    90: {
+        "half": [_tile(128, 128, 64, 8, 3), _tile(128, 256, 64, 8, 3)],
+        "half few": [_tile(64, 128, 64, 4, 4), _tile(64, 64, 64, 4, 4)],
+        "tf32": [_tile(128, 128, 32, 8, 3)],
+        "tf32 few": [_tile(64, 64, 32, 4, 3)],
+        "float32": [_tile(64, 64, 16, 4, 3)],
+        "float32 few": [_tile(32, 64, 16, 4, 3)],
+    },
+    "hip": {
+        "half": [_tile(128, 128, 32, 8, 2), _tile(128, 128, 64, 8, 2)],
+        "half few": [_tile(64, 64, 64, 4, 2)],
+        "tf32": [_tile(128, 64, 32, 8, 2)],
+        "tf32 few": [_tile(64, 64, 32, 4, 2)],
+        "float32": [_tile(128, 64, 32, 8, 2)],
+        "float32 few": [_tile(64, 64, 32, 4, 2)],
+    },
+    "interpreter": {
+        kind: [_tile(32, 64, 32, 4, 1)] for kind in ("half", "half few", "tf32", "tf32 few", "float32", "float32 few")
+    },
+}
+
+
+_BIAS_ROWS, _BIAS_TILE = 16, 64
+
+
+class _Layer:
+    """What the launches of one call share."""
+
+    def __init__(
+        self, x: Tensor, w1: Tensor, w2: Tensor, live: Tensor | None, components: int, p: float, seed: Tensor | None
+    ) -> None:
+        self.x, self.w1, self.w2 = rows_of(x), rows_of(w1), rows_of(w2)
+        self.tokens, self.d = self.x.shape
+        self.d_out, self.units = w2.shape
+        unit = self.units // components if components else 0
+        self.positions = self.units if live is None else live.shape[0] * unit
+        # The width is a constant of the kernels only with a list: without one it may be what an edit changes.
+        width = unit if live is not None and unit else 1
+        self.list: dict[str, Any] = {
+            "live": None if live is None else live.contiguous(),
+            "positions": self.positions,
+            "components": components,
+            "WIDTH": width,
+            "VECTOR": vector_of(width),
+        }
+        self.drop = {"seed": seed if p > 0 else None, "threshold": threshold_of(p), "scale": 1 / (1 - p)}
+
+    def choose(self, product: str, rows: int, columns: int, run: Callable[[Config], None] | None = None) -> Config:
+        key = self.d, self.d_out, self.list["WIDTH"]
+        op = f"component_ffn {product}"
+        return choose_tiles(op, CONFIGS, self.x.dtype, self.x.device, (rows, columns), key, run)
+
+    def constants(self, config: Config) -> dict[str, Any]:
+        return {**self.list, "PRECISION": precision(self.x.dtype), **config}
+
+    def outward(self, hidden: Tensor, w: Tensor, strides: tuple[int, int], bias: Tensor | None, y: Tensor) -> None:
+        """y = hidden w + bias, for w with these strides (from output to output, from unit to unit)."""
+        width = y.shape[1]
+
+        def launch(config: Config) -> None:
+            grid = (_tiles(self.tokens, width, config),)
+            kernels.outward_kernel[grid](
+                hidden, w, *strides, bias, y=y, tokens=self.tokens, width=width, **self.constants(config)
+            )
+
+        if y.numel():
+            launch(self.choose("outward", self.tokens, width, launch))
+
+    def hidden_gradient(
+        self, grad_y: Tensor, pre_activation: Tensor, activation: str, need: bool, need_bias: bool, need_hidden: bool
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of the pre-activations and of b1, and the hidden layer; None for what is not needed."""
+        config = self.choose("hidden", self.tokens, self.positions)
+        row_tiles = triton.cdiv(self.tokens, config["ROWS"])
+        grad = torch.empty_like(pre_activation) if need else None
+        hidden = torch.empty_like(pre_activation) if need_hidden else None
+        sums = pre_activation.new_empty((row_tiles, self.positions), dtype=torch.float32) if need_bias else None
+        if pre_activation.numel() and (need or need_bias or need_hidden):
+            kernels.hidden_gradient_kernel[(_tiles(self.tokens, self.positions, config),)](
+                grad_y,
+                grad_y.stride(0),
+                self.w2,
+                self.w2.stride(0),
+                pre_activation,
+                grad=grad,
+                grad_sums=sums,
+                hidden=hidden,
+                tokens=self.tokens,
+                width=self.d_out,
+                ACTIVATION=activation,
+                **self.drop,
+                **self.constants(config),
+            )
+        if sums is None:
+            return grad, None, hidden
+        grad_b1 = pre_activation.new_zeros(self.units)
+        if self.positions:
+            kernels.bias_gradient_kernel[(triton.cdiv(self.positions, _BIAS_TILE),)](
+                sums, grad_b1=grad_b1, row_tiles=row_tiles, **self.list, ROWS=_BIAS_ROWS, TILE=_BIAS_TILE
+            )
+        return grad, grad_b1, hidden
+
+    def weight_gradient(self, left: Tensor, right: Tensor, like: Tensor, units_are_rows: bool) -> Tensor:
+        """left^T right at the stored places of the units, which are its rows or its columns; zeros elsewhere."""
+        make = torch.empty if self.list["live"] is None else torch.zeros
+        rows, columns = like.shape
+        listed = (self.positions, columns) if units_are_rows else (rows, self.positions)
+        config = self.choose("weights", *listed)
+        tiles = _tiles(*listed, config)
+        spans, span = token_spans(self.tokens, tiles, 2 * processors(like.device), config["STEP"])
+        grad = make(like.shape, dtype=like.dtype, device=like.device)
+        planes = grad if spans == 1 else make(spans, rows, columns, dtype=torch.float32, device=like.device)
+        if not tiles:
+            return grad
+        kernels.weight_gradient_kernel[(tiles, spans)](
+            left,
+            left.stride(0),
+            right,
+            right.stride(0),
+            grad=planes,
+            grad_stride=columns,
+            plane=rows * columns,
+            tokens=self.tokens,
+            span=span,
+            width=columns if units_are_rows else rows,
+            UNITS_ARE_ROWS=units_are_rows,
+            **self.constants(config),
+        )
+        if spans > 1:
+            sum_planes(planes, grad)
+        return grad
+
+
+def _tiles(rows: int, columns: int, config: Config) -> int:
+    return triton.cdiv(rows, config["ROWS"]) * triton.cdiv(columns, config["COLUMNS"])
+
+
+def component_ffn(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    live: Tensor | None,
+    components: int,
+    p: float,
+    seed: Tensor | None,
+    activation: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The operator dmao_triton::component_ffn."""
+    layer = _Layer(x, w1, w2, live, components, p, seed)
+    y = x.new_empty((*x.shape[:-1], layer.d_out))
+    kept = x.new_empty((layer.tokens if keep else 0, layer.positions))
+    hidden = x.new_empty((layer.tokens, layer.positions))
+
+    def launch(config: Config) -> None:
+        kernels.hidden_kernel[(_tiles(layer.tokens, layer.positions, config),)](
+            layer.x,
+            layer.x.stride(0),
+            layer.w1,
+            layer.w1.stride(0),
+            None if b1 is None else b1.contiguous(),
+            pre_activation=kept if keep else None,
+            hidden=hidden,
+            tokens=layer.tokens,
+            width=layer.d,
+            ACTIVATION=activation,
+            **layer.drop,
+            **layer.constants(config),
+        )
+
+    if hidden.numel():
+        launch(layer.choose("hidden", layer.tokens, layer.positions, launch))
+    bias = None if b2 is None else b2.contiguous()
+    layer.outward(hidden, layer.w2, (layer.w2.stride(0), 1), bias, y.view(layer.tokens, layer.d_out))
+    return y, kept
+
+
+def component_ffn_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    live: Tensor | None,
+    pre_activation: Tensor,
+    components: int,
+    p: float,
+    seed: Tensor | None,
+    activation: str,
+    need_x: bool,
+    need_w1: bool,
+    need_b1: bool,
+    need_w2: bool,
+    need_b2: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator dmao_triton::component_ffn_backward."""
+    layer = _Layer(x, w1, w2, live, components, p, seed)
+    nothing = x.new_empty(0)
+    grad_y = rows_of(grad_y)
+    grad, grad_b1, hidden = layer.hidden_gradient(
+        grad_y, pre_activation, activation, need_x or need_w1, need_b1, need_w2
+    )
+    grad_x = x.new_empty(x.shape if need_x else (0,))
+    if need_x:
+        layer.outward(grad, layer.w1, (1, layer.w1.stride(0)), None, grad_x.view(layer.x.shape))
+    return (
+        grad_x,
+        layer.weight_gradient(grad, layer.x, w1, True) if need_w1 else nothing,
+        grad_b1 if need_b1 else nothing,
+        layer.weight_gradient(grad_y, hidden, w2, False) if need_w2 else nothing,
+        grad_y.sum(0) if need_b2 else nothing,
+    )

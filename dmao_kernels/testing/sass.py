@@ -1,0 +1,190 @@
+"""Reads what a compiled kernel is made of: the machine code of NVIDIA's GPUs (SASS), and the assembly of AMD's.
+
+Counted are properties of the code, not times: registers, stack, spills, shared memory, blocks per processor, which
+matrix instructions, which asynchronous copies, and the mix of instructions in the hottest loop.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+
+from dmao_kernels.testing.gpus import GPU, GPUS, blocks_per_processor
+from dmao_kernels.testing.mock_driver import Launch
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+# Ampere: HMMA; Hopper: HGMMA (wgmma); Blackwell's data centers: UTCHMMA (tcgen05).
+_MATRIX = re.compile(r"(HMMA|IMMA|DMMA|QMMA|OMMA|HGMMA|IGMMA|QGMMA|UTC\w*MMA)\b")
+_LINE = re.compile(
+    r"^(?P<label>\.L_\w+):|^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)(?P<operands>[^;]*);", re.M
+)
+_WARP_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One of a warp's; the name with its modifiers, such as "LDG.E.128"."""
+
+    name: str
+    operands: str = ""
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def is_matrix(self) -> bool:
+        return _MATRIX.match(self.name) is not None
+
+    @property
+    def bytes_from_global(self) -> int:
+        """What a warp reads with it from global memory, as far as the instruction says so (not those of TMA)."""
+        if self.kind not in ("LDG", "LDGSTS"):
+            return 0
+        width = re.search(r"\.[US]?(8|16|64|128|256)\b", self.name)
+        return _WARP_SIZE * (int(width[1]) // 8 if width else 4)
+
+    @property
+    def flops(self) -> int | None:
+        """Of a warp; None where the instruction does not tell (tcgen05)."""
+        if (size := re.match(r"[HQ]GMMA\.64x(\d+)x(\d+)", self.name)) is not None:
+            return 2 * 64 * int(size[1]) * int(size[2]) // 4  # four warps share it
+        sizes = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4}
+        shape = re.match(r"HMMA\.(\d+)", self.name)
+        return 2 * sizes[shape[1]] if shape else None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The innermost loop with the most matrix instructions; without any, the longest innermost one."""
+
+    instructions: tuple[Instruction, ...]
+
+    @property
+    def matrix(self) -> int:
+        return sum(instruction.is_matrix for instruction in self.instructions)
+
+    @property
+    def per_matrix(self) -> float | None:
+        """Instructions that are issued per matrix instruction."""
+        return len(self.instructions) / self.matrix if self.matrix else None
+
+    @property
+    def flops_per_byte(self) -> float | None:
+        """Of the matrix instructions, per byte from global memory; None where the code does not tell one of them."""
+        flops = [instruction.flops for instruction in self.instructions if instruction.is_matrix]
+        read = sum(instruction.bytes_from_global for instruction in self.instructions)
+        known = [value for value in flops if value is not None]
+        return sum(known) / read if known and len(known) == len(flops) and read else None
+
+
+@dataclass(frozen=True)
+class Code:
+    """What the compiler made of one kernel for one GPU."""
+
+    registers: int
+    stack: int  # bytes per thread
+    local: int  # loads and stores of spilled registers
+    shared: int  # bytes per block
+    warps: int
+    blocks: int | None  # that run at a time on one processor; None: not known for AMD
+    limit: str  # of the blocks
+    matrix: Counter[str]  # matrix instructions by kind
+    asynchronous: int  # copies from global to shared memory that nobody waits for, cp.async and TMA
+    instructions: int
+    loop: Loop
+
+
+def read(launch: Launch) -> Code:
+    """The code of a launched kernel."""
+    if launch.metadata.target.backend == "hip":
+        return parse_amdgcn(launch.assembly("amdgcn"), launch.metadata.shared, launch.metadata.num_warps)
+    metadata = launch.metadata
+    usage = _run("cuobjdump", "-res-usage", str(launch.binary))
+    sass = _run("nvdisasm", "-c", str(launch.binary))
+    return parse_sass(sass, usage, GPUS[metadata.target.arch], metadata.shared, metadata.num_warps)
+
+
+def _run(tool: str, *arguments: str) -> str:
+    result = subprocess.run([str(_TOOLS / tool), *arguments], capture_output=True, text=True, check=True)
+    return result.stdout
+
+
+def parse_sass(sass: str, usage: str, gpu: GPU, shared: int, warps: int) -> Code:
+    """From what nvdisasm -c and cuobjdump -res-usage print."""
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, f"cuobjdump printed no resources: {usage}"
+    registers, stack = map(int, found.groups())
+    instructions, loops = parse_instructions(sass)
+    kinds = Counter(instruction.kind for instruction in instructions)
+    blocks, limit = blocks_per_processor(gpu, registers, shared, warps)
+    return Code(
+        registers,
+        stack,
+        kinds["LDL"] + kinds["STL"],
+        shared,
+        warps,
+        blocks,
+        limit,
+        Counter(instruction.kind for instruction in instructions if instruction.is_matrix),
+        sum(count for kind, count in kinds.items() if kind == "LDGSTS" or kind.startswith("UTMALDG")),
+        len(instructions),
+        hottest(loops),
+    )
+
+
+def parse_instructions(sass: str) -> tuple[list[Instruction], list[Loop]]:
+    """All instructions, and the loops that have no loop inside."""
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    spans = []
+    for line in _LINE.finditer(sass):
+        if line["label"]:
+            labels[line["label"]] = len(instructions)
+            continue
+        instructions.append(Instruction(line["name"], line["operands"]))
+        target = re.search(r"\.L_\w+", line["operands"])
+        if line["name"].startswith("BRA") and target and target[0] in labels:
+            spans.append((labels[target[0]], len(instructions)))
+    # A branch to itself ends every kernel.
+    spans = [(first, end) for first, end in spans if end - first > 1]
+    innermost = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
+    return instructions, [Loop(tuple(instructions[first:end])) for first, end in innermost]
+
+
+def hottest(loops: Sequence[Loop]) -> Loop:
+    """The loop with the most matrix instructions, or the longest one."""
+    return max(loops, key=lambda loop: (loop.matrix, len(loop.instructions)), default=Loop(()))
+
+
+def parse_amdgcn(assembly: str, shared: int, warps: int) -> Code:
+    """From the assembly of an AMD kernel."""
+
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:\s*(\d+)", assembly)
+        assert found is not None, f"the assembly does not tell .{name}"
+        return int(found[1])
+
+    names = re.findall(r"^\s+([a-z]\w+)", assembly, re.M)
+    matrix = Counter("mfma" for name in names if name.startswith("v_mfma"))
+    spills = number("vgpr_spill_count") + number("sgpr_spill_count")
+    return Code(
+        number("vgpr_count"),
+        number("private_segment_fixed_size"),
+        spills,
+        shared,
+        warps,
+        None,
+        "",
+        matrix,
+        sum(name.startswith("buffer_load") and name.endswith("_lds") for name in names),
+        len(names),
+        Loop(()),
+    )

@@ -1,0 +1,120 @@
+"""What was found, as data and as text."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+import dmao_kernels
+from dmao_kernels.testing.selftest.numerics import Check
+from dmao_kernels.testing.selftest.training import Run
+
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+@dataclass(frozen=True)
+class Time:
+    """One problem: microseconds by candidate, ours first.
+
+    absent: peers that could not run, and why.  share: of what the machine can do at most.  problem: why there are no
+    times, or "".
+    """
+
+    op: str
+    name: str
+    dtype: str
+    microseconds: dict[str, float] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    share: float = 0.0
+    problem: str = ""
+
+    def cells(self) -> list[str]:
+        """Ours, its share of the limit, and the peers; or the problem."""
+        if self.problem:
+            return ["", "", self.problem]
+        ours, *_ = self.microseconds.values()
+        peers = [f"{name} {value:.0f} (x {ours / value:.2f})" for name, value in list(self.microseconds.items())[1:]]
+        return [f"{ours:.0f}", f"{self.share:.0%}", ", ".join([*peers, *(f"no {name}" for name in self.absent)])]
+
+    def line(self) -> str:
+        """For a terminal."""
+        return f"{self.op} {self.name} {self.dtype}: {'  '.join(self.cells())}"
+
+
+@dataclass
+class Report:
+    """All results. missing: what was not run for lack of time."""
+
+    machine: dict[str, str]
+    checks: list[Check] = field(default_factory=list)
+    trainings: list[Run] = field(default_factory=list)
+    limits: dict[str, float] = field(default_factory=dict)
+    times: list[Time] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is not as it has to be, in words."""
+        wrong = [f"{c.op} ({c.name}, {c.dtype}, {c.backend}): {c.problem}" for c in self.checks if c.problem]
+        return wrong + [f"training in {run.storage} storage: {run.problem}" for run in self.trainings if run.problem]
+
+    def write(self, folder: Path) -> None:
+        """report.json and report.md."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (folder / "report.md").write_text(self.text())
+
+    def text(self) -> str:
+        """In Markdown."""
+        lines = ["# dmao selftest", "", *(f"- {key}: {value}" for key, value in self.machine.items()), ""]
+        lines += [f"**{'Something is wrong' if self.wrong else 'All is right'}**: {len(self.checks)} checks, ", ""]
+        lines[-2] += f"{len(self.trainings)} trainings, {len(self.wrong)} of them failed."
+        lines += [*(f"- {problem}" for problem in self.wrong), ""]
+        if self.missing:
+            lines += [f"Not run for lack of time: {', '.join(self.missing)}.", ""]
+        lines += ["## Checks against float64", "", "| operation | case | dtype | backend | |", "|---|---|---|---|---|"]
+        lines += [f"| {c.op} | {c.name} | {c.dtype} | {c.backend} | {c.problem or 'right'} |" for c in self.checks]
+        lines += ["", "## Training with an event", ""]
+        lines += [f"- {run.storage}: {run.problem or _course(run)}" for run in self.trainings]
+        lines += ["", "## Times", "", "Medians in microseconds; a ratio is time of ours / time of the peer.", ""]
+        lines += [f"- measured limit, {name}: {value:.3g}" for name, value in self.limits.items()]
+        lines += ["", "| operation | case | dtype | ours | share of the limit | peers |", "|---|---|---|---|---|---|"]
+        lines += [f"| {time.op} | {time.name} | {time.dtype} | {' | '.join(time.cells())} |" for time in self.times]
+        lines += [
+            "",
+            *(f"- {t.op} {t.name} {t.dtype}: no {n}: {why}" for t in self.times for n, why in t.absent.items()),
+        ]
+        return "\n".join([*lines, "", "## More checks, on an NVIDIA GPU", "", *_sanitizers(), ""])
+
+
+def _course(run: Run) -> str:
+    return f"loss {run.losses[0]:.4f} to {run.losses[-1]:.4f}; components {', '.join(map(str, run.widths.values()))}"
+
+
+def _sanitizers() -> list[str]:
+    command = "python -m dmao_kernels.testing.selftest --device cuda --quick --only numerics --out sanitized"
+    return [f"    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool {tool} {command}" for tool in SANITIZERS]
+
+
+def machine(device: str) -> dict[str, str]:
+    """What all of this ran on."""
+    triton = __import__("triton").__version__ if find_spec("triton") is not None else "none"
+    found = {
+        "device": device,
+        "dmao_kernels": dmao_kernels.__version__,
+        "native kernels": str(dmao_kernels.cpu_capability()),
+        "torch": torch.__version__,
+        "triton": triton,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB, {properties.multi_processor_count} multiprocessors"
+        found["GPU"] = f"{properties.name}, sm_{properties.major}{properties.minor}, {memory}"
+    return found

@@ -1,0 +1,72 @@
+"""How long calls take: medians of calls in turns, each with cold caches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+Calls = Mapping[str, Callable[[], object]]
+
+
+class Timer:
+    """Times calls on a device, in microseconds.
+
+    On a GPU by its own clock, after a write of more than its caches hold: that empties them, and keeps the GPU busy
+    while the host queues the call.
+    """
+
+    def __init__(self, device: str, rounds: int, seconds: float) -> None:
+        self._on_gpu = torch.device(device).type == "cuda"
+        self._rounds, self._seconds = rounds, seconds
+        self._flush = torch.empty(2**28 if self._on_gpu else 2**25, dtype=torch.int8, device=device)
+
+    def medians(self, calls: Calls) -> dict[str, float]:
+        """All calls in turns, for so many rounds or seconds, after two rounds that do not count."""
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        start = time.perf_counter()
+        for round in range(-2, self._rounds):
+            for name, call in calls.items():
+                taken = self._time(call)
+                if round >= 0:
+                    times[name].append(taken)
+            if round >= 2 and time.perf_counter() - start > self._seconds:
+                break
+        return {name: statistics.median(taken) for name, taken in times.items()}
+
+    def _time(self, call: Callable[[], object]) -> float:
+        self._flush.zero_()
+        if not self._on_gpu:
+            start = time.perf_counter()
+            call()
+            return (time.perf_counter() - start) * 1e6
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        call()
+        after.record()
+        after.synchronize()
+        return before.elapsed_time(after) * 1e3
+
+
+class Limits:
+    """What the machine can do at most, measured now: bytes and flops per second."""
+
+    def __init__(self, device: str, timer: Timer, dtypes: tuple[torch.dtype, ...], edge: int, megabytes: int) -> None:
+        """edge: of the matrices that are multiplied.  megabytes: copied."""
+        source = torch.ones(megabytes * 2**18, device=device)
+        target = torch.empty_like(source)
+        copied = timer.medians({"copy": lambda: target.copy_(source), "fill": lambda: target.zero_()})
+        self.bandwidth = max(2 * source.nbytes / copied["copy"], source.nbytes / copied["fill"]) * 1e6
+        self.peak = {dtype: _peak(device, timer, dtype, edge) for dtype in dtypes}
+
+    def floor(self, dtype: torch.dtype, flops: float, bytes: float) -> float:
+        """The least microseconds in which so much can be computed and moved."""
+        return max(flops / self.peak[dtype], bytes / self.bandwidth) * 1e6
+
+
+def _peak(device: str, timer: Timer, dtype: torch.dtype, edge: int) -> float:
+    a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * edge**3 / timer.medians({"mm": lambda: torch.mm(a, b, out=out)})["mm"] * 1e6
