@@ -148,7 +148,8 @@ class Elastic:
         ``headroom`` times the number of components (rounded up), the live ones come first and the others hold zeros;
         shapes never change again, so nothing compiled is compiled anew, and edits write in place. See ``to_slots``.
 
-    Raises ValueError where a layout does not fit its module, a tensor has two owners, or nothing is elastic.
+    Raises ValueError where a layout does not fit its module, a tensor has two owners or is sharded already, or nothing
+    is elastic.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from dmao_kernels.ops.importance import METRICS, importance_
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.places import Place
 from dmao_kernels.structure.plan import FRESH, Plan
-from dmao_kernels.structure.shards import REMEDY, holders, is_sharded, part, pieces, reshard, summed
+from dmao_kernels.structure.shards import REMEDY, called_on, holders, is_sharded, part, pieces, reshard, summed
 from dmao_kernels.structure.slots.edit import Moves, slot_sources
 
 Metric = Literal["taylor", "gradient", "magnitude", "signed", "gate"]
@@ -284,16 +284,22 @@ class Scores:
 
 def _shares(m: ElasticModule, name: str, tensor: Tensor) -> Iterator[tuple[tuple[int, int, int], int, _Take]]:
     """What this rank scores of a sharded parameter: (repeats, components, run), first component, what of its part."""
-    if m.slots is None:
-        raise ValueError(f"Scores: {m.name}: {name} {REMEDY}")
-    if m.hooks:  # which fully_shard leaves behind
-        kind = type(m.module).__name__
-        raise ValueError(f"Scores: {m.name}: {name} is sharded, which modules of dmao_kernels.nn can be, {kind} cannot")
+    _check_sharding(m, name)
     triple = m.layout.pattern(name).triple(m.stored, m.sizes)
     for piece in pieces(triple, *part(tensor)[1:]):
         yield (piece.repeats, piece.components, piece.run), piece.first, piece.of
     # What other ranks hold counts as zero here, so that all averages age alike.
     yield (1, m.stored, 1), 0, lambda flat: flat.new_zeros(m.stored)
+
+
+def _check_sharding(m: ElasticModule, name: str) -> None:
+    if m.slots is None:
+        raise ValueError(f"Scores: {m.name}: {name} {REMEDY}")
+    if m.hooks:  # which fully_shard leaves behind
+        kind = type(m.module).__name__
+        raise ValueError(f"Scores: {m.name}: {name} is sharded, which modules of dmao_kernels.nn can be, {kind} cannot")
+    if inner := [other for other, _ in m.tensors() if called_on(m.place(other).owner)]:  # it could not be copied
+        raise ValueError(f"Scores: {m.name}: fully_shard was called on what holds {inner[0]}: call it on whole modules")
 
 
 def _part_of_gradient(parameter: Tensor, take: _Take) -> Tensor:

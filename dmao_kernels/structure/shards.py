@@ -76,10 +76,16 @@ def reshard(model: nn.Module) -> None:
     """Puts the parameters back in their places: fully_shard leaves the gathered ones there, which are copies, after a
     forward pass that no backward pass follows.
     """
-    if (fsdp := sys.modules.get("torch.distributed.fsdp")) is not None:
-        for module in model.modules():
-            if isinstance(module, fsdp.FSDPModule):
-                module.reshard()
+    for module in model.modules():
+        if called_on(module):
+            sharding: Any = module
+            sharding.reshard()
+
+
+def called_on(module: nn.Module) -> bool:
+    """Whether fully_shard was called on this very module."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def part(tensor: Tensor) -> tuple[Tensor, int, int]:

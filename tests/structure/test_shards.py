@@ -100,6 +100,11 @@ def test_what_slots_storage_refuses() -> None:
         optimizer.step()
     with pytest.raises(ValueError, match=r"0: w1\.weight is sharded, .* PlainFeedForward cannot"):
         Scores(sharded(PlainFeedForward(), "slots"))
+    inner = Elastic(nn.Sequential(FeedForward(8, 12)), storage="slots")
+    fully_shard(inner.model[0].w2)
+    fully_shard(inner.model)
+    with pytest.raises(ValueError, match=r"fully_shard was called on what holds w2\.weight: call it on whole modules"):
+        Scores(inner)
     part = Elastic(nn.Sequential(FeedForward(8, 12), FeedForward(8, 12)), storage="slots")
     fully_shard(part.model[0])
     with pytest.raises(ValueError, match="some of the scored parameters are sharded and some are not"):
