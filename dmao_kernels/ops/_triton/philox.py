@@ -52,6 +52,17 @@ def _kept_halves(word, threshold, place: tl.constexpr):
 
 
 @triton.jit
+def keep_bits(seed_low, seed_high, row, first, threshold, s0=0, s1=0):
+    """`keep` of eight elements at a time, in the low bits of an int32; all int tensors broadcast.
+
+    Bit i belongs to column first // 16 * 128 + i * 16 + first % 16.
+    """
+    w0, w1, w2, w3 = philox_impl(_word(first), _word(row), _word(s0), _word(s1), seed_low, seed_high, _ROUNDS)
+    bits = _kept_halves(w0, threshold, 0) | _kept_halves(w1, threshold, 1)
+    return bits | _kept_halves(w2, threshold, 2) | _kept_halves(w3, threshold, 3)
+
+
+@triton.jit
 def keep_tile(seed_low, seed_high, rows, first_column, COLUMNS: tl.constexpr, threshold, s0=0, s1=0):
     """`keep` of rows [R] x the neighbouring columns first_column ... first_column + COLUMNS - 1: bool [R, COLUMNS].
 
@@ -63,11 +74,8 @@ def keep_tile(seed_low, seed_high, rows, first_column, COLUMNS: tl.constexpr, th
     tl.static_assert(BLOCKS * PARTS * 16 == COLUMNS)
     block = tl.arange(0, BLOCKS)[None, :, None, None]
     lane = tl.arange(0, 16)[None, None, None, :]
-    first = _word(first_column // 128 * 16 + block * 16 + lane)
-    row = _word(rows)[:, None, None, None]
-    w0, w1, w2, w3 = philox_impl(first, row, _word(s0), _word(s1), seed_low, seed_high, _ROUNDS)
-    bits = _kept_halves(w0, threshold, 0) | _kept_halves(w1, threshold, 1)
-    bits |= _kept_halves(w2, threshold, 2) | _kept_halves(w3, threshold, 3)
+    first = first_column // 128 * 16 + block * 16 + lane
+    bits = keep_bits(seed_low, seed_high, rows[:, None, None, None], first, threshold, s0, s1)
     if PARTS < 8:
         bits >>= first_column // 16 % 8
     # In bytes from here on: the layout changes at the end, and moves as little as possible.

@@ -29,7 +29,10 @@ def rows_of(x: Tensor) -> Tensor:
 
 @triton.jit
 def elements(ids, position, inside, things, WIDTH: tl.constexpr, VECTOR: tl.constexpr):
-    """The elements at positions that are inside the list; ids are clamped to [0, things)."""
+    """The elements at positions that are inside the list; ids are clamped to [0, things).
+
+    VECTOR: so many neighbouring positions, from a multiple of it on, are neighbouring elements, too.
+    """
     if ids is None:
         element = position
     else:
@@ -76,6 +79,12 @@ def add_products(
         b = tl.load(right + element[:, None] * right_step, mask=inside[:, None] & right_inside, other=0.0)
         sums = tl.dot(a, b, sums, input_precision=PRECISION)
     return sums
+
+
+@triton.jit
+def halves(tile):
+    """The left and the right half of the columns of a tile; what follows then takes half of the registers at a time."""
+    return tile.reshape(tile.shape[0], 2, tile.shape[1] // 2).permute(0, 2, 1).split()
 
 
 @triton.jit

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 
 from dmao_kernels.ops._triton.activation import activate, slope
-from dmao_kernels.ops._triton.philox import keep, keep_tile, load_seed
-from dmao_kernels.ops._triton.products import add_products, add_products_of_tokens, elements
+from dmao_kernels.ops._triton.philox import keep_bits, load_seed
+from dmao_kernels.ops._triton.products import add_products, add_products_of_tokens, elements, halves
 
 _LIST_TILE = tl.constexpr(256)
 
@@ -42,20 +42,68 @@ def _live_units(positions, live, components, WIDTH: tl.constexpr):
     return units
 
 
-@triton.jit
-def _kept(seed, token, first, unit, live, components, threshold, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
-    """Which hidden units of a tile, from position `first` on, dropout keeps: bool [ROWS, COLUMNS]."""
+@triton.jit(do_not_specialize=["tokens", "threshold"])
+def dropout_bits_kernel(seed, bits, tokens, width, threshold, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The dropout mask as `keep_bits` packs it: int8 [tokens, width], width = 16 ceil(F / 128).
+
+    Floor: about 80 instructions a byte, for eight units. Within the products they would cost as much per unit, as
+    units that share a call need not live together, and half of the registers.
+    """
     seed_low, seed_high = load_seed(seed)
-    if COLUMNS >= 64 and (live is None or WIDTH % COLUMNS == 0):
-        # The tile's units are neighbours, aligned to the groups that share a call of Philox.
-        first_unit = elements(live, first, True, components, WIDTH, 1)
-        kept = keep_tile(seed_low, seed_high, token, first_unit, COLUMNS, threshold)
-    else:
-        kept = keep(seed_low, seed_high, token[:, None], unit[None, :], threshold)
-    return kept
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    word = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    kept = keep_bits(seed_low, seed_high, token[:, None], word[None, :], threshold)
+    at = token.to(tl.int64)[:, None] * width + word[None, :]
+    tl.store(bits + at, kept.to(tl.int8), mask=(token < tokens)[:, None] & (word < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["tokens", "components", "threshold"])
+@triton.jit
+def _kept(bits, bits_width, row, unit, inside, VECTOR: tl.constexpr):
+    """Which hidden units of a tile dropout keeps: bool [ROWS, COLUMNS]."""
+    at = unit // 128 * 16 + unit % 16
+    if VECTOR > 1:
+        at = tl.max_contiguous(tl.multiple_of(at, VECTOR), VECTOR)
+    byte = tl.load(bits + row * bits_width + at[None, :], mask=inside, other=0)
+    return (byte.to(tl.int32) >> (unit // 16 % 8)[None, :]) & 1 != 0
+
+
+@triton.jit
+def _finish_hidden(
+    sums,
+    first,
+    b1,
+    live,
+    bits,
+    bits_width,
+    pre_activation,
+    hidden,
+    row,
+    row_inside,
+    positions,
+    live_units,
+    components,
+    scale,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Bias, activation and dropout of sums for the positions from `first` on."""
+    position = first + tl.arange(0, sums.shape[1])
+    column_inside = position < live_units
+    unit = elements(live, position, column_inside, components, WIDTH, VECTOR)
+    if b1 is not None:
+        sums += tl.load(b1 + unit, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+    inside = row_inside[:, None] & column_inside[None, :]
+    at = row * positions + position[None, :]
+    if pre_activation is not None:
+        tl.store(pre_activation + at, sums.to(pre_activation.dtype.element_ty), mask=inside)
+    value = activate(sums, ACTIVATION)
+    if bits is not None:
+        value = tl.where(_kept(bits, bits_width, row, unit, inside, VECTOR), value * scale, 0.0)
+    tl.store(hidden + at, value.to(hidden.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["tokens", "components"])
 def hidden_kernel(
     x,
     x_stride,
@@ -63,14 +111,14 @@ def hidden_kernel(
     w1_stride,
     b1,
     live,
-    seed,
+    bits,
+    bits_width,
     pre_activation,
     hidden,
     tokens,
     width,
     positions,
     components,
-    threshold,
     scale,
     WIDTH: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -108,17 +156,12 @@ def hidden_kernel(
         STEP,
         PRECISION,
     )
-    if b1 is not None:
-        sums += tl.load(b1 + unit, mask=column_inside, other=0.0).to(tl.float32)[None, :]
-    inside = row_inside[:, None] & column_inside[None, :]
-    at = row * positions + position[None, :]
-    if pre_activation is not None:
-        tl.store(pre_activation + at, sums.to(pre_activation.dtype.element_ty), mask=inside)
-    value = activate(sums, ACTIVATION)
-    if seed is not None:
-        kept = _kept(seed, token, first, unit, live, components, threshold, WIDTH, COLUMNS)
-        value = tl.where(kept, value * scale, 0.0)
-    tl.store(hidden + at, value.to(hidden.dtype.element_ty), mask=inside)
+    left, right = halves(sums)
+    half: tl.constexpr = COLUMNS // 2
+    memory = (b1, live, bits, bits_width, pre_activation, hidden)
+    place = (row, row_inside, positions, live_units, components)
+    _finish_hidden(left, first, *memory, *place, scale, WIDTH, VECTOR, ACTIVATION)
+    _finish_hidden(right, first + half, *memory, *place, scale, WIDTH, VECTOR, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["tokens", "components"])
@@ -170,7 +213,49 @@ def outward_kernel(
     tl.store(y + row * width + output[None, :], sums.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens", "components", "threshold"])
+@triton.jit
+def _finish_hidden_gradient(
+    sums,
+    first,
+    live,
+    bits,
+    bits_width,
+    pre_activation,
+    grad,
+    grad_sums,
+    hidden,
+    row,
+    row_tile,
+    row_inside,
+    positions,
+    live_units,
+    components,
+    scale,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """What sums, the gradients of the hidden layer for the positions from `first` on, become before it."""
+    position = first + tl.arange(0, sums.shape[1])
+    column_inside = position < live_units
+    inside = row_inside[:, None] & column_inside[None, :]
+    at = row * positions + position[None, :]
+    h = tl.load(pre_activation + at, mask=inside, other=0.0).to(tl.float32)
+    factor = scale
+    if bits is not None:
+        unit = elements(live, position, column_inside, components, WIDTH, VECTOR)
+        factor = tl.where(_kept(bits, bits_width, row, unit, inside, VECTOR), scale, 0.0)
+    if hidden is not None:
+        tl.store(hidden + at, (activate(h, ACTIVATION) * factor).to(hidden.dtype.element_ty), mask=inside)
+    if grad is not None or grad_sums is not None:
+        sums *= slope(h, ACTIVATION) * factor
+    if grad is not None:
+        tl.store(grad + at, sums.to(grad.dtype.element_ty), mask=inside)
+    if grad_sums is not None:
+        tl.store(grad_sums + row_tile.to(tl.int64) * positions + position, tl.sum(sums, 0), mask=column_inside)
+
+
+@triton.jit(do_not_specialize=["tokens", "components"])
 def hidden_gradient_kernel(
     grad_y,
     grad_y_stride,
@@ -178,7 +263,8 @@ def hidden_gradient_kernel(
     w2_stride,
     pre_activation,
     live,
-    seed,
+    bits,
+    bits_width,
     grad,
     grad_sums,
     hidden,
@@ -186,7 +272,6 @@ def hidden_gradient_kernel(
     width,
     positions,
     components,
-    threshold,
     scale,
     WIDTH: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -209,10 +294,8 @@ def hidden_gradient_kernel(
     token = row_tile * ROWS + tl.arange(0, ROWS)
     position = first + tl.arange(0, COLUMNS)
     row_inside, column_inside = token < tokens, position < live_units
-    inside = row_inside[:, None] & column_inside[None, :]
     unit = elements(live, position, column_inside, components, WIDTH, VECTOR)
     row = token.to(tl.int64)[:, None]
-    at = row * positions + position[None, :]
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     if grad is not None or grad_sums is not None:
         sums = add_products(
@@ -232,19 +315,12 @@ def hidden_gradient_kernel(
             STEP,
             PRECISION,
         )
-    h = tl.load(pre_activation + at, mask=inside, other=0.0).to(tl.float32)
-    factor = scale
-    if seed is not None:
-        kept = _kept(seed, token, first, unit, live, components, threshold, WIDTH, COLUMNS)
-        factor = tl.where(kept, scale, 0.0)
-    if hidden is not None:
-        tl.store(hidden + at, (activate(h, ACTIVATION) * factor).to(hidden.dtype.element_ty), mask=inside)
-    if grad is not None or grad_sums is not None:
-        sums *= slope(h, ACTIVATION) * factor
-    if grad is not None:
-        tl.store(grad + at, sums.to(grad.dtype.element_ty), mask=inside)
-    if grad_sums is not None:
-        tl.store(grad_sums + row_tile.to(tl.int64) * positions + position, tl.sum(sums, 0), mask=column_inside)
+    left, right = halves(sums)
+    half: tl.constexpr = COLUMNS // 2
+    memory = (live, bits, bits_width, pre_activation, grad, grad_sums, hidden)
+    place = (row, row_tile, row_inside, positions, live_units, components)
+    _finish_hidden_gradient(left, first, *memory, *place, scale, WIDTH, VECTOR, ACTIVATION)
+    _finish_hidden_gradient(right, first + half, *memory, *place, scale, WIDTH, VECTOR, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["plane", "tokens", "span", "components"])

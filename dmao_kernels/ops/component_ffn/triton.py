@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dmao_kernels.ops._triton.config import Config, Table, choose_tiles, precision, processors
+from dmao_kernels.ops._triton.config import Config, Table, choose, choose_tiles, kind_of, precision, processors
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops._triton.products import rows_of, sum_planes, token_spans, vector_of
 from dmao_kernels.ops.component_ffn import _kernels as kernels
@@ -51,7 +51,8 @@ CONFIGS: Table = {
 }
 
 
-_BIAS_ROWS, _BIAS_TILE = 16, 64
+_BIAS = {"ROWS": 16, "TILE": 64}
+_BITS = {"ROWS": 16, "COLUMNS": 64}
 
 
 class _Layer:
@@ -67,19 +68,30 @@ class _Layer:
         self.positions = self.units if live is None else live.shape[0] * unit
         # The width is a constant of the kernels only with a list: without one it may be what an edit changes.
         width = unit if live is not None and unit else 1
+        vector = 16 if live is None else vector_of(width)
         self.list: dict[str, Any] = {
             "live": None if live is None else live.contiguous(),
             "positions": self.positions,
             "components": components,
             "WIDTH": width,
-            "VECTOR": vector_of(width),
+            "VECTOR": vector,
         }
-        self.drop = {"seed": seed if p > 0 else None, "threshold": threshold_of(p), "scale": 1 / (1 - p)}
+        self.key = self.d, self.d_out, width
+        self.drop = self._dropout(p, seed)
+
+    def _dropout(self, p: float, seed: Tensor | None) -> dict[str, Any]:
+        """The mask of dropout, as bits, and the factor for what it keeps."""
+        if p == 0 or not self.tokens * self.units:
+            return {"bits": None, "bits_width": 0, "scale": 1.0}
+        width = 16 * triton.cdiv(self.units, 128)
+        bits = torch.empty(self.tokens, width, dtype=torch.int8, device=self.x.device)
+        grid = triton.cdiv(self.tokens, _BITS["ROWS"]), triton.cdiv(width, _BITS["COLUMNS"])
+        kernels.dropout_bits_kernel[grid](seed, bits, self.tokens, width, threshold_of(p), **_BITS)
+        return {"bits": bits, "bits_width": width, "scale": 1 / (1 - p)}
 
     def choose(self, product: str, rows: int, columns: int, run: Callable[[Config], None] | None = None) -> Config:
-        key = self.d, self.d_out, self.list["WIDTH"]
         op = f"component_ffn {product}"
-        return choose_tiles(op, CONFIGS, self.x.dtype, self.x.device, (rows, columns), key, run)
+        return choose_tiles(op, CONFIGS, self.x.dtype, self.x.device, (rows, columns), self.key, run)
 
     def constants(self, config: Config) -> dict[str, Any]:
         return {**self.list, "PRECISION": precision(self.x.dtype), **config}
@@ -126,8 +138,8 @@ class _Layer:
             return grad, None, hidden
         grad_b1 = pre_activation.new_zeros(self.units)
         if self.positions:
-            kernels.bias_gradient_kernel[(triton.cdiv(self.positions, _BIAS_TILE),)](
-                sums, grad_b1=grad_b1, row_tiles=row_tiles, **self.list, ROWS=_BIAS_ROWS, TILE=_BIAS_TILE
+            kernels.bias_gradient_kernel[(triton.cdiv(self.positions, _BIAS["TILE"]),)](
+                sums, grad_b1=grad_b1, row_tiles=row_tiles, **self.list, **_BIAS
             )
         return grad, grad_b1, hidden
 
@@ -136,7 +148,7 @@ class _Layer:
         make = torch.empty if self.list["live"] is None else torch.zeros
         rows, columns = like.shape
         listed = (self.positions, columns) if units_are_rows else (rows, self.positions)
-        config = self.choose("weights", *listed)
+        config = choose("component_ffn weights", CONFIGS, kind_of(like.dtype), like.device, self.key)
         tiles = _tiles(*listed, config)
         spans, span = token_spans(self.tokens, tiles, 2 * processors(like.device), config["STEP"])
         grad = make(like.shape, dtype=like.dtype, device=like.device)
