@@ -49,7 +49,7 @@ def detached(problem: Problem) -> Problem:
 
 def rows_of(lengths: Tensor, frames: int) -> Tensor:
     """bool [B, T]: which rows of a padded batch are frames of an utterance."""
-    return torch.arange(frames) < lengths[:, None]
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
 def packed(problem: Problem, lengths: Tensor) -> Problem:
@@ -62,7 +62,7 @@ def packed(problem: Problem, lengths: Tensor) -> Problem:
 def unused(problem: Problem) -> Tensor:
     """bool, as q without its last axis: rows and heads that must not be read."""
     q, lengths, head_mask = problem["q"], problem.get("lengths"), problem.get("head_mask")
-    unused = torch.zeros(q.shape[:-1], dtype=torch.bool)
+    unused = torch.zeros(q.shape[:-1], dtype=torch.bool, device=q.device)
     if lengths is not None:
         unused |= ~rows_of(lengths, q.shape[1])[..., None]
     if head_mask is not None:
@@ -93,7 +93,7 @@ def check_against_oracle(problem: Problem, *, largest_score: float = 10.0, **con
     """
     slack = max(1.0, largest_score * torch.finfo(torch.float32).eps / torch.finfo(problem["q"].dtype).eps)
     problem = problem | conditions
-    grad = torch.randn(problem["q"].shape).to(problem["q"].dtype)
+    grad = torch.randn(problem["q"].shape).to(problem["q"])
     dead, head_mask = unused(problem), problem.get("head_mask")
     poison = Poison()
     floating = {name: value for name, value in problem.items() if getattr(value, "requires_grad", False)}

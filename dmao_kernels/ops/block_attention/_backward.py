@@ -162,8 +162,7 @@ def query_gradients(
         both += position_sums
     store_rows(grad_q, out_row, query, owned, both, D, WIDTH)
     column = tl.arange(0, WIDTH)
-    if bias_sums is not None:
-        bias_sums += (wide_head * tl.num_programs(0) + tl.program_id(0)) * (2 * D)
+    bias_sums += (wide_head * tl.num_programs(0) + tl.program_id(0)) * (2 * D)
     if content_bias is not None:
         tl.store(bias_sums + column, tl.sum(content_sums, 0), mask=column < D)
     if position_bias is not None:

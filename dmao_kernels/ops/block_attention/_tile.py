@@ -5,8 +5,8 @@ Programs are numbered over all rows: utterance b, whose first row is f, has the 
 enough whatever its length, and none of another utterance. So packed and padded rows are the same, the grid is known
 without looking at lengths, and programs of padding write zeros.
 
-Relative positions. In a tile of queries i0 + m and keys j0 + n, which is `offset` = (j0 - i0) / TILE tiles to the right,
-stand distances j - i = offset * TILE + n - m: 2 TILE - 1 of them, in two blocks of TILE,
+Relative positions. In a tile of queries i0 + m and keys j0 + n, `offset` = (j0 - i0) / TILE tiles to the right, stand
+distances j - i = offset * TILE + n - m: 2 TILE - 1 of them, in two blocks of TILE,
 
     block b = distances from (b - 1) TILE + 1 to b TILE,  of which this tile needs b = offset and b = offset + 1.
 

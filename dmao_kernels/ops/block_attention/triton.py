@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,21 +14,29 @@ from dmao_kernels.ops._triton.config import Config, Table, choose, kind_of, prec
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops.block_attention import _backward, _forward, _parameters
 
-_FORWARD: Table = {
-    80: {
-        "half": [{"TILE": 64, "QUERIES": 64, "num_warps": 4, "num_stages": 2}],
-        "tf32": [{"TILE": 64, "QUERIES": 64, "num_warps": 4, "num_stages": 2}],
-        "float32": [{"TILE": 32, "QUERIES": 32, "num_warps": 4, "num_stages": 1}],
-    },
+# (TILE, num_warps, num_stages) by dtype, padded width (64: or less) and positions, where shared memory is plenty
+# (160 KiB and more), and where it is not (GeForce, AMD).
+_TILES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    "half 64": ((64, 4, 2), (64, 4, 2)),
+    "half 128": ((64, 8, 2), (64, 8, 1)),
+    "half 256": ((64, 8, 1), (32, 8, 1)),
+    "half 64 positions": ((64, 8, 2), (64, 8, 1)),
+    "half 128 positions": ((64, 8, 1), (32, 8, 1)),
+    "half 256 positions": ((32, 8, 1), (16, 4, 1)),
+    "float32 64": ((32, 8, 1), (32, 8, 1)),
+    "float32 128": ((32, 8, 1), (16, 8, 1)),
+    "float32 256": ((16, 8, 1), (16, 8, 1)),
+    "float32 64 positions": ((32, 8, 1), (32, 8, 1)),
+    "float32 128 positions": ((32, 8, 1), (16, 8, 1)),
+    "float32 256 positions": ((16, 8, 1), (16, 8, 1)),
 }
-_BACKWARD: Table = {
-    80: {
-        "half": [{"TILE": 64, "num_warps": 4, "num_stages": 2}],
-        "tf32": [{"TILE": 32, "num_warps": 4, "num_stages": 2}],
-        "float32": [{"TILE": 32, "num_warps": 4, "num_stages": 1}],
-    },
-}
-_FORWARD["hip"], _BACKWARD["hip"] = _FORWARD[80], _BACKWARD[80]
+_TILES |= {name.replace("float32", "tf32"): tiles for name, tiles in _TILES.items() if "float32" in name}
+_ROOMY, _TIGHT = (
+    {name: [dict(zip(("TILE", "num_warps", "num_stages"), tiles[i], strict=True))] for name, tiles in _TILES.items()}
+    for i in range(2)
+)
+_SMALL = {name: [{"TILE": 16 if "float32" in name else 32}] for name in _TILES}
+_TABLE: Table = {80: _ROOMY, 86: _TIGHT, 90: _ROOMY, 120: _TIGHT, "hip": _TIGHT, "interpreter": _SMALL}
 
 
 class _Problem:
@@ -58,6 +68,8 @@ class _Problem:
     ) -> None:
         self.rows, self.heads, self.width = q.shape
         self.batch, self.block, self.reach = utterances.shape[0], block, 0
+        self.out_row = self.heads * self.width
+        self.empty = q.numel() == 0 or self.batch == 0
         q, k, v = _with_plain_rows(q), _with_plain_rows(k), _with_plain_rows(v)
         frames = max(min(frames, self.rows), 1)
         # Nothing is farther away than `frames`: so what is unbounded has a bound like the rest.
@@ -73,7 +85,6 @@ class _Problem:
             rel_pos = _with_plain_rows(rel_pos)
             self.reach = rel_pos.shape[0] // 2
         threshold = threshold_of(p)
-        self.has_positions = rel_pos is not None
         self.arguments: dict[str, Any] = {
             "q": q,
             "k": k,
@@ -109,19 +120,23 @@ class _Problem:
             "threshold": threshold,
             "keep_factor": 1 / (1 - p),
             "scale": float(scale),
-            "out_row": self.heads * self.width,
             "D": self.width,
             "WIDTH": max(triton.next_power_of_2(self.width), 16),
             "BLOCK": block,
             "PRECISION": precision(q.dtype),
         }
 
-    def config(self, op: str, table: Table) -> Config:
-        """Tiles that fit into the blocks of the mask."""
-        q = self.arguments["q"]
-        config = choose(f"block_attention {op}", table, kind_of(q.dtype), q.device, (self.arguments["WIDTH"],))
+    def launch(self, name: str, run: Callable[[Config], Any]) -> Any:
+        """run(config), with the configuration for the kernel of that name, whose tiles fit into the mask's blocks."""
+        q, width = self.arguments["q"], self.arguments["WIDTH"]
         largest = self.block & -self.block or 128
-        return config | {name: min(config[name], largest) for name in ("TILE", "QUERIES") if name in config}
+
+        def fitting(config: Config) -> Any:
+            return run(config | {"TILE": min(config["TILE"], largest)})
+
+        kind = f"{kind_of(q.dtype)} {max(width, 64)}" + (" positions" if self.arguments["rel_pos"] is not None else "")
+        with torch.cuda.device_of(q):
+            return fitting(choose(f"block_attention {name}", _TABLE, kind, q.device, (width, largest), fitting))
 
     def programs(self, tile: int) -> int:
         """See _tile.py: enough tiles of rows for every utterance and all padding."""
@@ -134,66 +149,83 @@ def _with_plain_rows(x: Tensor) -> Tensor:
 
 def block_attention(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     problem = _Problem(q, *others)
-    if q.numel() == 0 or problem.batch == 0:
+    if problem.empty:
         return q.new_zeros(q.shape), q.new_zeros((q.shape[1], q.shape[0]), dtype=torch.float32)
     out, lse = q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-    config = problem.config("forward", _FORWARD)
-    with torch.cuda.device_of(q):
-        _forward.attention[problem.programs(config["QUERIES"]), problem.heads](
-            **problem.arguments, **config, out=out, lse=lse
+
+    def run(config: Config) -> None:
+        grid = problem.programs(config["TILE"]), problem.heads
+        _forward.attention[grid](
+            **problem.arguments, **config, QUERIES=config["TILE"], out=out, out_row=problem.out_row, lse=lse
         )
+
+    problem.launch("forward", run)
     return out, lse
 
 
 def block_attention_backward(grad_out: Tensor, q: Tensor, *others: Any) -> tuple[Tensor, ...]:
     *inputs, out, lse = others
     problem = _Problem(q, *inputs)
-    arguments = problem.arguments
-    rel_pos, content_bias, position_bias = inputs[14:17]
-    empty = q.numel() == 0 or problem.batch == 0
-    make = q.new_zeros if empty else q.new_empty
+    make = q.new_zeros if problem.empty else q.new_empty
     grad_q, grad_k, grad_v = make(q.shape), make(q.shape), make(q.shape)
-    parameters = tuple(make((0,) if x is None else x.shape) for x in (rel_pos, content_bias, position_bias))
-    if empty:
-        return grad_q, grad_k, grad_v, *parameters
-    grad_rel_pos, *grad_biases = parameters
-    config = problem.config("backward", _BACKWARD)
-    grid = problem.programs(config["TILE"]), problem.heads
-    has_biases = content_bias is not None or position_bias is not None
-    bias_sums = q.new_empty((grid[1], grid[0], 2, problem.width), dtype=torch.float32) if has_biases else None
+    rel_pos, content_bias, position_bias = inputs[14:17]
+    grad_rel_pos, *grad_biases = (make((0,) if x is None else x.shape) for x in (rel_pos, content_bias, position_bias))
+    results = grad_q, grad_k, grad_v, grad_rel_pos, *grad_biases
+    if problem.empty:
+        return results
     grad_out = _with_plain_rows(grad_out)
-    arguments |= config | {
+    problem.arguments |= {
         "grad_out": grad_out,
         "grad_out_row": grad_out.stride(0),
         "grad_out_head": grad_out.stride(1),
         "lse": lse,
         "inner": torch.empty_like(lse),
     }
-    shape = {"D": problem.width, "WIDTH": arguments["WIDTH"]}
-    with torch.cuda.device_of(q):
-        _backward.query_gradients[grid](**arguments, out=out, grad_q=grad_q, bias_sums=bias_sums)
-        _backward.key_gradients[grid](**arguments, grad_k=grad_k, grad_v=grad_v)
-        for which, (bias, grad_bias) in enumerate(zip((content_bias, position_bias), grad_biases, strict=True)):
-            if bias is not None:
-                sums = bias_sums[:, :, which]
-                _parameters.sum_bias[(problem.heads,)](sums, grad_bias, grid[0], **shape)
-        if rel_pos is not None:
-            _position_gradients(problem, grad_rel_pos, config["TILE"])
-    return grad_q, grad_k, grad_v, grad_rel_pos, *grad_biases
+
+    def by_queries(config: Config) -> Tensor:
+        grid = problem.programs(config["TILE"]), problem.heads
+        bias_sums = q.new_empty((grid[1], grid[0], 2, problem.width), dtype=torch.float32)
+        _backward.query_gradients[grid](
+            **problem.arguments, **config, out=out, out_row=problem.out_row, grad_q=grad_q, bias_sums=bias_sums
+        )
+        return bias_sums
+
+    def by_keys(config: Config) -> None:
+        grid = problem.programs(config["TILE"]), problem.heads
+        _backward.key_gradients[grid](
+            **problem.arguments, **config, out_row=problem.out_row, grad_k=grad_k, grad_v=grad_v
+        )
+
+    bias_sums = problem.launch("queries", by_queries)
+    problem.launch("keys", by_keys)
+    if content_bias is not None:
+        _sum_bias(problem, bias_sums[:, :, 0], grad_biases[0])
+    if position_bias is not None:
+        _sum_bias(problem, bias_sums[:, :, 1], grad_biases[1])
+    if rel_pos is not None:
+        problem.launch("positions", functools.partial(_position_gradients, problem, grad_rel_pos))
+    return results
 
 
-def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, tile: int) -> None:
+def _sum_bias(problem: _Problem, sums: Tensor, grad_bias: Tensor) -> None:
+    with torch.cuda.device_of(sums):
+        _parameters.sum_bias[(problem.heads,)](
+            sums, grad_bias, sums.shape[1], D=problem.width, WIDTH=problem.arguments["WIDTH"]
+        )
+
+
+def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, config: Config) -> None:
+    tile, device = config["TILE"], grad_rel_pos.device
     least, greatest = -((tile - 1 - problem.least) // tile), (problem.greatest + tile - 1) // tile
     clamped = triton.cdiv(problem.reach + tile - 1, tile)  # from here on all distances are
     first, last = max(least, -clamped), min(greatest, clamped)
     diagonals = last - first + 1
-    device = grad_rel_pos.device
     # Several programs for a diagonal where there are few.
     parts = min(problem.batch, triton.cdiv(4 * processors(device), diagonals * problem.heads))
     sums = torch.empty((parts, problem.heads, diagonals, 2, tile, problem.width), dtype=torch.float32, device=device)
-    arguments = {name: value for name, value in problem.arguments.items() if name != "out_row"}
     _parameters.position_gradients[diagonals, problem.heads, parts](
-        **arguments,
+        **problem.arguments,
+        **config,
         position_sums=sums,
         first_offset=first,
         last_offset=last,
