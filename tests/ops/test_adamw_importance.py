@@ -288,7 +288,7 @@ def test_opcheck() -> None:
 
 REFUSED = [
     ("grads", [], "got 2 params but 0 grads"),
-    ("params", [torch.zeros(2, 3).T, torch.zeros(5)], r"params\[0\] must be contiguous float32 or bfloat16"),
+    ("params", [torch.zeros(2, 3).T, torch.zeros(5)], r"params\[0\] must be contiguous float32, bfloat16 or float16"),
     ("params", [torch.zeros(3, 2).double(), torch.zeros(5)], r"params\[0\] must be .*, got float64 \[3, 2\]"),
     ("grads", [torch.zeros(2, 3), torch.zeros(5)], r"grads\[0\] must have the dtype and shape of params\[0\]"),
     ("grads", [torch.zeros(0), torch.zeros(5)], r"grads\[0\] must have the dtype and shape of params\[0\]"),

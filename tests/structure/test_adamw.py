@@ -240,5 +240,5 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"^ScoringAdamW: gradients must be dense"):
         ScoringAdamW(sparse.parameters()).step()
     double = build(plain.PlainFeedForward, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"params\[0\] must be contiguous float32 or bfloat16, got float64"):
+    with pytest.raises(ValueError, match=r"params\[0\] must be contiguous float32, bfloat16 or float16, got float64"):
         learn(double, ScoringAdamW(double.parameters()))

@@ -102,7 +102,11 @@ def test_steps_on_the_device_and_on_the_host(device: str, monkeypatch: pytest.Mo
     there = step(device, problem, steps_on=device)
     triton_module = importlib.import_module("dmao_kernels.ops.adamw_importance.triton")
     if device == "cpu":  # where steps on the host are steps on the device
-        monkeypatch.setattr(triton_module._Tables, "count_steps", lambda _, *steps: triton_module.count_steps(*steps))
+        monkeypatch.setattr(
+            triton_module._Tables,
+            "count_steps",
+            lambda _, *steps: triton_module.count_steps(*steps, torch.device(device)),
+        )
     here = step(device, problem)
     for name in here:
         for a, b in zip(here[name], there[name], strict=True):
@@ -195,3 +199,14 @@ def test_waits_for_nothing(steps_on: str, device: str) -> None:
             dmao_kernels.adamw_importance_(**vars(there))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_some_steps_on_the_device_others_on_the_host(device: str) -> None:
+    problem = Problem([(3, 5, 7), (2, 1, 264), (1, 9, 1)])
+    there = on(device, problem)
+    there.steps[1] = there.steps[1].to(device)
+    dmao_kernels.adamw_importance_(**vars(there))
+    for name, tensors in step(device, problem).items():
+        for a, b in zip(tensors, state(there)[name], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

@@ -15,15 +15,22 @@ import torch
 import triton
 import triton.language as tl
 
+from dmao_kernels.ops._triton.config import architecture
 from dmao_kernels.ops._triton.tables import VECTOR, upload
 
 ROWS = tl.constexpr(8)  # of a tile, which a program holds in registers
 COLUMNS = tl.constexpr(256)
 HEIGHT = tl.constexpr(32)
-# So few registers that two programs have room on a multiprocessor; AMD's compiler has no such option.
-OPTIONS = {"num_warps": 8} | ({} if torch.version.hip else {"maxnreg": 128})
-
 _FIELDS = tl.constexpr(7)
+
+
+def options_on(device: torch.device) -> dict[str, int]:
+    """What kernels of pieces are launched with: 256 threads, so that each has half a vector or a whole one to read.
+
+    So few registers that two programs have room on a multiprocessor; AMD's compiler has no such option.
+    """
+    on_nvidia = isinstance(architecture(device), int)
+    return {"num_warps": 8, "maxnreg": 128} if on_nvidia else {"num_warps": 4}
 
 
 @dataclass(frozen=True)

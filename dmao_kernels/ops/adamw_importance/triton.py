@@ -14,11 +14,11 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
-    OPTIONS,
     ROWS,
     Cut,
     Pieces,
     address,
+    options_on,
     owner_of_piece,
     place_of_piece,
     store_sums,
@@ -69,7 +69,7 @@ def adamw_importance_(
     sums = torch.empty(tables.sums.count, dtype=torch.float32, device=ema.device)
     with launching_on(ema.device):
         if any(step.device != ema.device for step in steps if step.numel()):
-            factors = upload(count_steps(steps, groups, group_of), ema.device)
+            factors = count_steps(steps, groups, group_of, ema.device)
         else:
             factors = tables.count_steps(steps, groups, group_of)
         for launch in tables.launches:
@@ -77,14 +77,17 @@ def adamw_importance_(
         tables.sums.average_(ema, sums, inverse_count, beta)
 
 
-def count_steps(steps: Sequence[Tensor], groups: Tensor, group_of: Tensor) -> Tensor:
-    """Counts every parameter's step, on the CPU, and returns the factors of the new one [parameters, 8].
+def count_steps(steps: Sequence[Tensor], groups: Tensor, group_of: Tensor, device: torch.device) -> Tensor:
+    """Counts every parameter's step, and returns the factors of the new one [parameters, 8] on the device.
 
-    Parameters that are only scored have some factors, too.
+    They are computed where the steps are: on the CPU, if all are. Parameters that are only scored have factors, too.
     """
-    torch._foreach_add_([step for step in steps if step.numel()], 1)
-    done = torch.stack([step if step.numel() else _ONE_STEP for step in steps])
-    lr, beta1, beta2, eps, weight_decay, maximize = groups[group_of].unbind(1)
+    counted = [step for step in steps if step.numel()]
+    torch._foreach_add_(counted, 1)
+    where = torch.device("cpu") if all(step.is_cpu for step in counted) else device
+    done = torch.stack([(step if step.numel() else _ONE_STEP).to(where, non_blocking=True) for step in steps])
+    numbers = upload(groups, where).index_select(0, upload(group_of, where))
+    lr, beta1, beta2, eps, weight_decay, maximize = numbers.unbind(1)
     factors = [
         1 - 2 * maximize,
         1 - beta1,
@@ -95,7 +98,8 @@ def count_steps(steps: Sequence[Tensor], groups: Tensor, group_of: Tensor) -> Te
         1 - lr * weight_decay,
         lr / (1 - beta1**done),
     ]
-    return torch.stack(factors, 1).float()
+    table = torch.stack(factors, 1).float()
+    return upload(table, device) if table.is_cpu else table
 
 
 class _Launch:
@@ -106,7 +110,7 @@ class _Launch:
         self._updated = [updated[entry.tensor] for entry in entries]
         self._dtype = DTYPES[dtype]
         self._pieces = Pieces([entry.cut for entry in entries], [entry.sums for entry in entries], device)
-        self._params = upload(torch.tensor([entry.tensor for entry in entries], dtype=torch.int32), device)
+        self._param_of = upload(torch.tensor([entry.tensor for entry in entries], dtype=torch.int32), device)
         self._addresses = Addresses([entry.cut.even for entry in entries], device)
 
     def run(
@@ -133,8 +137,8 @@ class _Launch:
                 for moments in (exp_avgs, exp_avg_sqs)
             ),
         )
-        tensors = (pieces.owners, pieces.shapes, table, self._params, factors, grad_factor, sums)
-        adamw_kernel[(pieces.count,)](*tensors, self._dtype, metric, **OPTIONS)
+        tensors = (pieces.owners, pieces.shapes, table, self._param_of, factors, grad_factor, sums)
+        adamw_kernel[(pieces.count,)](*tensors, self._dtype, metric, **options_on(sums.device))
 
 
 class _Tables:
@@ -218,7 +222,9 @@ def _power(base, exponent):
 
 
 @triton.jit
-def adamw_kernel(owners, shapes, table, param_of, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr):
+def adamw_kernel(
+    owners, shapes, table, param_of, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr
+):
     """One piece of one parameter."""
     owner = owner_of_piece(owners)
     factor = factors + tl.load(param_of + owner) * _FACTORS

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
-    OPTIONS,
     ROWS,
     Cut,
     Pieces,
     address,
+    options_on,
     owner_of_piece,
     place_of_piece,
     tile_of_piece,
@@ -83,7 +83,7 @@ def _gather(
             upload(torch.tensor(sizes), device),
             rows,
             DTYPES[dtype],
-            **OPTIONS,
+            **options_on(device),
         )
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
-    OPTIONS,
     ROWS,
     Pieces,
     address,
+    options_on,
     owner_of_piece,
     place_of_piece,
     store_sums,
@@ -72,7 +72,9 @@ class _Launch:
         table = self._addresses.table(
             [weights[i].data_ptr() for i in self._tensors], [grads[i].data_ptr() for i in self._tensors]
         )
-        importance_kernel[(pieces.count,)](pieces.owners, pieces.shapes, table, sums, *self._dtypes, metric, **OPTIONS)
+        importance_kernel[(pieces.count,)](
+            pieces.owners, pieces.shapes, table, sums, *self._dtypes, metric, **options_on(sums.device)
+        )
 
 
 class _Tables:

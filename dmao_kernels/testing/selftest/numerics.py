@@ -36,7 +36,7 @@ def checks(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[Check]:
     """All of them, one by one. What cannot run is a problem as well: the others are still looked at."""
     for dtype in dtypes:
         label = str(dtype).removeprefix("torch.")
-        for problem in problems(device, dtype):
+        for problem in problems(device, dtype, large=torch.device(device).type == "cuda"):
             backend = choose_backend(problem.op, *problem.tensors.values())
             yield Check(problem.op, problem.name, label, backend, _caught(_check, problem, dtype))
         for op, name, check in _IN_PLACE:

@@ -67,9 +67,9 @@ class Draw:
         return BlockMask.from_dense(grid.to(self.device), block)
 
 
-def problems(device: str, dtype: torch.dtype) -> Iterator[Problem]:
-    """All of them; each is made when it is its turn."""
-    for make in (_ffn, _linear, _attention, _convolution, _residual, _front):
+def problems(device: str, dtype: torch.dtype, large: bool) -> Iterator[Problem]:
+    """All of them; each is made when it is its turn. large: also some of the size of those that are timed."""
+    for make in (_ffn, _linear, _attention, _convolution, _residual, _front, *([_large] if large else [])):
         yield from make(Draw(device, dtype))
 
 
@@ -182,3 +182,25 @@ def _unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
     ends = offsets.tolist()
     rows = [packed[begin:end] for begin, end in pairwise(ends)]
     return torch.stack([torch.cat([row, row.new_zeros(frames - len(row), *row.shape[1:])]) for row in rows])
+
+
+def _large(draw: Draw) -> Iterator[Problem]:
+    d, hidden, seed = 512, 2048, draw.seed()
+    tensors = {"x": draw(3000, d), "w1": draw(hidden, d, scale=d**-0.5), "b1": draw(hidden)}
+    tensors |= {"w2": draw(d, hidden, scale=hidden**-0.5), "b2": draw(d)}
+    options = {"live": draw.ids(0, 1, 2, 4, 5, 7), "components": 8, "p": 0.1, "seed": seed}
+    yield Problem("component_ffn", "large", dmao_kernels.component_ffn, component_ffn_reference, tensors, options)
+    tensors = {"x": draw(3000, d), "w": draw(2 * d, d, scale=d**-0.5), "b": draw(2 * d)}
+    options = {"mask": draw.blocks(16, 8, 64)}
+    yield Problem("masked_linear", "large", dmao_kernels.masked_linear, masked_linear_reference, tensors, options)
+    tensors = {name: draw(4, 500, 8, 64) for name in "qkv"}
+    tensors |= {"rel_pos": draw(999, 8, 64), "content_bias": draw(8, 64), "position_bias": draw(8, 64)}
+    options = {"lengths": draw.ids(500, 437, 1, 128), "p": 0.1, "seed": seed}
+    yield Problem("block_attention", "large", dmao_kernels.block_attention, block_attention_reference, tensors, options)
+    tensors = {"x": draw(4, 500, 2 * d), "weight": draw(d, 31, scale=0.2), "bias": draw(d)}
+    tensors |= {"norm_weight": draw(d), "norm_bias": draw(d)}
+    options = {"lengths": draw.ids(500, 437, 1, 128)}
+    yield Problem("component_conv", "large", dmao_kernels.component_conv, component_conv_reference, tensors, options)
+    tensors = {"x": draw(4000, d), "y": draw(4000, d), "weight": draw(d), "bias": draw(d)}
+    function, reference = _stacked(dmao_kernels.dropout_add_layer_norm), _stacked(dropout_add_layer_norm_reference)
+    yield Problem("dropout_add_layer_norm", "large", function, reference, tensors, {"p": 0.1, "seed": seed})

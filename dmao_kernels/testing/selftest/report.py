@@ -72,8 +72,8 @@ class Report:
     def text(self) -> str:
         """In Markdown."""
         lines = ["# dmao selftest", "", *(f"- {key}: {value}" for key, value in self.machine.items()), ""]
-        lines += [f"**{'Something is wrong' if self.wrong else 'All is right'}**: {len(self.checks)} checks, ", ""]
-        lines[-2] += f"{len(self.trainings)} trainings, {len(self.wrong)} of them failed."
+        done = f"{len(self.checks)} checks and {len(self.trainings)} trainings, {len(self.wrong)} of them failed"
+        lines += [f"**{'Something is wrong' if self.wrong else 'All is right'}**: {done}.", ""]
         lines += [*(f"- {problem}" for problem in self.wrong), ""]
         if self.missing:
             lines += [f"Not run for lack of time: {', '.join(self.missing)}.", ""]
