@@ -30,7 +30,8 @@ def mask(
 
 @pytest.mark.parametrize("tile", [False, True])
 @pytest.mark.parametrize(
-    ("first_column", "columns"), [(0, 64), (64, 64), (192, 64), (128, 128), (0, 128), (0, 256), (512, 512)]
+    ("first_column", "columns"),
+    [(48, 16), (96, 32), (0, 64), (64, 64), (192, 64), (128, 128), (0, 128), (0, 256), (512, 512)],
 )
 @pytest.mark.parametrize(
     ("seed", "p", "first_row", "s0", "s1"),

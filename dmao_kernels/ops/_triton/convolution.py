@@ -138,7 +138,7 @@ def _load_rows(ptr, stride, first, begin, end, columns, inside, COUNT: tl.conste
     """Rows first ... first + COUNT - 1 as a tuple of float32 tensors, zero outside [begin, end)."""
     pointers = ptr + first.to(tl.int64) * stride + columns
     length = tl.maximum(end - begin, 0).to(tl.uint32)
-    rows = ()
+    rows: tl.tuple = ()
     for i in tl.static_range(COUNT):
         wanted = inside & ((first - begin + i).to(tl.uint32) < length)
         rows += (tl.load(pointers + i * stride, wanted, 0.0).to(tl.float32),)
@@ -147,7 +147,7 @@ def _load_rows(ptr, stride, first, begin, end, columns, inside, COUNT: tl.conste
 
 @triton.jit
 def _load_taps(taps_ptr, taps, first, width, columns, inside, COUNT: tl.constexpr, MIRRORED: tl.constexpr):
-    rows = ()
+    rows: tl.tuple = ()
     for i in tl.static_range(COUNT):
         tap = first + i
         place = taps - 1 - tap if MIRRORED else tap
@@ -157,7 +157,7 @@ def _load_taps(taps_ptr, taps, first, width, columns, inside, COUNT: tl.constexp
 
 @triton.jit
 def _zeros(COUNT: tl.constexpr, COLUMNS: tl.constexpr):
-    rows = ()
+    rows: tl.tuple = ()
     for _ in tl.static_range(COUNT):
         rows += (tl.zeros((COLUMNS,), tl.float32),)
     return rows
@@ -217,7 +217,7 @@ def _convolve(
     for tap in range(0, tl.where(first < end, taps, 0), TAPS):
         rows = _load_rows(source_ptr, listed, first - taps // 2 + tap, begin, end, columns, inside, ROWS + TAPS - 1)
         chunk = _load_taps(taps_ptr, taps, tap, listed, columns, inside, TAPS, BACKWARD)
-        added = ()
+        added: tl.tuple = ()
         for r in tl.static_range(ROWS):
             total = sums[r]
             for j in tl.static_range(TAPS):
@@ -275,7 +275,7 @@ def _tap_sums(
         grads = _load_rows(grad_ptr, width, first, begin, end, columns, inside, ROWS)
         rows = _load_rows(source_ptr, width, first - taps // 2 + tap, begin, end, columns, inside, ROWS + TAPS - 1)
         bias += _sum(grads, 0, ROWS)
-        added = ()
+        added: tl.tuple = ()
         for j in tl.static_range(TAPS):
             total = sums[j]
             for r in tl.static_range(ROWS):

@@ -21,13 +21,11 @@ from torch import Tensor
 from dmao_kernels.ops._triton.activation import activate, slope
 from dmao_kernels.ops._triton.convolution import convolve, convolve_backward, gather_taps, tap_gradients
 from dmao_kernels.ops._triton.live import Channels, channels_of
+from dmao_kernels.ops._triton.rows import NORM_BACKWARD_TILE, NORM_TILE, row_parts, row_tile
 from dmao_kernels.ops._triton.search import Utterances, spoken
 from dmao_kernels.ops._triton.sums import add_parts
 
 _GATE_TILE = 2048  # elements
-_ROW_TILE = 2048  # elements that a program of the norm holds per array
-_PARTS = 512  # programs that share the rows in the norm's backward pass, at most; each leaves one row of sums
-_PART_TILES = 4  # tiles of rows that a program has at least
 
 
 def component_conv(
@@ -60,7 +58,7 @@ def component_conv(
     convolved = x.new_empty((rows, channels.listed))
     taps = gather_taps(weight, bias, channels)
     convolve(_gated(x.contiguous(), channels, utterances), taps, convolved, utterances)
-    tile_rows, columns, warps = _row_tile(channels.listed)
+    tile_rows, columns, warps = row_tile(channels.listed, NORM_TILE)
     _norm[(triton.cdiv(rows, tile_rows),)](
         convolved,
         *_vectors(norm_weight, norm_bias, statistics_weight),
@@ -105,16 +103,14 @@ def component_conv_backward(
     grad_x = (x.new_empty if live is None else x.new_zeros)(x.shape)
     grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     wanted = bias, norm_weight is not None, norm_bias is not None
-    vectors = [weight.new_zeros(channels.stored if want else 0) for want in wanted]
+    grad_bias, grad_gain, grad_shift = (weight.new_zeros(channels.stored if want else 0) for want in wanted)
+    grads = grad_x, grad_weight, grad_bias, grad_gain, grad_shift
     if rows == 0 or channels.listed == 0:
-        return grad_x, grad_weight, *vectors
-    grad_bias, grad_gain, grad_shift = (v if want else None for v, want in zip(vectors, wanted, strict=True))
+        return grads
     x = x.contiguous()
     grad = x.new_empty((rows, channels.listed))
-    tile_rows, columns, warps = _row_tile(channels.listed)
-    tiles = triton.cdiv(rows, tile_rows)
-    part_tiles = max(_PART_TILES, triton.cdiv(tiles, _PARTS))
-    parts = triton.cdiv(tiles, part_tiles)
+    tile_rows, columns, warps = row_tile(channels.listed, NORM_BACKWARD_TILE)
+    parts, part_tiles = row_parts(rows, tile_rows)
     partial = torch.empty((parts, 2, channels.listed), dtype=torch.float32, device=x.device)
     _norm_backward[(parts,)](
         grad_y.contiguous(),
@@ -133,12 +129,12 @@ def component_conv_backward(
         ACTIVATION=activation,
         num_warps=warps,
     )
-    if grad_gain is not None or grad_shift is not None:
-        add_parts(partial, grad_gain, grad_shift, channels)
+    if norm_weight is not None or norm_bias is not None:
+        add_parts(partial, _given(grad_gain), _given(grad_shift), channels)
     convolve_backward(grad, gather_taps(weight, None, channels), grad_x, utterances, x, channels)
     gated = _gated(x, channels, utterances)
-    tap_gradients(grad, gated, utterances, channels, grad_weight, grad_bias)
-    return grad_x, grad_weight, *vectors
+    tap_gradients(grad, gated, utterances, channels, grad_weight, _given(grad_bias))
+    return grads
 
 
 def _gated(x: Tensor, channels: Channels, utterances: Utterances) -> Tensor:
@@ -158,14 +154,12 @@ def _gated(x: Tensor, channels: Channels, utterances: Utterances) -> Tensor:
     return gated
 
 
+def _given(vector: Tensor) -> Tensor | None:
+    return vector if vector.numel() else None
+
+
 def _vectors(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if vector is None else vector.contiguous() for vector in vectors)
-
-
-def _row_tile(width: int) -> tuple[int, int, int]:
-    """Rows and columns of a tile of whole rows, and warps: 16 elements a thread, as far as that goes."""
-    columns = triton.next_power_of_2(width)
-    return max(1, min(_ROW_TILE // columns, 64)), columns, min(32, max(4, columns // 512))
 
 
 _VARYING = ["frames", "row_count", "components"]

@@ -15,12 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.philox import keep_tile, load_seed, threshold_of
+from dmao_kernels.ops._triton.rows import NORM_BACKWARD_TILE, NORM_TILE, columns_of, row_parts, row_tile
 from dmao_kernels.ops._triton.sums import add_parts
 
 _TILE = 4096  # elements of a tile: with 4 warps 32 a thread, which fill loads of 16 bytes from two arrays
-_NORM_TILE = 2048  # elements that a program of the norm holds per array
-_PARTS = 512  # programs that share the rows in the backward pass, at most; each leaves one row of sums
-_PART_TILES = 4  # tiles of rows that a program has at least: its sums cost as much traffic as a tile's rows
 
 
 def dropout_add(x: Tensor | None, y: Tensor, p: float, seed: Tensor | None, scale: float) -> Tensor:
@@ -30,7 +28,7 @@ def dropout_add(x: Tensor | None, y: Tensor, p: float, seed: Tensor | None, scal
         return out
     width = y.shape[-1]
     rows = y.numel() // width
-    columns = _columns(width, 128)
+    columns = min(columns_of(width), 128)
     tile_rows = _TILE // columns
     grid = (triton.cdiv(rows, tile_rows) * triton.cdiv(width, columns),)
     _dropout_add[grid](
@@ -56,7 +54,7 @@ def dropout_add_layer_norm(
     if total.numel() == 0:
         return total, norm, statistics
     rows, width = statistics.shape[0], x.shape[-1]
-    tile_rows, columns, warps = _row_tile(width)
+    tile_rows, columns, warps = row_tile(width, NORM_TILE)
     _layer_norm[(triton.cdiv(rows, tile_rows),)](
         x.contiguous(),
         y.contiguous(),
@@ -96,10 +94,8 @@ def dropout_add_layer_norm_backward(
     if sum.numel() == 0:
         return grad_x, grad_y, grad_weight, grad_bias
     rows, width = statistics.shape[0], sum.shape[-1]
-    tile_rows, columns, warps = _row_tile(width)
-    tiles = triton.cdiv(rows, tile_rows)
-    part_tiles = max(_PART_TILES, triton.cdiv(tiles, _PARTS))
-    parts = triton.cdiv(tiles, part_tiles)
+    tile_rows, columns, warps = row_tile(width, NORM_BACKWARD_TILE)
+    parts, part_tiles = row_parts(rows, tile_rows)
     partial = torch.empty((parts, 2, width), dtype=torch.float32, device=sum.device)
     _layer_norm_backward[(parts,)](
         None if grad_sum is None else grad_sum.contiguous(),
@@ -126,18 +122,6 @@ def dropout_add_layer_norm_backward(
 def _mask(p: float, seed: Tensor | None, scale: float) -> tuple[Tensor | None, int, float]:
     """Seed, threshold and factor of what is kept."""
     return (seed if p > 0 else None), threshold_of(p), scale / (1 - p)
-
-
-def _columns(width: int, most: int | None = None) -> int:
-    """A number of columns that `keep_tile` takes, at most `most`: a power of two that holds the width otherwise."""
-    columns = max(64, triton.next_power_of_2(width))
-    return columns if most is None else min(columns, most)
-
-
-def _row_tile(width: int) -> tuple[int, int, int]:
-    """Rows and columns of a tile of whole rows, and warps: 16 elements a thread, as far as that goes."""
-    columns = _columns(width)
-    return max(1, _NORM_TILE // columns), columns, min(32, max(4, columns // 512))
 
 
 @triton.jit
