@@ -18,13 +18,15 @@ from dmao_kernels.ops._triton.search import Utterances, tile_rows
 from dmao_kernels.ops._triton.sums import add_parts
 
 _ROWS = 16
-_COLUMNS = 64
+_COLUMNS = 128  # four a lane; or half of it
 _MOST_TAPS = 8  # of a chunk
 _PARTS = 128  # of the tiles of rows in `tap_gradients`, at most
 
 
-def _chunk(taps: int) -> int:
-    return min(triton.next_power_of_2(taps), _MOST_TAPS)
+def _tile(taps: int, width: int) -> dict[str, int]:
+    """Taps of a chunk and columns of a tile, half as many where the last tile would have no use for more."""
+    columns = _COLUMNS if (width - 1) % _COLUMNS >= _COLUMNS // 2 else _COLUMNS // 2
+    return {"TAPS": min(triton.next_power_of_2(taps), _MOST_TAPS), "COLUMNS": columns}
 
 
 def gather_taps(weight: Tensor, bias: Tensor | None, channels: Channels) -> Tensor:
@@ -61,8 +63,9 @@ def _launch_convolution(
     channels: Channels | None,
 ) -> None:
     count, width = taps.shape[0] - 1, taps.shape[1]
+    tile = _tile(count, width)
     stored = Channels(width) if channels is None else channels
-    _convolve[(utterances.tiles(_ROWS) * triton.cdiv(width, _COLUMNS),)](
+    _convolve[(utterances.tiles(_ROWS) * triton.cdiv(width, tile["COLUMNS"]),)](
         source,
         taps,
         out,
@@ -72,9 +75,8 @@ def _launch_convolution(
         stored.stored,
         *stored.arguments,
         ROWS=_ROWS,
-        TAPS=_chunk(count),
-        COLUMNS=_COLUMNS,
         BACKWARD=channels is not None,
+        **tile,
         num_warps=1,
     )
 
@@ -89,12 +91,12 @@ def tap_gradients(
 ) -> None:
     """The gradients by weight and bias, of live channels, from rows of the listed ones."""
     taps, width = grad_weight.shape[1], channels.listed
-    chunk = _chunk(taps)
+    tile = _tile(taps, width)
     tiles = utterances.tiles(_ROWS)
     part_tiles = triton.cdiv(tiles, _PARTS)
     parts = triton.cdiv(tiles, part_tiles)
     partial = torch.empty((parts, taps + 1, width), dtype=torch.float32, device=grad.device)
-    _tap_sums[(triton.cdiv(width, _COLUMNS), triton.cdiv(taps, chunk), parts)](
+    _tap_sums[(triton.cdiv(width, tile["COLUMNS"]), triton.cdiv(taps, tile["TAPS"]), parts)](
         grad,
         source,
         partial,
@@ -104,8 +106,7 @@ def tap_gradients(
         taps,
         width,
         ROWS=_ROWS,
-        TAPS=chunk,
-        COLUMNS=_COLUMNS,
+        **tile,
         num_warps=1,
     )
     add_parts(partial, grad_weight, grad_bias, channels)
