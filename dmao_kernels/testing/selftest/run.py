@@ -83,7 +83,8 @@ def _time(report: Report, device: str, quick: bool, end: float, say: Say) -> Non
     limits = Limits(device, timer, dtypes, edge // 2 if quick else edge, megabytes // 4 if quick else megabytes)
     report.limits = {"bytes per second": limits.bandwidth}
     report.limits |= {f"{_label(dtype)} flops per second": peak for dtype, peak in limits.peak.items()}
-    right = {check.op for check in report.checks} - {check.op for check in report.checks if check.problem}
+    wrong = {check.op for check in report.checks if check.problem}
+    right = {(check.op, check.dtype) for check in report.checks if check.op not in wrong}
     for dtype in dtypes:
         for make in speed.MAKERS:
             if time.monotonic() > end:
@@ -91,7 +92,7 @@ def _time(report: Report, device: str, quick: bool, end: float, say: Say) -> Non
                 continue
             try:
                 for race in make(Draw(device, dtype), sizes, on_gpu and not quick and dtype == dtypes[0]):
-                    report.times.append(_raced(race, dtype, timer, limits, race.op in right))
+                    report.times.append(_raced(race, dtype, timer, limits, (race.op, _label(dtype)) in right))
                     say(report.times[-1].line())
             except Exception as error:  # of an operation that cannot even be prepared: the report tells
                 report.times.append(Time(make.__name__.strip("_"), "", _label(dtype), problem=first_line(error)))
