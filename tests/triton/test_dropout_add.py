@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,9 +36,10 @@ def both(op: Any, which: int) -> Any:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_dropout_add(device: str, dtype: torch.dtype, shape: tuple[int, ...], options: dict[str, Any]) -> None:
-    inputs = random_tensors(device, dtype, [(shape, 1.0), (shape, 1.0)])
-    for x in (inputs[0], None):
-        check_against_oracle(dropout_add, dropout_add_reference, [x, inputs[1]], seed=seed_on(device), **options)
+    inputs, options = random_tensors(device, dtype, [(shape, 1.0), (shape, 1.0)]), {**options, "seed": seed_on(device)}
+    check_against_oracle(dropout_add, dropout_add_reference, inputs, **options)
+    alone, reference = partial(dropout_add, None), partial(dropout_add_reference, None)
+    check_against_oracle(alone, reference, inputs[1:], **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,18 +13,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.config import Table, choose
 from dmao_kernels.ops._triton.live import Channels, channels_of
 from dmao_kernels.ops._triton.search import Utterances, tile_rows
 from dmao_kernels.ops._triton.sums import add_parts
 
 _ROWS = 16
-_COLUMNS = 64
 _MOST_TAPS = 8  # of a chunk
+# Four columns a lane take fewest instructions, where the registers suffice: on sm_80 ptxas spills them.
+_TABLE: Table = {
+    80: {"half": [{"COLUMNS": 64}], "float32": [{"COLUMNS": 128}]},
+    90: {"half": [{"COLUMNS": 128}], "float32": [{"COLUMNS": 128}]},
+    "hip": {"half": [{"COLUMNS": 128}], "float32": [{"COLUMNS": 128}]},
+}
+_GATHERED = 128  # columns of a program that gathers taps
 _PARTS = 128  # of the tiles of rows in `tap_gradients`, at most
 
 
-def _chunk(taps: int) -> int:
-    return min(triton.next_power_of_2(taps), _MOST_TAPS)
+def _tile(taps: int, source: Tensor) -> dict[str, int]:
+    """Taps of a chunk and columns of a tile, down to two a lane where the last tile would have no use for more."""
+    kind, width = "half" if source.element_size() == 2 else "float32", source.shape[-1]
+    columns = choose("depthwise_conv1d", _TABLE, kind, source.device)["COLUMNS"]
+    columns = columns if (width - 1) % columns >= columns // 2 else max(columns // 2, 64)
+    return {"TAPS": min(triton.next_power_of_2(taps), _MOST_TAPS), "COLUMNS": columns}
 
 
 def gather_taps(weight: Tensor, bias: Tensor | None, channels: Channels) -> Tensor:
@@ -32,8 +43,8 @@ def gather_taps(weight: Tensor, bias: Tensor | None, channels: Channels) -> Tens
     taps = weight.shape[1]
     gathered = torch.empty((taps + 1, channels.listed), dtype=torch.float32, device=weight.device)
     bias = None if bias is None else bias.contiguous()
-    grid = (triton.cdiv(channels.listed, _COLUMNS), taps + 1)
-    _gather_taps[grid](weight.contiguous(), bias, gathered, taps, *channels.arguments, COLUMNS=_COLUMNS)
+    grid = (triton.cdiv(channels.listed, _GATHERED), taps + 1)
+    _gather_taps[grid](weight.contiguous(), bias, gathered, taps, *channels.arguments, COLUMNS=_GATHERED)
     return gathered
 
 
@@ -61,8 +72,9 @@ def _launch_convolution(
     channels: Channels | None,
 ) -> None:
     count, width = taps.shape[0] - 1, taps.shape[1]
+    tile = _tile(count, source)
     stored = Channels(width) if channels is None else channels
-    _convolve[(utterances.tiles(_ROWS) * triton.cdiv(width, _COLUMNS),)](
+    _convolve[(utterances.tiles(_ROWS) * triton.cdiv(width, tile["COLUMNS"]),)](
         source,
         taps,
         out,
@@ -72,9 +84,8 @@ def _launch_convolution(
         stored.stored,
         *stored.arguments,
         ROWS=_ROWS,
-        TAPS=_chunk(count),
-        COLUMNS=_COLUMNS,
         BACKWARD=channels is not None,
+        **tile,
         num_warps=1,
     )
 
@@ -89,12 +100,12 @@ def tap_gradients(
 ) -> None:
     """The gradients by weight and bias, of live channels, from rows of the listed ones."""
     taps, width = grad_weight.shape[1], channels.listed
-    chunk = _chunk(taps)
+    tile = _tile(taps, source)
     tiles = utterances.tiles(_ROWS)
     part_tiles = triton.cdiv(tiles, _PARTS)
     parts = triton.cdiv(tiles, part_tiles)
     partial = torch.empty((parts, taps + 1, width), dtype=torch.float32, device=grad.device)
-    _tap_sums[(triton.cdiv(width, _COLUMNS), triton.cdiv(taps, chunk), parts)](
+    _tap_sums[(triton.cdiv(width, tile["COLUMNS"]), triton.cdiv(taps, tile["TAPS"]), parts)](
         grad,
         source,
         partial,
@@ -104,8 +115,7 @@ def tap_gradients(
         taps,
         width,
         ROWS=_ROWS,
-        TAPS=chunk,
-        COLUMNS=_COLUMNS,
+        **tile,
         num_warps=1,
     )
     add_parts(partial, grad_weight, grad_bias, channels)
@@ -156,10 +166,10 @@ def _load_taps(taps_ptr, taps, first, width, columns, inside, COUNT: tl.constexp
 
 
 @triton.jit
-def _zeros(COUNT: tl.constexpr, COLUMNS: tl.constexpr):
+def _repeat(row, COUNT: tl.constexpr):
     rows: tl.tuple = ()
     for _ in tl.static_range(COUNT):
-        rows += (tl.zeros((COLUMNS,), tl.float32),)
+        rows += (row,)
     return rows
 
 
@@ -212,27 +222,28 @@ def _convolve(
     begin, end, limit, first = tile_rows(
         tl.program_id(0) // column_tiles, lengths_ptr, offsets_ptr, utterances, steps, frames, row_count, ROWS
     )
-    sums = _zeros(ROWS, COLUMNS)
+    bias = tl.zeros((COLUMNS,), tl.float32)
+    if not BACKWARD:
+        bias = tl.load(taps_ptr + taps * listed + columns, inside, 0.0)
+    sums = _repeat(bias, ROWS)
     # No taps for a tile that lies in the padding.
     for tap in range(0, tl.where(first < end, taps, 0), TAPS):
-        rows = _load_rows(source_ptr, listed, first - taps // 2 + tap, begin, end, columns, inside, ROWS + TAPS - 1)
         chunk = _load_taps(taps_ptr, taps, tap, listed, columns, inside, TAPS, BACKWARD)
-        added: tl.tuple = ()
-        for r in tl.static_range(ROWS):
-            total = sums[r]
-            for j in tl.static_range(TAPS):
-                total = tl.fma(rows[r + j], chunk[j], total)
-            added += (total,)
-        sums = added
+        rows = _load_rows(source_ptr, listed, first - taps // 2 + tap, begin, end, columns, inside, ROWS + TAPS - 1)
+        # Row by row: each is needed no longer than for its own products.
+        for i in tl.static_range(ROWS + TAPS - 1):
+            added: tl.tuple = ()
+            for r in tl.static_range(ROWS):
+                total = sums[r]
+                if i - r >= 0 and i - r < TAPS:
+                    total = tl.fma(rows[i], chunk[i - r], total)
+                added += (total,)
+            sums = added
     if gates_ptr is not None:
         channel, _, inside = channels_of(live_ptr, columns, listed, components, width, ALIGN)
-    bias = tl.load(taps_ptr + taps * listed + columns, inside, 0.0)
     for r in tl.static_range(ROWS):
         row = first + r
-        total = sums[r]
-        if not BACKWARD:
-            total += bias
-        total = tl.where(row < end, total, 0.0)
+        total = tl.where(row < end, sums[r], 0.0)
         written = inside & (row >= begin) & (row < limit)
         if gates_ptr is not None:
             place, for_value, for_gate = _ungate(
@@ -268,8 +279,8 @@ def _tap_sums(
     inside = columns < width
     tap = tl.program_id(1) * TAPS
     first_tile = tl.program_id(2) * part_tiles
-    sums = _zeros(TAPS, COLUMNS)
     bias = tl.zeros((COLUMNS,), tl.float32)
+    sums = _repeat(bias, TAPS)
     for tile in range(first_tile, min(first_tile + part_tiles, tiles)):
         begin, end, _, first = tile_rows(tile, lengths_ptr, offsets_ptr, utterances, steps, frames, row_count, ROWS)
         grads = _load_rows(grad_ptr, width, first, begin, end, columns, inside, ROWS)
