@@ -75,6 +75,8 @@ class ScoringAdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         rows = {p: row for row, group in enumerate(self.param_groups) for p in group["params"] if p.grad is not None}
+        if self.scores is not None and self.scores.partial:
+            raise RuntimeError("ScoringAdamW: parameters are sharded: use torch.optim.AdamW, and score by observe()")
         scored, arguments = (self.scores.begin_update() if self.scores is not None else None) or ((), None)
         # What is scored comes first: segments count these tensors.
         params = list(dict.fromkeys((*scored, *rows)))

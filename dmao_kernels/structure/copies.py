@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.plan import Plan
+from dmao_kernels.structure.shards import reshard, whole
 
 Pairs = Mapping[str, Sequence[tuple[int, int]]]
 
@@ -24,6 +25,7 @@ def copy_cosines(elastic: Elastic, copies: Pairs) -> dict[str, dict[str, list[fl
     is inert.
     """
     cosines: dict[str, dict[str, list[float]]] = {}
+    reshard(elastic.model)
     for name, pairs in copies.items():
         m = elastic.modules[name]
         sides: dict[str, list[Tensor]] = {"input": [], "output": []}
@@ -35,8 +37,8 @@ def copy_cosines(elastic: Elastic, copies: Pairs) -> dict[str, dict[str, list[fl
         cosines[name] = {}
         for side, parts in sides.items():
             if parts:
-                whole = torch.cat(parts, dim=1)
-                cosines[name][side] = cosine_similarity(whole[first], whole[second]).tolist()
+                both = torch.cat(parts, dim=1)
+                cosines[name][side] = cosine_similarity(both[first], both[second]).tolist()
     return cosines
 
 
@@ -57,4 +59,4 @@ def follow_copies(copies: Pairs, plan: Plan) -> dict[str, tuple[tuple[int, int],
 
 
 def _by_component(m: ElasticModule, name: str, tensor: Tensor) -> Tensor:
-    return m.view(name, tensor.detach()).double().permute(1, 0, 2).flatten(1)
+    return m.view(name, whole(tensor.detach())).double().permute(1, 0, 2).flatten(1)

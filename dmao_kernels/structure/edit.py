@@ -19,6 +19,7 @@ from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw
 from dmao_kernels.structure.moments import follow_state, refuse_flat_state
 from dmao_kernels.structure.places import get_attribute, set_attribute
 from dmao_kernels.structure.plan import FRESH, ModulePlan, Plan
+from dmao_kernels.structure.shards import reshard
 from dmao_kernels.structure.slots.edit import edit_slots, slot_sources
 from dmao_kernels.structure.slots.plan import SlotPlan
 from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases
@@ -174,6 +175,7 @@ def _edit(
     """Replace the tensors of these modules. Fresh components whose values are not given hold zeros."""
     changes: list[_Change] = []
     gathering = Gathering()
+    reshard(elastic.model)
     for m, plan in edited:
         changes += _prepare(m, plan, fresh.get(m.name, {}), optimizers, companions, split, generator, gathering)
     gathering.make()

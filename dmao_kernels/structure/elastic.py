@@ -14,6 +14,7 @@ from dmao_kernels.structure.empty import handles_empty
 from dmao_kernels.structure.places import Place, find_place, get_attribute
 from dmao_kernels.structure.plan import Group
 from dmao_kernels.structure.register import describe, find_family, prepare
+from dmao_kernels.structure.shards import REMEDY, is_sharded, reshard
 from dmao_kernels.structure.slots.storage import LIVE, OptimizerOrMany, Storage, enter_slots, leave_slots
 from dmao_kernels.structure.state import load_structure, structure_state
 from dmao_kernels.structure.targets import Companion
@@ -44,6 +45,8 @@ class ElasticModule:
         self.can_be_empty = can_be_empty
         self.gate: str | None = None  # name of the gate tensor, see ComponentGates
         self.hooks: list[Any] = []  # on gradients, in slots storage
+        if sharded := [tensor_name for tensor_name, tensor in self.tensors() if is_sharded(tensor)]:
+            raise ValueError(f"{name}: {sharded[0]} {REMEDY}")
         shapes = {tensor_name: tuple(tensor.shape) for tensor_name, tensor in self.tensors()}
         for required in (*layout.output, layout.scored):
             if required not in shapes:
@@ -145,7 +148,8 @@ class Elastic:
         ``headroom`` times the number of components (rounded up), the live ones come first and the others hold zeros;
         shapes never change again, so nothing compiled is compiled anew, and edits write in place. See ``to_slots``.
 
-    Raises ValueError where a layout does not fit its module, a tensor has two owners, or nothing is elastic.
+    Raises ValueError where a layout does not fit its module, a tensor has two owners or is sharded already, or nothing
+    is elastic.
     """
 
     def __init__(
@@ -165,6 +169,7 @@ class Elastic:
         self.modules: dict[str, ElasticModule] = {}
         self.refused: dict[str, str] = {}
         prepare(model)
+        reshard(model)
         for name, module in model.named_modules():
             found = _discover(name, module, components)
             if isinstance(found, str):

@@ -35,13 +35,18 @@ def fresh_values(m: ElasticModule, count: int, seed: int) -> dict[str, Tensor]:
             if template is None and name not in m.layout.output and name not in m.layout.even:
                 template = templates[id(place.owner)] = _template(m, place.owner, count)
             if name in m.layout.output:
-                value = tensor.new_zeros(pattern.shape(count, m.sizes))
+                value = _filled(0.0, tensor, pattern.shape(count, m.sizes))
             elif name in m.layout.even or isinstance(place.owner, Gate):
-                value = tensor.new_ones(pattern.shape(count, m.sizes))
+                value = _filled(1.0, tensor, pattern.shape(count, m.sizes))
             else:
                 value = getattr(template, place.leaf).detach()
             values[name] = value.reshape(pattern.triple(count, m.sizes))
     return values
+
+
+def _filled(value: float, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A plain tensor, also where ``like`` is sharded."""
+    return torch.full(shape, value, dtype=like.dtype, device=like.device)
 
 
 def _template(m: ElasticModule, owner: nn.Module, count: int) -> nn.Module:
@@ -51,7 +56,7 @@ def _template(m: ElasticModule, owner: nn.Module, count: int) -> nn.Module:
     for name, tensor in m.tensors():
         place = m.place(name)
         if place.owner is owner:
-            new = tensor.detach().new_zeros(m.layout.pattern(name).shape(count, m.sizes))
+            new = _filled(0.0, tensor, m.layout.pattern(name).shape(count, m.sizes))
             if place.is_parameter:
                 template._parameters[place.leaf] = nn.Parameter(new, requires_grad=False)
             else:

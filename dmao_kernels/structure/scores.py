@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,11 +14,14 @@ from dmao_kernels.ops.importance import METRICS, importance_
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
 from dmao_kernels.structure.places import Place
 from dmao_kernels.structure.plan import FRESH, Plan
+from dmao_kernels.structure.shards import REMEDY, called_on, holders, is_sharded, part, pieces, reshard, summed
 from dmao_kernels.structure.slots.edit import Moves, slot_sources
 
 Metric = Literal["taylor", "gradient", "magnitude", "signed", "gate"]
 Scope = Literal["slice", "component"]
 VERSION = 2
+
+_Take = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class _Table:
     tensors: list[Tensor]
     segments: Tensor
     inverse_count: Tensor
+    parts: list[tuple[Tensor, _Take]]  # instead of ``tensors``: parameters, and what is scored of this rank's part
 
 
 class Scores:
@@ -86,7 +90,11 @@ class Scores:
         """
         if (begun := self.begin_update()) is not None:
             tensors, arguments = begun
-            grads = [t.new_empty(0) if t.grad is None else t.grad for t in tensors]
+            if parts := self._current_table().parts:
+                tensors = [take(part(parameter)[0]) for parameter, take in parts]
+                grads = [_part_of_gradient(parameter, take) for parameter, take in parts]
+            else:
+                grads = [t.new_empty(0) if t.grad is None else t.grad for t in tensors]
             importance_(weights=tensors, grads=grads, **arguments)
 
     def begin_update(self) -> tuple[list[Tensor], dict[str, Any]] | None:
@@ -112,9 +120,17 @@ class Scores:
             "beta": self.beta,
         }
 
+    @property
+    def partial(self) -> bool:
+        """Whether parameters are sharded: then every rank averages what it holds of each component."""
+        return bool(self._current_table().parts)
+
     def values(self) -> dict[str, Tensor]:
-        """The scores, {module: [components]}, on the device; higher is worth more. In slots storage one per slot."""
-        return {n: part.abs() if self.metric == "signed" else part.clone() for n, part in self._by_module().items()}
+        """The scores, {module: [components]}, on the device; higher is worth more. In slots storage one per slot.
+
+        Of sharded parameters all ranks have to ask, for these and for ``state_dict``: they are summed up.
+        """
+        return {n: s.abs() if self.metric == "signed" else s.clone() for n, s in self._split(self._whole()).items()}
 
     def frozen(self) -> set[str]:
         """Names of the modules that cannot be scored, since all parameters that would be are frozen."""
@@ -164,7 +180,15 @@ class Scores:
 
     def _by_module(self) -> dict[str, Tensor]:
         """The averages of every module, as views."""
-        return dict(zip(self._counts, self.ema.split(list(self._counts.values())), strict=True))
+        return self._split(self.ema)
+
+    def _split(self, averages: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._counts, averages.split(list(self._counts.values())), strict=True))
+
+    def _whole(self) -> Tensor:
+        """The averages; of sharded parameters those of all ranks together."""
+        parts = self._current_table().parts
+        return summed(self.ema, parts[0][0]) if parts else self.ema
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on after a restart."""
@@ -176,7 +200,7 @@ class Scores:
             "calls": self.calls,
             "updates": self.updates,
             "counts": dict(self._counts),
-            "ema": self.ema.cpu().clone(),
+            "ema": self._whole().cpu().clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,7 +218,9 @@ class Scores:
             raise ValueError(
                 f"Scores.load_state_dict: ema has the shape {list(ema.shape)}, not one entry per component"
             )
-        self.ema = ema.to(device=self.ema.device, dtype=torch.float32, copy=True)
+        parts = self._current_table().parts
+        ranks = holders(parts[0][0]) if parts else 1
+        self.ema = ema.to(device=self.ema.device, dtype=torch.float32) / ranks  # which add up to what was saved
         self._counts, self._edits = counts, self.elastic.edits
         self.beta = float(state["beta"])
         self.calls, self.updates = int(state["calls"]), int(state["updates"])
@@ -214,6 +240,8 @@ class Scores:
 
     def _current_table(self) -> _Table:
         """The table, rebuilt where the structure, a parameter's identity or its being frozen has changed."""
+        if self._table is None or self._table.parts:
+            reshard(self.elastic.model)
         if self._places_version != self.elastic.version:
             self._places = [(m, self._scored(m)) for m in self.elastic.modules.values()]
             self._places_version = self.elastic.version
@@ -229,6 +257,7 @@ class Scores:
 
     def _build_table(self, key: tuple[object, ...]) -> _Table:
         tensors: list[Tensor] = []
+        parts: list[tuple[Tensor, _Take]] = []
         rows: list[tuple[int, int, int, int, int]] = []
         entries: list[int] = []
         for m, places in self._places:
@@ -237,13 +266,46 @@ class Scores:
                 tensor = cast(Tensor, place.tensor)
                 repeats, components, run = m.layout.pattern(name).triple(m.stored, m.sizes)
                 if components and (tensor.requires_grad or self.metric in ("magnitude", "gate")):
-                    rows.append((len(tensors), repeats, components, run, len(entries)))
-                    tensors.append(tensor)
                     of_component += repeats * run
+                    if not is_sharded(tensor):
+                        rows.append((len(tensors), repeats, components, run, len(entries)))
+                        tensors.append(tensor)
+                        continue
+                    for triple, first, take in _shares(m, name, tensor):
+                        rows.append((len(parts), *triple, len(entries) + first))
+                        parts.append((tensor, take))
             entries += [of_component] * m.stored
         segments = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)  # the CPU reads it, wherever the scores are
         inverse_count = torch.tensor(entries, dtype=torch.float32).clamp(min=1).reciprocal()
-        return _Table(key, tensors, segments, inverse_count.to(self.ema.device, non_blocking=True))
+        if parts and tensors:
+            raise ValueError("Scores: some of the scored parameters are sharded and some are not: shard all of them")
+        return _Table(key, tensors, segments, inverse_count.to(self.ema.device, non_blocking=True), parts)
+
+
+def _shares(m: ElasticModule, name: str, tensor: Tensor) -> Iterator[tuple[tuple[int, int, int], int, _Take]]:
+    """What this rank scores of a sharded parameter: (repeats, components, run), first component, what of its part."""
+    _check_sharding(m, name)
+    triple = m.layout.pattern(name).triple(m.stored, m.sizes)
+    for piece in pieces(triple, *part(tensor)[1:]):
+        yield (piece.repeats, piece.components, piece.run), piece.first, piece.of
+    # What other ranks hold counts as zero here, so that all averages age alike.
+    yield (1, m.stored, 1), 0, lambda flat: flat.new_zeros(m.stored)
+
+
+def _check_sharding(m: ElasticModule, name: str) -> None:
+    if m.slots is None:
+        raise ValueError(f"Scores: {m.name}: {name} {REMEDY}")
+    if m.hooks:  # which fully_shard leaves behind
+        kind = type(m.module).__name__
+        raise ValueError(f"Scores: {m.name}: {name} is sharded, which modules of dmao_kernels.nn can be, {kind} cannot")
+    if inner := [other for other, _ in m.tensors() if called_on(m.place(other).owner)]:  # it could not be copied
+        raise ValueError(f"Scores: {m.name}: fully_shard was called on what holds {inner[0]}: call it on whole modules")
+
+
+def _part_of_gradient(parameter: Tensor, take: _Take) -> Tensor:
+    if parameter.grad is None:
+        return torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    return take(part(parameter.grad)[0])
 
 
 def _follow(averages: Tensor, sources: tuple[int, ...]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmao_kernels.structure.register import prepare
+from dmao_kernels.structure.shards import REMEDY, is_sharded
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -61,15 +62,21 @@ class Companions:
         return found
 
 
-def expect(m: ElasticModule, name: str, tensor: Tensor, what: str) -> None:
-    """Raise ValueError unless ``tensor`` is a plain one of the shape of the module's tensor ``name``."""
+def expect(m: ElasticModule, name: str, tensor: Tensor, what: str, in_place: bool = False) -> None:
+    """Raise ValueError unless ``tensor`` is a plain one of the shape of the module's tensor ``name``.
+
+    in_place: it keeps its shape, and so it may also be sharded.
+    """
     expected = m.layout.pattern(name).shape(m.stored, m.sizes)
     if tuple(tensor.shape) != expected or tensor.layout != torch.strided:
         raise ValueError(
             f"apply_plan: {m.name}: {name}: {what} must be strided and of shape "
             f"{list(expected)}, got {tensor.layout} {list(tensor.shape)}"
         )
-    if type(tensor) not in (Tensor, nn.Parameter):
+    if is_sharded(tensor):
+        if not in_place:
+            raise ValueError(f"apply_plan: {m.name}: {name}: {what} {REMEDY}")
+    elif type(tensor) not in (Tensor, nn.Parameter):
         raise ValueError(f"apply_plan: {m.name}: {name}: {what} must be a plain tensor, got {type(tensor).__name__}")
 
 

@@ -65,7 +65,8 @@ class GrowAndDrop:
 
     model: modules that carry `component_layout`, or whose class is known
         (dmao_kernels.structure.register_family). They return what they contribute, and residual sums stand
-        outside of them: a module that lost all its components returns zeros.
+        outside of them: a module that lost all its components returns zeros. Or an Elastic of it, which then says
+        the storage: what `fully_shard` needs (docs/DISTRIBUTED.md).
     optimizer: its moments follow the components; None where there is none to follow.
     schedule, total_steps: when the events fall: at fixed steps (Schedule), or once the ranking of the components has
         settled (WhenSettled).  Modules whose scored parameters are all frozen keep their width.
@@ -102,7 +103,7 @@ class GrowAndDrop:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Elastic,
         optimizer: Optimizer | None,
         schedule: Schedule | WhenSettled,
         total_steps: int,
@@ -135,6 +136,8 @@ class GrowAndDrop:
                 f"GrowAndDrop: observe_every must be at most {schedule.every}, as often as the schedule compares, "
                 f"got {observe_every}"
             )
+        if isinstance(model, Elastic) and model.storage == "slots":
+            storage = "slots"
         _require_choice("selection", selection, SELECTIONS)
         _require_choice("split", split, SPLITS)
         _require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
@@ -142,7 +145,7 @@ class GrowAndDrop:
         self.total_steps = total_steps
         self.trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
-        self.elastic = Elastic(unwrap(model), components)
+        self.elastic = model if isinstance(model, Elastic) else Elastic(unwrap(model), components)
         self.costs = Costs.from_dict(first_ranks((cost or ParameterCost()).measure(self.elastic).to_dict()))
         self.events: list[Event] = []
         self._copies: Copies = {}
@@ -159,7 +162,7 @@ class GrowAndDrop:
         make_scores = partial(Scores, self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
         # the budget is checked before anything changes the model; with gates nothing counts as frozen
         self.budget = self._checked_budget(budget, set() if metric == "gate" else make_scores().frozen())
-        if storage == "slots":
+        if storage == "slots" and self.elastic.storage == "tight":
             self.elastic.to_slots(headroom, optimizer, companions)
         self.gates = _add_gates(self.elastic, optimizer, self._companions) if metric == "gate" else None
         self.scores = make_scores()
@@ -238,7 +241,7 @@ class GrowAndDrop:
         return self.gates.penalty(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Structure, scores, costs, schedule and events; plain values and tensors."""
+        """Structure, scores, costs, schedule and events; plain values and tensors. All ranks must ask for it."""
         self._read_plans()
         return {
             "structure": self.elastic.state_dict(),

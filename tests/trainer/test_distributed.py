@@ -2,42 +2,66 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from dmao import checkpoint
 from dmao.controller import GrowAndDrop
 from dmao.distributed import Team
 from dmao.metrics import read_json_lines
 from dmao.trainer import train
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tests.trainer import several_ranks
 from tests.trainer.several_ranks import SETTINGS, plan_without_ffn
+from tests.trainer.sharded_ranks import compare_sharded
 from tests.trainer.tiny import TinySource, losses, tiny_config
 
-SCRIPT = Path(__file__).with_name("several_ranks.py")
+
+@pytest.fixture(scope="module", autouse=True)
+def workers() -> Iterator[None]:
+    """Processes begin as forks of one that has imported everything, which takes seconds each time."""
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(entry for entry in sys.path if entry))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        patch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM")  # the launcher sets it, and handlers
+        multiprocessing.set_forkserver_preload([several_ranks.__name__])
+        yield
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
 
 
-def run(ranks: int, run_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    return subprocess.run(
-        [sys.executable, *torchrun, str(SCRIPT), str(run_dir), *words],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=200,
+def run(ranks: int, folder: Path, *runs: str) -> tuple[bool, str]:
+    """What torchrun does with several_ranks.py: whether a rank failed, and what all of them said."""
+    logs = folder / "logs"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(str(logs), redirects=Std.ALL),
     )
-
-
-def trained(ranks: int, run_dir: Path, *words: str) -> Path:
-    result = run(ranks, run_dir, *words)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return run_dir
+    failed = False
+    try:
+        elastic_launch(config, several_ranks.main)(str(folder), *runs)
+    except ChildFailedError:
+        failed = True
+    return failed, "".join(path.read_text() for path in sorted(logs.rglob("*.log")))
 
 
 def rows(run_dir: Path, name: str) -> list[dict[str, object]]:
@@ -47,6 +71,38 @@ def rows(run_dir: Path, name: str) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tiny_config(*SETTINGS), tmp_path_factory.mktemp("alone"), TinySource()).run_dir
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of what two ranks did, and what they said. The last run is one that a rank died in."""
+    folder = tmp_path_factory.mktemp("two")
+    failed, said = run(2, folder, "plain", "empty=empty", "disagree=disagree", "died=die")
+    assert failed
+    assert "rank 1 dies in an event" in said, said
+    return folder, said
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two ranks with sharded parameters, of which one died."""
+    folder = tmp_path_factory.mktemp("sharded")
+    (folder / "sharded").mkdir()
+    failed, said = run(2, folder, "sharded=sharded_die")
+    assert failed
+    assert "rank 1 dies in an event" in said, said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory, two: tuple[Path, str], sharded: Path) -> tuple[Path, str]:
+    """The folder of four ranks that went on from both, and what they said."""
+    folder = tmp_path_factory.mktemp("four")
+    shutil.copytree(two[0] / "died", folder / "died")
+    shutil.copytree(sharded / "sharded", folder / "sharded")
+    failed, said = run(4, folder, "died", "sharded=sharded")
+    assert not failed, said
+    return folder, said
 
 
 def assert_equal_to_rounding(run_dir: Path, expected: Path) -> None:
@@ -66,31 +122,45 @@ def assert_equal_to_rounding(run_dir: Path, expected: Path) -> None:
         assert here["exp_avg"].shape == there["exp_avg"].shape
 
 
-def test_two_ranks_train_as_one_process(tmp_path: Path, alone: Path) -> None:
-    assert_equal_to_rounding(trained(2, tmp_path), alone)
+def test_two_ranks_train_as_one_process(two: tuple[Path, str], alone: Path) -> None:
+    assert_equal_to_rounding(two[0] / "plain", alone)
 
 
-def test_a_module_without_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_without_components(tmp_path: Path, two: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GrowAndDrop, "_plan", plan_without_ffn)
-    alone = train(tiny_config(*SETTINGS), tmp_path / "alone", TinySource()).run_dir
-    assert_equal_to_rounding(trained(2, tmp_path / "two", "empty"), alone)
+    assert_equal_to_rounding(two[0] / "empty", train(tiny_config(*SETTINGS), tmp_path, TinySource()).run_dir)
 
 
-def test_a_rank_dies_in_an_event_and_other_numbers_of_ranks_go_on(tmp_path: Path, alone: Path) -> None:
-    two, one = tmp_path / "two", tmp_path / "one"
-    assert run(2, two, "die").returncode != 0
-    assert not rows(two, "events.jsonl")
-    assert checkpoint.load_latest(two / "checkpoints")[1]["place"]["step"] == 5
-    shutil.copytree(two, one)
-    assert_equal_to_rounding(trained(4, two), alone)  # batches of 3 utterances leave one of four without
-    assert_equal_to_rounding(train(tiny_config(*SETTINGS), one, TinySource()).run_dir, alone)
+def test_disagreement_is_an_error_before_anything_changes(two: tuple[Path, str]) -> None:
+    for rank in range(2):
+        assert f"rank {rank}: disagree: GrowAndDrop: the plan differs between ranks: rank 0 has" in two[1]
+    assert not rows(two[0] / "disagree", "events.jsonl")
 
 
-def test_disagreement_is_an_error_before_anything_changes(tmp_path: Path) -> None:
-    result = run(2, tmp_path, "disagree")
-    assert result.returncode != 0
-    assert "GrowAndDrop: the plan differs between ranks" in result.stderr
-    assert not rows(tmp_path, "events.jsonl")
+def test_a_rank_dies_in_an_event_and_one_process_goes_on(tmp_path: Path, two: tuple[Path, str], alone: Path) -> None:
+    died = two[0] / "died"
+    assert not rows(died, "events.jsonl")
+    assert checkpoint.load_latest(died / "checkpoints")[1]["place"]["step"] == 5
+    shutil.copytree(died, tmp_path / "one")
+    assert_equal_to_rounding(train(tiny_config(*SETTINGS), tmp_path / "one", TinySource()).run_dir, alone)
+
+
+def test_four_ranks_go_on(four: tuple[Path, str], alone: Path) -> None:
+    assert_equal_to_rounding(four[0] / "died", alone)  # batches of 3 utterances leave one of four without
+
+
+def test_sharded_parameters_train_as_whole_ones(four: tuple[Path, str]) -> None:
+    """fully_shard in slots storage: losses, scores, plans and weights of two ranks, then of four."""
+    assert "4 ranks, 8 steps: equal" in four[1]
+
+
+def test_one_process_goes_on_with_sharded_parameters(sharded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        compare_sharded(sharded / "sharded")
+    finally:
+        dist.destroy_process_group()
+    assert "1 ranks, 8 steps: equal" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

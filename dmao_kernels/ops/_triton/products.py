@@ -14,6 +14,7 @@ from torch import Tensor
 
 _PLANE_TILE = 1024
 _LONGEST_VECTOR = 16
+_PART = tl.constexpr(8)  # steps of a sum in float32 before it becomes part of another
 
 
 def vector_of(width: int) -> int:
@@ -45,6 +46,20 @@ def elements(ids, position, inside, things, WIDTH: tl.constexpr, VECTOR: tl.cons
 
 
 @triton.jit
+def _add_product(sums, part, a, b, step, PRECISION: tl.constexpr):
+    """(sums, part) with a b added. Tensor cores sum up a whole product at once. In float32 elements follow each other,
+    so a sum of thousands is one of parts, as libraries have it, or its error grows with its length."""
+    if a.dtype == tl.float32 and PRECISION == "ieee":
+        part = tl.dot(a, b, part, input_precision=PRECISION)
+        if step % _PART == _PART - 1:
+            sums += part
+            part = tl.zeros_like(part)
+    else:
+        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+    return sums, part
+
+
+@triton.jit
 def add_products(
     sums,
     left,
@@ -68,6 +83,7 @@ def add_products(
     right: pointers [1, C], right_step from element to element.
     width: where elements end, if the last thing may stick out; else None.
     """
+    part = tl.zeros_like(sums)
     for first in range(0, depth, STEP):
         position = first + tl.arange(0, STEP)
         inside = position < depth
@@ -77,8 +93,8 @@ def add_products(
         left_element = element if GATHER_LEFT else position
         a = tl.load(left + left_element[None, :], mask=left_inside & inside[None, :], other=0.0)
         b = tl.load(right + element[:, None] * right_step, mask=inside[:, None] & right_inside, other=0.0)
-        sums = tl.dot(a, b, sums, input_precision=PRECISION)
-    return sums
+        sums, part = _add_product(sums, part, a, b, first // STEP, PRECISION)
+    return sums + part
 
 
 @triton.jit
@@ -108,14 +124,15 @@ def add_products_of_tokens(
     step = tl.arange(0, STEP)
     left += begin.to(tl.int64) * left_stride + step[None, :] * left_stride
     right += begin.to(tl.int64) * right_stride + step[:, None] * right_stride
+    part = tl.zeros_like(sums)
     for token in range(begin, end, STEP):
         inside = token + step < end
         a = tl.load(left, mask=left_inside & inside[None, :], other=0.0)
         b = tl.load(right, mask=inside[:, None] & right_inside, other=0.0)
-        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+        sums, part = _add_product(sums, part, a, b, (token - begin) // STEP, PRECISION)
         left += STEP * left_stride
         right += STEP * right_stride
-    return sums
+    return sums + part
 
 
 def token_spans(tokens: int, tiles: int, wanted: int, step: int) -> tuple[int, int]:

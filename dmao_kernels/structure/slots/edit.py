@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from dmao_kernels.structure.gather import Split, draw, scale, share
 from dmao_kernels.structure.plan import FRESH, Plan
+from dmao_kernels.structure.shards import own, reshard, whole, write
 from dmao_kernels.structure.targets import Companions, expect, follows, output_biases
 
 if TYPE_CHECKING:
@@ -49,18 +50,16 @@ def edit_slots(
     """Rewrite the modules named in ``sources``: nothing waits for the device, and no shape changes.
 
     Everything is checked and computed before anything is written. The random numbers do not depend on what the plan
-    does: so many are drawn as copies could be.
+    does: so many are drawn as copies could be. Sharded tensors are gathered one by one, by all ranks at once.
     """
     writes: list[tuple[Tensor, Tensor]] = []
+    reshard(elastic.model)
     for name, source in sources.items():
-        m, moves = elastic.modules[name], Moves(source)
-        for tensor_name, _ in m.tensors():
-            writes += _edit_tensor(m, tensor_name, moves, optimizers, companions, split, generator, fresh.get(name, {}))
-        if name in fresh:
-            writes += _silence_output_biases(m, optimizers, companions)
-        writes += [(live, moves.live) for live in _live_lists(m, companions)]
+        m, values = elastic.modules[name], fresh.get(name)
+        edited = _edit_module(m, Moves(source), optimizers, companions, split, generator, values)
+        writes += [(target, own(target, value)) for target, value in edited]
     for target, value in writes:
-        target.copy_(value.view_as(target))
+        write(target, value)
     torch.clear_autocast_cache()  # an autocast region around the loop keeps casts of the old weights
     elastic.edits += 1
     elastic.version += 1
@@ -94,6 +93,23 @@ class Moves:
         return torch.where(self.taken[None, :, None], view.index_select(1, self.source), 0)
 
 
+def _edit_module(
+    m: ElasticModule,
+    moves: Moves,
+    optimizers: Sequence[Optimizer],
+    companions: Companions,
+    split: Split,
+    generator: Generator,
+    fresh: Mapping[str, Tensor] | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """New values of all tensors of a module, beside what they replace."""
+    for name, _ in m.tensors():
+        yield from _edit_tensor(m, name, moves, optimizers, companions, split, generator, fresh or {})
+    if fresh is not None:
+        yield from _silence_output_biases(m, optimizers, companions)
+    yield from ((live, moves.live) for live in _live_lists(m, companions))
+
+
 def _edit_tensor(
     m: ElasticModule,
     name: str,
@@ -108,13 +124,13 @@ def _edit_tensor(
     random = None
     tensor = cast(Tensor, m.place(name).tensor)
     if name in m.layout.output:
-        view = m.view(name, tensor)
+        view = m.view(name, whole(tensor))
         random = draw((view.shape[0], m.stored // 2, view.shape[2]), view, split, generator)
         if random is not None:
             random = scale(random.index_select(1, moves.pair), view.index_select(1, moves.source), split)
     for weights in (tensor, *companions.tensors(m, name)):
-        expect(m, name, weights, "it")
-        view = m.view(name, weights)
+        expect(m, name, weights, "it", in_place=True)
+        view = m.view(name, whole(weights))
         new = moves.follow(view)
         if name in m.layout.output:
             new = _shared(moves, view.index_select(1, moves.source), new, split, random)
@@ -124,8 +140,8 @@ def _edit_tensor(
             new = torch.where(moves.fresh[None, :, None], values.to(new).index_select(1, moves.fresh_place), new)
         yield weights, new
         for what, follower in _followers(m, name, weights, optimizers):
-            expect(m, name, follower, what)
-            yield follower, moves.follow(m.view(name, follower))
+            expect(m, name, follower, what, in_place=True)
+            yield follower, moves.follow(m.view(name, whole(follower)))
 
 
 def _shared(moves: Moves, whole: Tensor, new: Tensor, split: Split, random: Tensor | None) -> Tensor:
@@ -164,7 +180,7 @@ def _silence_output_biases(
             for optimizer in optimizers:
                 state = optimizer.state.get(tensor, {}).values()
                 tensors += [v for v in state if isinstance(v, Tensor) and v.shape == tensor.shape and v.dim() > 0]
-        yield from ((tensor, torch.where(was_empty, 0, tensor)) for tensor in tensors)
+        yield from ((tensor, torch.where(was_empty, 0, whole(tensor))) for tensor in tensors)
 
 
 def _live_lists(m: ElasticModule, companions: Companions) -> Iterator[Tensor]:
