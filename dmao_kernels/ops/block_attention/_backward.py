@@ -61,6 +61,7 @@ def query_gradients(
     chunk,
     left_chunks,
     reach,
+    size,
     threshold,
     keep_factor,
     scale,
@@ -100,7 +101,7 @@ def query_gradients(
     out += row * out_row + wide_head * D
     grad_q += row * out_row + wide_head * D
 
-    query = tile * TILE
+    query = tile * size
     queries = query + tl.arange(0, TILE)
     key_begin, key_end = keys_of(queries, length, *bounds)
     earliest, _ = keys_of(query, length, *bounds)
@@ -120,16 +121,16 @@ def query_gradients(
         position = with_bias(plain, position_bias, head, D, WIDTH)
         position_sums = tl.zeros((TILE, WIDTH), tl.float32)
     for step in range(begin, end):
-        key = position_of(step, column_ids, BLOCK, TILE)
+        key = position_of(step, size, column_ids, BLOCK, TILE)
         keys = key + tl.arange(0, TILE)
         key_rows = load_rows(k, k_row, key, length, TILE, D, WIDTH)
         if rel_pos is None:
-            scores = score(content, key_rows, None, None, None, PRECISION)
+            scores = score(content, key_rows, None, None, None, query, key, PRECISION)
         else:
             offset = (key - query) // TILE
             near = load_distances(rel_pos, rel_row, offset, reach, TILE, D, WIDTH)
             far = load_distances(rel_pos, rel_row, offset + 1, reach, TILE, D, WIDTH)
-            scores = score(content, key_rows, position, near, far, PRECISION)
+            scores = score(content, key_rows, position, near, far, query, key, PRECISION)
         visible = (keys[None, :] >= key_begin[:, None]) & (keys[None, :] < key_end[:, None])
         values = load_rows(v, v_row, key, length, TILE, D, WIDTH)
         _weights, grad_scores = differentiate(
@@ -151,7 +152,7 @@ def query_gradients(
         grad_scores = grad_scores.to(key_rows.dtype)
         content_sums = tl.dot(grad_scores, key_rows, content_sums, input_precision=PRECISION)
         if rel_pos is not None:
-            first, second = unskew(grad_scores)
+            first, second = unskew(grad_scores, query, key)
             position_sums = tl.dot(first, near, position_sums, input_precision=PRECISION)
             position_sums = tl.dot(second, far, position_sums, input_precision=PRECISION)
 
@@ -202,6 +203,7 @@ def key_gradients(
     chunk,
     left_chunks,
     reach,
+    size,
     threshold,
     keep_factor,
     scale,
@@ -240,7 +242,7 @@ def key_gradients(
     grad_k += row * out_row + wide_head * D
     grad_v += row * out_row + wide_head * D
 
-    key = tile * TILE
+    key = tile * size
     keys = key + tl.arange(0, TILE)
     query_begin, query_end = queries_of(keys, length, *bounds)
     earliest, _ = queries_of(key, length, *bounds)
@@ -253,18 +255,18 @@ def key_gradients(
     key_sums = tl.zeros((TILE, WIDTH), tl.float32)
     value_sums = tl.zeros((TILE, WIDTH), tl.float32)
     for step in range(begin, end):
-        query = position_of(step, row_ids, BLOCK, TILE)
+        query = position_of(step, size, row_ids, BLOCK, TILE)
         queries = query + tl.arange(0, TILE)
         plain = load_rows(q, q_row, query, length, TILE, D, WIDTH)
         content = with_bias(plain, content_bias, head, D, WIDTH)
         if rel_pos is None:
-            scores = score(content, key_rows, None, None, None, PRECISION)
+            scores = score(content, key_rows, None, None, None, query, key, PRECISION)
         else:
             position = with_bias(plain, position_bias, head, D, WIDTH)
             offset = (key - query) // TILE
             near = load_distances(rel_pos, rel_row, offset, reach, TILE, D, WIDTH)
             far = load_distances(rel_pos, rel_row, offset + 1, reach, TILE, D, WIDTH)
-            scores = score(content, key_rows, position, near, far, PRECISION)
+            scores = score(content, key_rows, position, near, far, query, key, PRECISION)
         visible = (queries[:, None] >= query_begin[None, :]) & (queries[:, None] < query_end[None, :])
         grad = load_rows(grad_out, grad_out_row, query, length, TILE, D, WIDTH)
         inside = (queries >= 0) & (queries < length)

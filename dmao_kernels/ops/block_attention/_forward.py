@@ -24,7 +24,7 @@ from dmao_kernels.ops.block_attention._tile import (
 # Sizes that vary from batch to batch or from call to call: no kernel is compiled for their values.
 VARYING = [
     *("rows", "batch", "frames", "mask_lines", "mask_count"),
-    *("left", "right", "chunk", "left_chunks", "reach", "threshold"),
+    *("left", "right", "chunk", "left_chunks", "reach", "size", "threshold"),
 ]
 
 
@@ -61,6 +61,7 @@ def attention(
     chunk,
     left_chunks,
     reach,
+    size,
     threshold,
     keep_factor,
     scale,
@@ -111,21 +112,21 @@ def attention(
     total = tl.zeros((QUERIES,), tl.float32)
     sums = tl.zeros((QUERIES, WIDTH), tl.float32)
     for step in range(begin, end):
-        key = position_of(step, column_ids, BLOCK, TILE)
+        key = position_of(step, size, column_ids, BLOCK, TILE)
         keys = key + tl.arange(0, TILE)
         key_rows = load_rows(k_head_rows, k_row, key, length, TILE, D, WIDTH)
         if rel_pos is None:
-            scores = score(content, key_rows, None, None, None, PRECISION)
+            scores = score(content, key_rows, None, None, None, query, key, PRECISION)
         elif BLOCK == 0:  # the first block of this tile was the second one of its neighbour
             far = load_distances(distances, rel_row, step - tile + 1, reach, TILE, D, WIDTH)
             second = tl.dot(position, far.T, input_precision=PRECISION)
-            scores = tl.dot(content, key_rows.T, skew(first, second), input_precision=PRECISION)
+            scores = tl.dot(content, key_rows.T, skew(first, second, query, key), input_precision=PRECISION)
             first = second
         else:
             offset = (key - query) // TILE
             near = load_distances(distances, rel_row, offset, reach, TILE, D, WIDTH)
             far = load_distances(distances, rel_row, offset + 1, reach, TILE, D, WIDTH)
-            scores = score(content, key_rows, position, near, far, PRECISION)
+            scores = score(content, key_rows, position, near, far, query, key, PRECISION)
         visible = (keys[None, :] >= key_begin[:, None]) & (keys[None, :] < key_end[:, None])
         scores = tl.where(visible, scores * factor, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))

@@ -53,6 +53,7 @@ def position_gradients(
     chunk,
     left_chunks,
     reach,
+    size,
     threshold,
     keep_factor,
     scale,
@@ -105,7 +106,7 @@ def position_gradients(
         end_offset = tl.where(own == last_offset, tl.maximum(tl.minimum(tiles - 1, greatest_offset), own), own) + 1
         for offset in range(begin_offset, end_offset):
             for tile in range(tl.maximum(-offset, 0), tl.minimum(tiles, tiles - offset)):
-                query, key = tile * TILE, (tile + offset) * TILE
+                query, key = tile * size, (tile + offset) * size
                 queries = query + tl.arange(0, TILE)
                 keys = key + tl.arange(0, TILE)
                 key_begin, key_end = keys_of(queries, length, *bounds)
@@ -120,7 +121,7 @@ def position_gradients(
                 values = load_rows(v + row * v_row, v_row, key, length, TILE, D, WIDTH)
                 grad = load_rows(grad_out + row * grad_out_row, grad_out_row, query, length, TILE, D, WIDTH)
                 _weights, grad_scores = differentiate(
-                    score(content, key_rows, position, near, far, PRECISION) * factor,
+                    score(content, key_rows, position, near, far, query, key, PRECISION) * factor,
                     visible,
                     tl.load(lse + row + queries, mask=queries < length, other=0.0),
                     grad,
@@ -135,7 +136,7 @@ def position_gradients(
                     head,
                     PRECISION,
                 )
-                first, second = unskew(grad_scores.to(position.dtype))
+                first, second = unskew(grad_scores.to(position.dtype), query, key)
                 near_sums = tl.dot(first.T, position, near_sums, input_precision=PRECISION)
                 far_sums = tl.dot(second.T, position, far_sums, input_precision=PRECISION)
 

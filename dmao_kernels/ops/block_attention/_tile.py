@@ -109,13 +109,11 @@ def steps(first, begin, end, offsets, ids, lines, count, BLOCK: tl.constexpr, TI
 
 
 @triton.jit
-def position_of(step, ids, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """First position of the tile that a step visits."""
-    if BLOCK == 0:
-        position = step * TILE
-    else:
-        position = tl.load(ids + step // (BLOCK // TILE)) * BLOCK + step % (BLOCK // TILE) * TILE
-    return position
+def position_of(step, size, ids, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """First position of the tile that a step visits; size: see `_turns`."""
+    if BLOCK != 0:
+        step = tl.load(ids + step // (BLOCK // TILE)) * (BLOCK // TILE) + step % (BLOCK // TILE)
+    return step * size
 
 
 @triton.jit
@@ -183,26 +181,31 @@ def load_distances(rel_pos, stride, block, reach, TILE: tl.constexpr, D: tl.cons
 
 
 @triton.jit
-def _in_first_block(TILE: tl.constexpr):
-    """Which columns of each row of a skewed tile are of the first of its two blocks."""
-    return tl.arange(0, TILE)[None, :] + tl.arange(0, TILE)[:, None] >= TILE - 1
+def _turns(query, key, TILE: tl.constexpr):
+    """(rows 0 ... TILE - 1, columns 0 ... TILE - 1) of a tile.
+
+    A compiler that knew them would compute all that follows from them once for all tiles, and keep it: a register for
+    every element of a tile. So they are made of positions, and those of a factor `size` that is TILE at run time.
+    """
+    return tl.arange(0, TILE)[:, None], ((key - query) + tl.arange(0, TILE) & (TILE - 1))[None, :]
 
 
 @triton.jit
-def skew(first, second):
+def skew(first, second, query, key):
     """[queries, keys] from the products [queries, distances] with both blocks."""
     TILE: tl.constexpr = first.shape[0]
-    index = (tl.arange(0, TILE)[None, :] - tl.arange(0, TILE)[:, None] + (TILE - 1)) & (TILE - 1)
-    return tl.gather(tl.where(_in_first_block(TILE), first, second), index, 1)
+    row, column = _turns(query, key, TILE)
+    merged = tl.where(row + column >= TILE - 1, first, second)
+    return tl.gather(merged, (column - row - 1) & (TILE - 1), 1)
 
 
 @triton.jit
-def unskew(values):
+def unskew(values, query, key):
     """[queries, distances] of both blocks from [queries, keys]; zeros where a block has nothing of the tile."""
     TILE: tl.constexpr = values.shape[0]
-    index = (tl.arange(0, TILE)[None, :] + tl.arange(0, TILE)[:, None] + 1) & (TILE - 1)
-    rotated = tl.gather(values, index, 1)
-    first = _in_first_block(TILE)
+    row, column = _turns(query, key, TILE)
+    rotated = tl.gather(values, (column + row + 1) & (TILE - 1), 1)
+    first = row + column >= TILE - 1
     zero = tl.zeros_like(rotated)
     return tl.where(first, rotated, zero), tl.where(first, zero, rotated)
 
@@ -211,7 +214,7 @@ def unskew(values):
 
 
 @triton.jit
-def score(content, keys, position, near, far, PRECISION: tl.constexpr):
+def score(content, keys, position, near, far, query, key, PRECISION: tl.constexpr):
     """Scores [queries, keys] without their scale; near and far: the two blocks of distances, or None.
 
     The positions come first: their two products are then no longer held in registers when the others begin.
@@ -219,7 +222,7 @@ def score(content, keys, position, near, far, PRECISION: tl.constexpr):
     if near is not None:
         first = tl.dot(position, near.T, input_precision=PRECISION)
         second = tl.dot(position, far.T, input_precision=PRECISION)
-        scores = tl.dot(content, keys.T, skew(first, second), input_precision=PRECISION)
+        scores = tl.dot(content, keys.T, skew(first, second, query, key), input_precision=PRECISION)
     else:
         scores = tl.dot(content, keys.T, input_precision=PRECISION)
     return scores

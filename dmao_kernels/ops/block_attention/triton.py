@@ -167,7 +167,9 @@ def block_attention(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     def run(config: Config) -> None:
         config = {"QUERIES": config["TILE"]} | config
         grid = problem.programs(config["QUERIES"]), problem.heads
-        _forward.attention[grid](**problem.arguments, **config, out=out, out_row=problem.out_row, lse=lse)
+        _forward.attention[grid](
+            **problem.arguments, **config, size=config["TILE"], out=out, out_row=problem.out_row, lse=lse
+        )
 
     problem.launch("forward", run)
     return out, lse
@@ -196,14 +198,20 @@ def block_attention_backward(grad_out: Tensor, q: Tensor, *others: Any) -> tuple
         grid = problem.programs(config["TILE"]), problem.heads
         bias_sums = q.new_empty((grid[1], grid[0], 2, problem.width), dtype=torch.float32)
         _backward.query_gradients[grid](
-            **problem.arguments, **config, out=out, out_row=problem.out_row, grad_q=grad_q, bias_sums=bias_sums
+            **problem.arguments,
+            **config,
+            size=config["TILE"],
+            out=out,
+            out_row=problem.out_row,
+            grad_q=grad_q,
+            bias_sums=bias_sums,
         )
         return bias_sums
 
     def by_keys(config: Config) -> None:
         grid = problem.programs(config["TILE"]), problem.heads
         _backward.key_gradients[grid](
-            **problem.arguments, **config, out_row=problem.out_row, grad_k=grad_k, grad_v=grad_v
+            **problem.arguments, **config, size=config["TILE"], out_row=problem.out_row, grad_k=grad_k, grad_v=grad_v
         )
 
     bias_sums = problem.launch("queries", by_queries)
@@ -236,6 +244,7 @@ def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, config: Config)
     _parameters.position_gradients[diagonals, problem.heads, parts](
         **problem.arguments,
         **config,
+        size=tile,
         position_sums=sums,
         first_offset=first,
         last_offset=last,
