@@ -67,7 +67,9 @@ def test_nothing(device: str, shape: tuple[int, ...]) -> None:
     assert not unpack(packed, offsets, 3).any()
 
 
-@pytest.mark.parametrize("garbage", [[-7, 100, 2**31 - 1], [3, 2, 1], [2**31 - 1, -(2**31), 0], [9, 9, 9]])
+@pytest.mark.parametrize(
+    "garbage", [[-7, 100, 2**31 - 1], [3, 2, 1], [2**31 - 1, -(2**31), 0], [2**31 - 1, 5, 9], [9, 9, 9]]
+)
 def test_garbage_reads_nothing_else(device: str, garbage: list[int]) -> None:
     x = torch.randn(2, 5, 3, device=device)
     offsets = ids(device, *garbage)

@@ -117,5 +117,6 @@ def _unpack(
     begin = tl.load(offsets_ptr + utterance, utterance < utterances, 0)
     end = tl.load(offsets_ptr + utterance + 1, utterance < utterances, 0)
     place = begin + frame
-    wanted = (begin >= 0) & (place < end) & (place < packed_rows)
+    # Where the sum of what cannot be trusted overflows, it is negative.
+    wanted = (begin >= 0) & (place >= 0) & (place < end) & (place < packed_rows)
     _copy(packed_ptr, padded_ptr, place, rows, wanted, row_count, columns, width)
