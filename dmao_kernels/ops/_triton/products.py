@@ -12,9 +12,48 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.config import Config, Table
+
 _PLANE_TILE = 1024
 _LONGEST_VECTOR = 16
 _PART = tl.constexpr(8)  # steps of a sum in float32 before it becomes part of another
+
+
+def _tile(rows: int, columns: int, step: int, num_warps: int, num_stages: int) -> Config:
+    return {"ROWS": rows, "COLUMNS": columns, "STEP": step, "num_warps": num_warps, "num_stages": num_stages}
+
+
+# "... few": for layers and batches that would not fill the chip with the other tiles.
+TILES: Table = {
+    80: {
+        "half": [_tile(128, 128, 32, 8, 4), _tile(128, 64, 32, 4, 4)],
+        "half few": [_tile(64, 64, 32, 4, 4)],
+        "tf32": [_tile(128, 64, 32, 8, 3)],
+        "tf32 few": [_tile(64, 64, 32, 4, 3)],
+        "float32": [_tile(64, 64, 16, 4, 3)],
+        "float32 few": [_tile(32, 64, 16, 4, 3)],
+    },
+    90: {
+        "half": [_tile(128, 128, 64, 8, 3), _tile(128, 256, 64, 8, 3)],
+        "half few": [_tile(64, 128, 64, 4, 4), _tile(64, 64, 64, 4, 4)],
+        "tf32": [_tile(128, 128, 32, 8, 3)],
+        "tf32 few": [_tile(64, 64, 32, 4, 3)],
+        "float32": [_tile(64, 64, 16, 4, 3)],
+        "float32 few": [_tile(32, 64, 16, 4, 3)],
+    },
+    "hip": {
+        "half": [_tile(128, 128, 32, 8, 2), _tile(128, 128, 64, 8, 2)],
+        "half few": [_tile(64, 64, 64, 4, 2)],
+        "tf32": [_tile(128, 64, 32, 8, 2)],
+        "tf32 few": [_tile(64, 64, 32, 4, 2)],
+        "float32": [_tile(128, 64, 32, 8, 2)],
+        "float32 few": [_tile(64, 64, 32, 4, 2)],
+    },
+    "interpreter": {
+        kind: [_tile(32, 64, 32, 4, 1)] for kind in ("half", "half few", "tf32", "tf32 few", "float32", "float32 few")
+    },
+}
+TILES[120] = TILES[80]  # which it resembles: no wgmma, little shared memory
 
 
 def vector_of(width: int) -> int:
@@ -26,6 +65,11 @@ def rows_of(x: Tensor) -> Tensor:
     """x [..., width] as rows whose elements stand side by side; in place where that is so."""
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
+
+
+def gathering(config: Config) -> Config:
+    """The configuration for a loop that reads a list: its loads take two turns, so twice the stages hide as much."""
+    return {**config, "num_stages": 2 * config["num_stages"] - 1}
 
 
 @triton.jit

@@ -9,47 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
-from dmao_kernels.ops._triton.config import Config, Table, choose, choose_tiles, kind_of, precision, processors
+from dmao_kernels.ops._triton.config import Config, choose, choose_tiles, kind_of, precision, processors
 from dmao_kernels.ops._triton.philox import threshold_of
-from dmao_kernels.ops._triton.products import rows_of, sum_planes, token_spans, vector_of
+from dmao_kernels.ops._triton.products import TILES, gathering, rows_of, sum_planes, token_spans, vector_of
 from dmao_kernels.ops.component_ffn import _kernels as kernels
-
-
-def _tile(rows: int, columns: int, step: int, num_warps: int, num_stages: int) -> Config:
-    return {"ROWS": rows, "COLUMNS": columns, "STEP": step, "num_warps": num_warps, "num_stages": num_stages}
-
-
-# "... few": for layers and batches that would not fill the chip with the other tiles.
-CONFIGS: Table = {
-    80: {
-        "half": [_tile(128, 128, 32, 8, 4), _tile(128, 64, 32, 4, 4)],
-        "half few": [_tile(64, 64, 32, 4, 4)],
-        "tf32": [_tile(128, 64, 32, 8, 3)],
-        "tf32 few": [_tile(64, 64, 32, 4, 3)],
-        "float32": [_tile(64, 64, 16, 4, 3)],
-        "float32 few": [_tile(32, 64, 16, 4, 3)],
-    },
-    90: {
-        "half": [_tile(128, 128, 64, 8, 3), _tile(128, 256, 64, 8, 3)],
-        "half few": [_tile(64, 128, 64, 4, 4), _tile(64, 64, 64, 4, 4)],
-        "tf32": [_tile(128, 128, 32, 8, 3)],
-        "tf32 few": [_tile(64, 64, 32, 4, 3)],
-        "float32": [_tile(64, 64, 16, 4, 3)],
-        "float32 few": [_tile(32, 64, 16, 4, 3)],
-    },
-    "hip": {
-        "half": [_tile(128, 128, 32, 8, 2), _tile(128, 128, 64, 8, 2)],
-        "half few": [_tile(64, 64, 64, 4, 2)],
-        "tf32": [_tile(128, 64, 32, 8, 2)],
-        "tf32 few": [_tile(64, 64, 32, 4, 2)],
-        "float32": [_tile(128, 64, 32, 8, 2)],
-        "float32 few": [_tile(64, 64, 32, 4, 2)],
-    },
-    "interpreter": {
-        kind: [_tile(32, 64, 32, 4, 1)] for kind in ("half", "half few", "tf32", "tf32 few", "float32", "float32 few")
-    },
-}
-
 
 _BIAS = {"ROWS": 16, "TILE": 64}
 _BITS = {"ROWS": 16, "COLUMNS": 64}
@@ -91,7 +54,7 @@ class _Layer:
 
     def choose(self, product: str, rows: int, columns: int, run: Callable[[Config], None] | None = None) -> Config:
         op = f"component_ffn {product}"
-        return choose_tiles(op, CONFIGS, self.x.dtype, self.x.device, (rows, columns), self.key, run)
+        return choose_tiles(op, TILES, self.x.dtype, self.x.device, (rows, columns), self.key, run)
 
     def constants(self, config: Config) -> dict[str, Any]:
         return {**self.list, "PRECISION": precision(self.x.dtype), **config}
@@ -102,8 +65,9 @@ class _Layer:
 
         def launch(config: Config) -> None:
             grid = (_tiles(self.tokens, width, config),)
+            own = config if self.list["live"] is None else gathering(config)
             kernels.outward_kernel[grid](
-                hidden, w, *strides, bias, y=y, tokens=self.tokens, width=width, **self.constants(config)
+                hidden, w, *strides, bias, y=y, tokens=self.tokens, width=width, **self.constants(own)
             )
 
         if y.numel():
@@ -111,13 +75,14 @@ class _Layer:
 
     def hidden_gradient(
         self, grad_y: Tensor, pre_activation: Tensor, activation: str, need: bool, need_bias: bool, need_hidden: bool
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of the pre-activations and of b1, and the hidden layer; None for what is not needed."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of the pre-activations and of b1, and the hidden layer; empty where they are not needed."""
         config = self.choose("hidden", self.tokens, self.positions)
         row_tiles = triton.cdiv(self.tokens, config["ROWS"])
-        grad = torch.empty_like(pre_activation) if need else None
-        hidden = torch.empty_like(pre_activation) if need_hidden else None
-        sums = pre_activation.new_empty((row_tiles, self.positions), dtype=torch.float32) if need_bias else None
+        nothing = pre_activation.new_empty(0)
+        grad = torch.empty_like(pre_activation) if need else nothing
+        hidden = torch.empty_like(pre_activation) if need_hidden else nothing
+        sums = nothing.new_empty((row_tiles if need_bias else 0, self.positions), dtype=torch.float32)
         if pre_activation.numel() and (need or need_bias or need_hidden):
             kernels.hidden_gradient_kernel[(_tiles(self.tokens, self.positions, config),)](
                 grad_y,
@@ -125,19 +90,17 @@ class _Layer:
                 self.w2,
                 self.w2.stride(0),
                 pre_activation,
-                grad=grad,
-                grad_sums=sums,
-                hidden=hidden,
+                grad=grad if need else None,
+                grad_sums=sums if need_bias else None,
+                hidden=hidden if need_hidden else None,
                 tokens=self.tokens,
                 width=self.d_out,
                 ACTIVATION=activation,
                 **self.drop,
                 **self.constants(config),
             )
-        if sums is None:
-            return grad, None, hidden
-        grad_b1 = pre_activation.new_zeros(self.units)
-        if self.positions:
+        grad_b1 = pre_activation.new_zeros(self.units if need_bias else 0)
+        if need_bias and self.positions:
             kernels.bias_gradient_kernel[(triton.cdiv(self.positions, _BIAS["TILE"]),)](
                 sums, grad_b1=grad_b1, row_tiles=row_tiles, **self.list, **_BIAS
             )
@@ -148,29 +111,31 @@ class _Layer:
         make = torch.empty if self.list["live"] is None else torch.zeros
         rows, columns = like.shape
         listed = (self.positions, columns) if units_are_rows else (rows, self.positions)
-        config = choose("component_ffn weights", CONFIGS, kind_of(like.dtype), like.device, self.key)
-        tiles = _tiles(*listed, config)
-        spans, span = token_spans(self.tokens, tiles, 2 * processors(like.device), config["STEP"])
         grad = make(like.shape, dtype=like.dtype, device=like.device)
-        planes = grad if spans == 1 else make(spans, rows, columns, dtype=torch.float32, device=like.device)
-        if not tiles:
-            return grad
-        kernels.weight_gradient_kernel[(tiles, spans)](
-            left,
-            left.stride(0),
-            right,
-            right.stride(0),
-            grad=planes,
-            grad_stride=columns,
-            plane=rows * columns,
-            tokens=self.tokens,
-            span=span,
-            width=columns if units_are_rows else rows,
-            UNITS_ARE_ROWS=units_are_rows,
-            **self.constants(config),
-        )
-        if spans > 1:
-            sum_planes(planes, grad)
+
+        def launch(config: Config) -> None:
+            tiles = _tiles(*listed, config)
+            spans, span = token_spans(self.tokens, tiles, 2 * processors(like.device), config["STEP"])
+            planes = grad if spans == 1 else make(spans, rows, columns, dtype=torch.float32, device=like.device)
+            kernels.weight_gradient_kernel[(tiles, spans)](
+                left,
+                left.stride(0),
+                right,
+                right.stride(0),
+                grad=planes,
+                grad_stride=columns,
+                plane=rows * columns,
+                tokens=self.tokens,
+                span=span,
+                width=columns if units_are_rows else rows,
+                UNITS_ARE_ROWS=units_are_rows,
+                **self.constants(config),
+            )
+            if spans > 1:
+                sum_planes(planes, grad)
+
+        if listed[0] * listed[1]:
+            launch(choose("component_ffn weights", TILES, kind_of(like.dtype), like.device, self.key, launch))
         return grad
 
 
@@ -250,7 +215,7 @@ def component_ffn_backward(
     return (
         grad_x,
         layer.weight_gradient(grad, layer.x, w1, True) if need_w1 else nothing,
-        grad_b1 if need_b1 else nothing,
+        grad_b1,
         layer.weight_gradient(grad_y, hidden, w2, False) if need_w2 else nothing,
         grad_y.sum(0) if need_b2 else nothing,
     )

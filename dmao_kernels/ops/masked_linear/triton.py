@@ -9,45 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
-from dmao_kernels.ops._triton.config import Config, Table, choose_tiles, precision, processors
-from dmao_kernels.ops._triton.products import rows_of, sum_planes, token_spans, vector_of
+from dmao_kernels.ops._triton.config import Config, choose, choose_tiles, kind_of, precision, processors
+from dmao_kernels.ops._triton.products import TILES, gathering, rows_of, sum_planes, token_spans, vector_of
 from dmao_kernels.ops.masked_linear import _kernels as kernels
 
-
-def _tile(rows: int, columns: int, step: int, num_warps: int, num_stages: int) -> Config:
-    return {"ROWS": rows, "COLUMNS": columns, "STEP": step, "num_warps": num_warps, "num_stages": num_stages}
-
-
-# "... few": for layers and batches that would not fill the chip with the other tiles.
-CONFIGS: Table = {
-    80: {
-        "half": [_tile(128, 128, 32, 8, 4), _tile(128, 64, 32, 4, 4)],
-        "half few": [_tile(64, 64, 32, 4, 4)],
-        "tf32": [_tile(128, 64, 32, 8, 3)],
-        "tf32 few": [_tile(64, 64, 32, 4, 3)],
-        "float32": [_tile(64, 64, 16, 4, 3)],
-        "float32 few": [_tile(32, 64, 16, 4, 3)],
-    },
-    90: {
-        "half": [_tile(128, 128, 64, 8, 3), _tile(128, 256, 64, 8, 3)],
-        "half few": [_tile(64, 128, 64, 4, 4), _tile(64, 64, 64, 4, 4)],
-        "tf32": [_tile(128, 128, 32, 8, 3)],
-        "tf32 few": [_tile(64, 64, 32, 4, 3)],
-        "float32": [_tile(64, 64, 16, 4, 3)],
-        "float32 few": [_tile(32, 64, 16, 4, 3)],
-    },
-    "hip": {
-        "half": [_tile(128, 128, 32, 8, 2), _tile(128, 128, 64, 8, 2)],
-        "half few": [_tile(64, 64, 64, 4, 2)],
-        "tf32": [_tile(128, 64, 32, 8, 2)],
-        "tf32 few": [_tile(64, 64, 32, 4, 2)],
-        "float32": [_tile(128, 64, 32, 8, 2)],
-        "float32 few": [_tile(64, 64, 32, 4, 2)],
-    },
-    "interpreter": {
-        kind: [_tile(32, 64, 32, 4, 1)] for kind in ("half", "half few", "tf32", "tf32 few", "float32", "float32 few")
-    },
-}
 _POINTWISE = {"ROWS": 8, "COLUMNS": 256}
 
 
@@ -70,10 +35,8 @@ class _Lines:
             "VECTOR": vector_of(self.block),
         }
 
-    def choose(self, product: str, x: Tensor, rows: int, outputs: int) -> tuple[Config, int]:
-        """The tiles of a result of rows x outputs, and how many lie along its outputs: a block, or parts of one."""
-        key = (self.block,) if self.block else (x.shape[1], outputs)
-        config = choose_tiles(f"masked_linear {product}", CONFIGS, x.dtype, x.device, (rows, outputs), key)
+    def fit(self, config: Config, outputs: int) -> tuple[Config, int]:
+        """The tiles for blocks of this size, and how many lie along the outputs: a block, or parts of one."""
         if not self.block:
             return config, triton.cdiv(outputs, config["COLUMNS"])
         columns = min(config["COLUMNS"], triton.next_power_of_2(self.block))
@@ -97,23 +60,28 @@ def _product(
     tokens, inputs = x.shape
     if not tokens * outputs:
         return
-    config, tiles = lines.choose("product", x, tokens, outputs)
-    kernels.product_kernel[(triton.cdiv(tokens, config["ROWS"]) * tiles,)](
-        x,
-        x.stride(0),
-        w,
-        *strides,
-        bias,
-        pre_activation=kept,
-        y=y,
-        tokens=tokens,
-        outputs=outputs,
-        tiles=tiles,
-        ACTIVATION=activation,
-        PRECISION=precision(x.dtype),
-        **lines.arguments(inputs),
-        **config,
-    )
+
+    def launch(config: Config) -> None:
+        own, tiles = lines.fit(config, outputs)
+        kernels.product_kernel[(triton.cdiv(tokens, own["ROWS"]) * tiles,)](
+            x,
+            x.stride(0),
+            w,
+            *strides,
+            bias,
+            pre_activation=kept,
+            y=y,
+            tokens=tokens,
+            outputs=outputs,
+            tiles=tiles,
+            ACTIVATION=activation,
+            PRECISION=precision(x.dtype),
+            **lines.arguments(inputs),
+            **(gathering(own) if lines.block else own),
+        )
+
+    key = inputs, outputs, lines.block
+    launch(choose_tiles("masked_linear product", TILES, x.dtype, x.device, (tokens, outputs), key, launch))
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, lines: _Lines) -> Tensor:
@@ -123,29 +91,34 @@ def _weight_gradient(x: Tensor, grad: Tensor, lines: _Lines) -> Tensor:
     grad_w = make(outputs, inputs, dtype=x.dtype, device=x.device)
     if not inputs * outputs:
         return grad_w
-    config, tiles = lines.choose("weights", x, inputs, outputs)
-    # A row of blocks may be full: whoever finds nothing to do there returns.
-    longest = triton.cdiv(inputs, lines.block) * lines.block if lines.block else inputs
-    grid = triton.cdiv(longest, config["ROWS"]) * tiles
-    spans, span = token_spans(tokens, grid, 2 * processors(x.device), config["STEP"])
-    planes = grad_w if spans == 1 else make(spans, outputs, inputs, dtype=torch.float32, device=x.device)
-    kernels.weight_gradient_kernel[(grid, spans)](
-        x,
-        x.stride(0),
-        grad,
-        grad.stride(0),
-        grad_w=planes,
-        plane=outputs * inputs,
-        tokens=tokens,
-        span=span,
-        outputs=outputs,
-        tiles=tiles,
-        PRECISION=precision(x.dtype),
-        **lines.arguments(inputs),
-        **config,
-    )
-    if spans > 1:
-        sum_planes(planes, grad_w)
+
+    def launch(config: Config) -> None:
+        own, tiles = lines.fit(config, outputs)
+        # A row of blocks may be full: whoever finds nothing to do there returns.
+        longest = triton.cdiv(inputs, lines.block) * lines.block if lines.block else inputs
+        grid = triton.cdiv(longest, own["ROWS"]) * tiles
+        spans, span = token_spans(tokens, grid, 2 * processors(x.device), own["STEP"])
+        planes = grad_w if spans == 1 else make(spans, outputs, inputs, dtype=torch.float32, device=x.device)
+        kernels.weight_gradient_kernel[(grid, spans)](
+            x,
+            x.stride(0),
+            grad,
+            grad.stride(0),
+            grad_w=planes,
+            plane=outputs * inputs,
+            tokens=tokens,
+            span=span,
+            outputs=outputs,
+            tiles=tiles,
+            PRECISION=precision(x.dtype),
+            **lines.arguments(inputs),
+            **own,
+        )
+        if spans > 1:
+            sum_planes(planes, grad_w)
+
+    key = inputs, outputs, lines.block
+    launch(choose("masked_linear weights", TILES, kind_of(x.dtype), x.device, key, launch))
     return grad_w
 
 
