@@ -16,7 +16,6 @@ from dmao_kernels.ops._triton.config import Config, Table
 
 _PLANE_TILE = 1024
 _LONGEST_VECTOR = 16
-_PART = tl.constexpr(8)  # steps of a sum in float32 before it becomes part of another
 
 
 def _tile(rows: int, columns: int, step: int, num_warps: int, num_stages: int) -> Config:
@@ -91,11 +90,15 @@ def elements(ids, position, inside, things, WIDTH: tl.constexpr, VECTOR: tl.cons
 
 @triton.jit
 def _add_product(sums, part, a, b, step, PRECISION: tl.constexpr):
-    """(sums, part) with a b added. Tensor cores sum up a whole product at once. In float32 elements follow each other,
-    so a sum of thousands is one of parts, as libraries have it, or its error grows with its length."""
+    """(sums, part) with a b added.
+
+    Tensor cores sum up a whole product at once. In float32 elements follow each other, so a sum of thousands is one of
+    parts, as libraries have it, or its error grows with its length.
+    """
+    STEPS: tl.constexpr = 8  # of a part
     if a.dtype == tl.float32 and PRECISION == "ieee":
         part = tl.dot(a, b, part, input_precision=PRECISION)
-        if step % _PART == _PART - 1:
+        if step % STEPS == STEPS - 1:
             sums += part
             part = tl.zeros_like(part)
     else:
