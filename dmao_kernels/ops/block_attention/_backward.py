@@ -18,7 +18,7 @@ from dmao_kernels.ops.block_attention._tile import (
     load_rows,
     position_of,
     queries_of,
-    skew,
+    score,
     span,
     steps,
     store_rows,
@@ -123,22 +123,21 @@ def query_gradients(
         key = position_of(step, column_ids, BLOCK, TILE)
         keys = key + tl.arange(0, TILE)
         key_rows = load_rows(k, k_row, key, length, TILE, D, WIDTH)
-        scores = tl.dot(content, key_rows.T, input_precision=PRECISION)
-        if rel_pos is not None:
+        if rel_pos is None:
+            scores = score(content, key_rows, None, None, None, PRECISION)
+        else:
             offset = (key - query) // TILE
             near = load_distances(rel_pos, rel_row, offset, reach, TILE, D, WIDTH)
             far = load_distances(rel_pos, rel_row, offset + 1, reach, TILE, D, WIDTH)
-            first = tl.dot(position, near.T, input_precision=PRECISION)
-            second = tl.dot(position, far.T, input_precision=PRECISION)
-            scores += skew(first, second)
+            scores = score(content, key_rows, position, near, far, PRECISION)
         visible = (keys[None, :] >= key_begin[:, None]) & (keys[None, :] < key_end[:, None])
         values = load_rows(v, v_row, key, length, TILE, D, WIDTH)
-        grad_weights = tl.dot(grad, values.T, input_precision=PRECISION)
         _weights, grad_scores = differentiate(
             scores * factor,
             visible,
             log_sums,
-            grad_weights,
+            grad,
+            values,
             products,
             seed,
             query,
@@ -147,6 +146,7 @@ def query_gradients(
             keep_factor,
             utterance,
             head,
+            PRECISION,
         )
         grad_scores = grad_scores.to(key_rows.dtype)
         content_sums = tl.dot(grad_scores, key_rows, content_sums, input_precision=PRECISION)
@@ -257,24 +257,23 @@ def key_gradients(
         queries = query + tl.arange(0, TILE)
         plain = load_rows(q, q_row, query, length, TILE, D, WIDTH)
         content = with_bias(plain, content_bias, head, D, WIDTH)
-        scores = tl.dot(content, key_rows.T, input_precision=PRECISION)
-        if rel_pos is not None:
+        if rel_pos is None:
+            scores = score(content, key_rows, None, None, None, PRECISION)
+        else:
             position = with_bias(plain, position_bias, head, D, WIDTH)
             offset = (key - query) // TILE
             near = load_distances(rel_pos, rel_row, offset, reach, TILE, D, WIDTH)
             far = load_distances(rel_pos, rel_row, offset + 1, reach, TILE, D, WIDTH)
-            first = tl.dot(position, near.T, input_precision=PRECISION)
-            second = tl.dot(position, far.T, input_precision=PRECISION)
-            scores += skew(first, second)
+            scores = score(content, key_rows, position, near, far, PRECISION)
         visible = (queries[:, None] >= query_begin[None, :]) & (queries[:, None] < query_end[None, :])
         grad = load_rows(grad_out, grad_out_row, query, length, TILE, D, WIDTH)
-        grad_weights = tl.dot(grad, values.T, input_precision=PRECISION)
         inside = (queries >= 0) & (queries < length)
         weights, grad_scores = differentiate(
             scores * factor,
             visible,
             tl.load(lse + queries, mask=inside, other=0.0),
-            grad_weights,
+            grad,
+            values,
             tl.load(inner + queries, mask=inside, other=0.0),
             seed,
             query,
@@ -283,6 +282,7 @@ def key_gradients(
             keep_factor,
             utterance,
             head,
+            PRECISION,
         )
         value_sums = tl.dot(weights.to(grad.dtype).T, grad, value_sums, input_precision=PRECISION)
         key_sums = tl.dot(grad_scores.to(content.dtype).T, content, key_sums, input_precision=PRECISION)

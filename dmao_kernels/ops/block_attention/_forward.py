@@ -12,6 +12,7 @@ from dmao_kernels.ops.block_attention._tile import (
     load_distances,
     load_rows,
     position_of,
+    score,
     skew,
     span,
     steps,
@@ -103,8 +104,8 @@ def attention(
         position = with_bias(plain, position_bias, head, D, WIDTH)
         distances = rel_pos + head.to(tl.int64) * rel_head
         if BLOCK == 0:
-            relative = load_distances(distances, rel_row, begin - tile, reach, TILE, D, WIDTH)
-            first = tl.dot(position, relative.T, input_precision=PRECISION)
+            near = load_distances(distances, rel_row, begin - tile, reach, TILE, D, WIDTH)
+            first = tl.dot(position, near.T, input_precision=PRECISION)
 
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
@@ -112,19 +113,19 @@ def attention(
     for step in range(begin, end):
         key = position_of(step, column_ids, BLOCK, TILE)
         keys = key + tl.arange(0, TILE)
-        scores = tl.dot(
-            content, load_rows(k_head_rows, k_row, key, length, TILE, D, WIDTH).T, input_precision=PRECISION
-        )
-        if rel_pos is not None:
+        key_rows = load_rows(k_head_rows, k_row, key, length, TILE, D, WIDTH)
+        if rel_pos is None:
+            scores = score(content, key_rows, None, None, None, PRECISION)
+        elif BLOCK == 0:  # the first block of this tile was the second one of its neighbour
+            far = load_distances(distances, rel_row, step - tile + 1, reach, TILE, D, WIDTH)
+            second = tl.dot(position, far.T, input_precision=PRECISION)
+            scores = tl.dot(content, key_rows.T, skew(first, second), input_precision=PRECISION)
+            first = second
+        else:
             offset = (key - query) // TILE
-            if BLOCK != 0:
-                relative = load_distances(distances, rel_row, offset, reach, TILE, D, WIDTH)
-                first = tl.dot(position, relative.T, input_precision=PRECISION)
-            relative = load_distances(distances, rel_row, offset + 1, reach, TILE, D, WIDTH)
-            second = tl.dot(position, relative.T, input_precision=PRECISION)
-            scores += skew(first, second)
-            if BLOCK == 0:  # the next tile is the neighbour
-                first = second
+            near = load_distances(distances, rel_row, offset, reach, TILE, D, WIDTH)
+            far = load_distances(distances, rel_row, offset + 1, reach, TILE, D, WIDTH)
+            scores = score(content, key_rows, position, near, far, PRECISION)
         visible = (keys[None, :] >= key_begin[:, None]) & (keys[None, :] < key_end[:, None])
         scores = tl.where(visible, scores * factor, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -133,7 +134,7 @@ def attention(
         fade = tl.math.exp2(top - shift)
         total = total * fade + tl.sum(weights, 1)
         if seed is not None:
-            keep = kept(seed, query, key, threshold, utterance, head, TILE)
+            keep = kept(seed, query, key, threshold, utterance, head, QUERIES, TILE)
             weights = tl.where(keep, weights * keep_factor, 0.0)
         values = load_rows(v_head_rows, v_row, key, length, TILE, D, WIDTH)
         sums = tl.dot(weights.to(values.dtype), values, sums * fade[:, None], input_precision=PRECISION)

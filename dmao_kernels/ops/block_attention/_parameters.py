@@ -13,7 +13,7 @@ from dmao_kernels.ops.block_attention._tile import (
     lives,
     load_distances,
     load_rows,
-    skew,
+    score,
     span,
     unskew,
     with_bias,
@@ -119,15 +119,12 @@ def position_gradients(
                 key_rows = load_rows(k + row * k_row, k_row, key, length, TILE, D, WIDTH)
                 values = load_rows(v + row * v_row, v_row, key, length, TILE, D, WIDTH)
                 grad = load_rows(grad_out + row * grad_out_row, grad_out_row, query, length, TILE, D, WIDTH)
-                scores = tl.dot(content, key_rows.T, input_precision=PRECISION)
-                first = tl.dot(position, near.T, input_precision=PRECISION)
-                second = tl.dot(position, far.T, input_precision=PRECISION)
-                grad_weights = tl.dot(grad, values.T, input_precision=PRECISION)
                 _weights, grad_scores = differentiate(
-                    (scores + skew(first, second)) * factor,
+                    score(content, key_rows, position, near, far, PRECISION) * factor,
                     visible,
                     tl.load(lse + row + queries, mask=queries < length, other=0.0),
-                    grad_weights,
+                    grad,
+                    values,
                     tl.load(inner + row + queries, mask=queries < length, other=0.0),
                     seed,
                     query,
@@ -136,6 +133,7 @@ def position_gradients(
                     keep_factor,
                     utterance,
                     head,
+                    PRECISION,
                 )
                 first, second = unskew(grad_scores.to(position.dtype))
                 near_sums = tl.dot(first.T, position, near_sums, input_precision=PRECISION)

@@ -174,10 +174,12 @@ def with_bias(queries, bias, head, D: tl.constexpr, WIDTH: tl.constexpr):
 @triton.jit
 def load_distances(rel_pos, stride, block, reach, TILE: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
     """[TILE, WIDTH]: the rows of rel_pos for a block of distances; rel_pos points to the head."""
-    distance = (block - 1) * TILE + 1 + tl.arange(0, TILE)
-    row = _clamp(distance + reach, 0, 2 * reach).to(tl.int64)[:, None]
+    distance = (block - 1) * TILE + 1 + reach
+    first = _clamp(distance, 0, 2 * reach)
+    row = (_clamp(distance + tl.arange(0, TILE), 0, 2 * reach) - first)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
-    return tl.load(rel_pos + row * stride + column, mask=column < D, other=0.0)
+    place = rel_pos + tl.cast(first, tl.int64) * stride + row * stride + column
+    return tl.load(place) if D == WIDTH else tl.load(place, mask=column < D, other=0.0)
 
 
 @triton.jit
@@ -205,26 +207,58 @@ def unskew(values):
     return tl.where(first, rotated, zero), tl.where(first, zero, rotated)
 
 
-# --- Dropout and gradients of a tile
+# --- Scores and gradients of a tile
 
 
 @triton.jit
-def kept(seed, query, key, threshold, utterance, head, TILE: tl.constexpr):
-    """bool [TILE, TILE]: which weights of the tile whose first query and key these are dropout keeps."""
+def score(content, keys, position, near, far, PRECISION: tl.constexpr):
+    """Scores [queries, keys] without their scale; near and far: the two blocks of distances, or None.
+
+    The positions come first: their two products are then no longer held in registers when the others begin.
+    """
+    if near is not None:
+        first = tl.dot(position, near.T, input_precision=PRECISION)
+        second = tl.dot(position, far.T, input_precision=PRECISION)
+        scores = tl.dot(content, keys.T, skew(first, second), input_precision=PRECISION)
+    else:
+        scores = tl.dot(content, keys.T, input_precision=PRECISION)
+    return scores
+
+
+@triton.jit
+def kept(seed, query, key, threshold, utterance, head, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """bool [QUERIES, KEYS]: which weights of the tile whose first query and key these are dropout keeps."""
     low, high = load_seed(seed)
-    return keep_tile(low, high, query + tl.arange(0, TILE), key, TILE, threshold, utterance, head)
+    return keep_tile(low, high, query + tl.arange(0, QUERIES), key, KEYS, threshold, utterance, head)
 
 
 @triton.jit
-def differentiate(scores, visible, lse, grad_weights, inner, seed, query, key, threshold, keep_factor, utterance, head):
+def differentiate(
+    scores,
+    visible,
+    lse,
+    grad,
+    values,
+    inner,
+    seed,
+    query,
+    key,
+    threshold,
+    keep_factor,
+    utterance,
+    head,
+    PRECISION: tl.constexpr,
+):
     """(weights after dropout, gradients of the scaled scores) of a tile, in float32.
 
-    scores, lse: in units of log 2. inner: the gradient of each output row times the output.
+    scores, lse: in units of log 2. grad: of the output rows, inner: each of them times its output.
     """
     weights = tl.where(visible, tl.math.exp2(scores - lse[:, None]), 0.0)
     dropped = weights
+    grad_weights = tl.dot(grad, values.T, input_precision=PRECISION)
     if seed is not None:
-        keep = kept(seed, query, key, threshold, utterance, head, scores.shape[0])
+        TILE: tl.constexpr = scores.shape[0]
+        keep = kept(seed, query, key, threshold, utterance, head, TILE, TILE)
         grad_weights = tl.where(keep, grad_weights * keep_factor, 0.0)
         dropped = tl.where(keep, weights * keep_factor, 0.0)
     return dropped, weights * (grad_weights - inner[:, None])

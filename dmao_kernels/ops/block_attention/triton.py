@@ -14,28 +14,36 @@ from dmao_kernels.ops._triton.config import Config, Table, choose, kind_of, prec
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops.block_attention import _backward, _forward, _parameters
 
-# (TILE, num_warps, num_stages) by dtype, padded width (64: or less) and positions, where shared memory is plenty
-# (160 KiB and more), and where it is not (GeForce, AMD).
-_TILES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+# (TILE, num_warps, num_stages, and QUERIES of the forward kernel where that is not TILE) by dtype, padded width (64: or
+# less) and kernel: "positions" are all kernels with positions, "forward" the forward kernel without. First where shared
+# memory is plenty (160 KiB and more), then where it is not (GeForce, AMD). Rows are divided among warps by 16, so that
+# more than TILE / 16 warps would compute the same twice, except in float32.
+_TILES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "half 64 forward": ((64, 8, 2, 128), (64, 8, 2, 128)),
     "half 64": ((64, 4, 2), (64, 4, 2)),
-    "half 128": ((64, 8, 2), (64, 8, 1)),
-    "half 256": ((64, 8, 1), (32, 8, 1)),
-    "half 64 positions": ((64, 8, 2), (64, 8, 1)),
-    "half 128 positions": ((64, 8, 1), (32, 8, 1)),
-    "half 256 positions": ((32, 8, 1), (16, 4, 1)),
+    "half 64 positions": ((64, 4, 2), (64, 4, 1)),
+    "half 128 forward": ((64, 8, 2, 128), (32, 8, 1, 128)),
+    "half 128": ((64, 4, 1), (32, 2, 1)),
+    "half 128 positions": ((32, 2, 1), (32, 2, 1)),
+    "half 256 forward": ((64, 8, 1, 128), (32, 4, 1, 64)),
+    "half 256": ((32, 4, 1), (16, 4, 1)),
+    "half 256 positions": ((16, 4, 1), (16, 4, 1)),
+    "float32 64 forward": ((32, 8, 1), (32, 8, 1)),
     "float32 64": ((32, 8, 1), (32, 8, 1)),
-    "float32 128": ((32, 8, 1), (16, 8, 1)),
-    "float32 256": ((16, 8, 1), (16, 8, 1)),
     "float32 64 positions": ((32, 8, 1), (32, 8, 1)),
+    "float32 128 forward": ((32, 8, 1), (16, 8, 1)),
+    "float32 128": ((32, 8, 1), (16, 8, 1)),
     "float32 128 positions": ((32, 8, 1), (16, 8, 1)),
+    "float32 256 forward": ((16, 8, 1), (16, 8, 1)),
+    "float32 256": ((16, 8, 1), (16, 8, 1)),
     "float32 256 positions": ((16, 8, 1), (16, 8, 1)),
 }
 _TILES |= {name.replace("float32", "tf32"): tiles for name, tiles in _TILES.items() if "float32" in name}
+_NAMES = ("TILE", "num_warps", "num_stages", "QUERIES")
 _ROOMY, _TIGHT = (
-    {name: [dict(zip(("TILE", "num_warps", "num_stages"), tiles[i], strict=True))] for name, tiles in _TILES.items()}
-    for i in range(2)
+    {name: [dict(zip(_NAMES, tiles[i], strict=False))] for name, tiles in _TILES.items()} for i in range(2)
 )
-_SMALL = {name: [{"TILE": 16 if "float32" in name else 32}] for name in _TILES}
+_SMALL = {name: [{"TILE": 16 if "float32" in name else 32, "num_warps": 4}] for name in _TILES}
 _TABLE: Table = {80: _ROOMY, 86: _TIGHT, 90: _ROOMY, 120: _TIGHT, "hip": _TIGHT, "interpreter": _SMALL}
 
 
@@ -132,9 +140,12 @@ class _Problem:
         largest = self.block & -self.block or 128
 
         def fitting(config: Config) -> Any:
-            return run(config | {"TILE": min(config["TILE"], largest)})
+            tiles = {side: min(config[side], largest) for side in ("TILE", "QUERIES") if side in config}
+            warps = config["num_warps"] * tiles["TILE"] // config["TILE"]
+            return run(config | tiles | {"num_warps": max(warps, 1)})
 
-        kind = f"{kind_of(q.dtype)} {max(width, 64)}" + (" positions" if self.arguments["rel_pos"] is not None else "")
+        which = " positions" if self.arguments["rel_pos"] is not None else " forward" if name == "forward" else ""
+        kind = f"{kind_of(q.dtype)} {max(width, 64)}{which}"
         with torch.cuda.device_of(q):
             return fitting(choose(f"block_attention {name}", _TABLE, kind, q.device, (width, largest), fitting))
 
@@ -154,10 +165,9 @@ def block_attention(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     out, lse = q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
     def run(config: Config) -> None:
-        grid = problem.programs(config["TILE"]), problem.heads
-        _forward.attention[grid](
-            **problem.arguments, **config, QUERIES=config["TILE"], out=out, out_row=problem.out_row, lse=lse
-        )
+        config = {"QUERIES": config["TILE"]} | config
+        grid = problem.programs(config["QUERIES"]), problem.heads
+        _forward.attention[grid](**problem.arguments, **config, out=out, out_row=problem.out_row, lse=lse)
 
     problem.launch("forward", run)
     return out, lse
