@@ -234,7 +234,7 @@ def test_double_backward_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": torch.zeros(2, 5, 4, dtype=torch.float64)}, "x must be float32 or bfloat16, got float64"),
+        ({"x": torch.zeros(2, 5, 4, dtype=torch.float64)}, "x must be float32, bfloat16 or float16, got float64"),
         ({"x": torch.zeros(5, 4)}, r"x must be \[B, T, width\] without offsets, got \[5, 4\]"),
         ({"x": torch.zeros(2, 5, 3)}, r"x must have 4 columns for weight \[4, 3\], got \[2, 5, 3\]"),
         ({"weight": torch.zeros(4, 2)}, r"weight must be \[C, k\] with an odd k, got \[4, 2\]"),

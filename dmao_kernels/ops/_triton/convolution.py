@@ -20,19 +20,22 @@ from dmao_kernels.ops._triton.sums import add_parts
 
 _ROWS = 16
 _MOST_TAPS = 8  # of a chunk
-# Four columns a lane take fewest instructions, where the registers suffice: on sm_80 ptxas spills them.
+# Four columns a lane take fewest instructions, where the registers suffice: ptxas would spill some on sm_80, and on
+# sm_100 where gates stand beside the sums.
+_FOUR, _TWO = [{"COLUMNS": 128}], [{"COLUMNS": 64}]
 _TABLE: Table = {
-    80: {"half": [{"COLUMNS": 64}], "float32": [{"COLUMNS": 128}]},
-    90: {"half": [{"COLUMNS": 128}], "float32": [{"COLUMNS": 128}]},
-    "hip": {"half": [{"COLUMNS": 128}], "float32": [{"COLUMNS": 128}]},
+    80: {"half": _TWO, "half gated": _TWO, "float32": _FOUR},
+    90: {"half": _FOUR, "half gated": _TWO, "float32": _FOUR},
+    "hip": {"half": _FOUR, "half gated": _TWO, "float32": _FOUR},
 }
 _GATHERED = 128  # columns of a program that gathers taps
 _PARTS = 128  # of the tiles of rows in `tap_gradients`, at most
 
 
-def _tile(taps: int, source: Tensor) -> dict[str, int]:
+def _tile(taps: int, source: Tensor, gated: bool = False) -> dict[str, int]:
     """Taps of a chunk and columns of a tile, down to two a lane where the last tile would have no use for more."""
-    kind, width = "half" if source.element_size() == 2 else "float32", source.shape[-1]
+    width, half = source.shape[-1], source.element_size() == 2
+    kind = "float32" if not half else "half gated" if gated else "half"
     columns = choose("depthwise_conv1d", _TABLE, kind, source.device)["COLUMNS"]
     columns = columns if (width - 1) % columns >= columns // 2 else max(columns // 2, 64)
     return {"TAPS": min(triton.next_power_of_2(taps), _MOST_TAPS), "COLUMNS": columns}
@@ -72,7 +75,7 @@ def _launch_convolution(
     channels: Channels | None,
 ) -> None:
     count, width = taps.shape[0] - 1, taps.shape[1]
-    tile = _tile(count, source)
+    tile = _tile(count, source, gates is not None)
     stored = Channels(width) if channels is None else channels
     _convolve[(utterances.tiles(_ROWS) * triton.cdiv(width, tile["COLUMNS"]),)](
         source,
