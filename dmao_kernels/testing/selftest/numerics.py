@@ -73,7 +73,7 @@ def _check(problem: Problem, dtype: torch.dtype) -> None:
     for name in named[0]:
         found, repeated, same_dtype, exact = (results[name] for results in named)
         assert torch.equal(found, repeated), f"{name} differs from call to call"
-        assert_close_to_oracle(found, same_dtype, exact, name=name)
+        assert_close_to_oracle(found, same_dtype, exact, name=name, slack=2.0)
 
 
 class _Scoring:

@@ -19,7 +19,7 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 @dataclass(frozen=True)
 class Time:
-    """One problem: microseconds by candidate, ours first.
+    """One problem: microseconds by candidate, ours first, of the device and, on a GPU, of the host that queues it.
 
     absent: peers that could not run, and why.  share: of what the machine can do at most.  problem: why there are no
     times, or "".
@@ -29,17 +29,20 @@ class Time:
     name: str
     dtype: str
     microseconds: dict[str, float] = field(default_factory=dict)
+    host: dict[str, float] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     share: float = 0.0
     problem: str = ""
 
     def cells(self) -> list[str]:
-        """Ours, its share of the limit, and the peers; or the problem."""
+        """Ours, its share of the limit, the peers, and what the host takes; or the problem."""
         if self.problem:
-            return ["", "", self.problem]
+            return ["", "", self.problem, ""]
         ours, *_ = self.microseconds.values()
         peers = [f"{name} {value:.0f} (x {ours / value:.2f})" for name, value in list(self.microseconds.items())[1:]]
-        return [f"{ours:.0f}", f"{self.share:.0%}", ", ".join([*peers, *(f"no {name}" for name in self.absent)])]
+        others = ", ".join([*peers, *(f"no {name}" for name in self.absent)])
+        host = ", ".join(f"{name} {value:.0f}" for name, value in self.host.items())
+        return [f"{ours:.0f}", f"{self.share:.0%}", others, host]
 
     def line(self) -> str:
         """For a terminal."""
@@ -83,7 +86,11 @@ class Report:
         lines += [f"- {run.storage}: {run.problem or _course(run)}" for run in self.trainings]
         lines += ["", "## Times", "", "Medians in microseconds; a ratio is time of ours / time of the peer.", ""]
         lines += [f"- measured limit, {name}: {value:.3g}" for name, value in self.limits.items()]
-        lines += ["", "| operation | case | dtype | ours | share of the limit | peers |", "|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| operation | case | dtype | ours | share of the limit | peers | host |",
+            "|---|---|---|---|---|---|---|",
+        ]
         lines += [f"| {time.op} | {time.name} | {time.dtype} | {' | '.join(time.cells())} |" for time in self.times]
         lines += [
             "",

@@ -113,7 +113,8 @@ def _raced(race: speed.Race, dtype: torch.dtype, timer: Timer, limits: Limits, r
             calls[name] = call
     taken = timer.medians(calls)
     share = limits.floor(dtype, race.flops, race.bytes) / taken[speed.OURS]
-    return Time(race.op, race.name, _label(dtype), taken, absent, share)
+    host = {name: timer.host(call) for name, call in calls.items()} if timer.on_gpu else {}
+    return Time(race.op, race.name, _label(dtype), taken, host, absent, share)
 
 
 def _label(dtype: torch.dtype) -> str:

@@ -1,4 +1,4 @@
-"""How long calls take: medians of calls in turns, each with cold caches."""
+"""How long calls take: medians of calls in turns, each with cold caches; on a GPU what the host takes stands apart."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from collections.abc import Callable, Mapping
 import torch
 
 Calls = Mapping[str, Callable[[], object]]
+_PAUSE = 20_000_000  # cycles, about 10 ms
 
 
 class Timer:
     """Times calls on a device, in microseconds.
 
-    On a GPU by its own clock, after a write of more than its caches hold: that empties them, and keeps the GPU busy
-    while the host queues the call.
+    On a GPU by its own clock, after a write of more than its caches hold, which empties them, and a pause in which the
+    host queues all of the call.
     """
 
     def __init__(self, device: str, rounds: int, seconds: float) -> None:
-        self._on_gpu = torch.device(device).type == "cuda"
+        self.on_gpu = torch.device(device).type == "cuda"
         self._rounds, self._seconds = rounds, seconds
-        self._flush = torch.empty(2**28 if self._on_gpu else 2**25, dtype=torch.int8, device=device)
+        self._flush = torch.empty(2**28 if self.on_gpu else 2**25, dtype=torch.int8, device=device)
 
     def medians(self, calls: Calls) -> dict[str, float]:
         """All calls in turns, for so many rounds or seconds, after two rounds that do not count."""
@@ -36,12 +37,24 @@ class Timer:
                 break
         return {name: statistics.median(taken) for name, taken in times.items()}
 
+    def host(self, call: Callable[[], object], rounds: int = 10) -> float:
+        """Median microseconds until the host has queued a call on a GPU."""
+        times = []
+        for _ in range(rounds):
+            torch.cuda._sleep(_PAUSE)
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e6)
+            torch.cuda.synchronize()
+        return statistics.median(times)
+
     def _time(self, call: Callable[[], object]) -> float:
         self._flush.zero_()
-        if not self._on_gpu:
+        if not self.on_gpu:
             start = time.perf_counter()
             call()
             return (time.perf_counter() - start) * 1e6
+        torch.cuda._sleep(_PAUSE)
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before.record()
         call()
