@@ -15,7 +15,7 @@ from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops.block_attention import _backward, _forward, _parameters
 
 # (TILE, num_warps, num_stages, and QUERIES of the forward kernel where that is not TILE) by dtype, padded width (64: or
-# less) and kernel: "forward" and "backward" without positions; with them those that go by queries, and the others, which
+# less) and kernel: "forward" and "backward" without positions; with them those that go by queries, and the rest, which
 # hold sums of two kinds. First for much shared memory (160 KiB and more), then for little (GeForce, AMD). Rows are
 # divided among warps by 16, so that more than TILE / 16 warps compute some of it twice, except in float32; that is
 # still better than values that do not fit into registers.
