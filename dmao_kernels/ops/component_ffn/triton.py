@@ -13,6 +13,7 @@ from dmao_kernels.ops._triton.config import Config, choose, choose_tiles, kind_o
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops._triton.products import TILES, gathering, rows_of, sum_planes, token_spans, vector_of
 from dmao_kernels.ops.component_ffn import _kernels as kernels
+from dmao_kernels.ops.component_ffn import _weight_gradients as weight_gradients
 
 _BIAS = {"ROWS": 16, "TILE": 64}
 _BITS = {"ROWS": 16, "COLUMNS": 64}
@@ -101,7 +102,7 @@ class _Layer:
             )
         grad_b1 = pre_activation.new_zeros(self.units if need_bias else 0)
         if need_bias and self.positions:
-            kernels.bias_gradient_kernel[(triton.cdiv(self.positions, _BIAS["TILE"]),)](
+            weight_gradients.bias_gradient_kernel[(triton.cdiv(self.positions, _BIAS["TILE"]),)](
                 sums, grad_b1=grad_b1, row_tiles=row_tiles, **self.list, **_BIAS
             )
         return grad, grad_b1, hidden
@@ -117,7 +118,7 @@ class _Layer:
             tiles = _tiles(*listed, config)
             spans, span = token_spans(self.tokens, tiles, 2 * processors(like.device), config["STEP"])
             planes = grad if spans == 1 else make(spans, rows, columns, dtype=torch.float32, device=like.device)
-            kernels.weight_gradient_kernel[(tiles, spans)](
+            weight_gradients.weight_gradient_kernel[(tiles, spans)](
                 left,
                 left.stride(0),
                 right,
