@@ -115,16 +115,16 @@ def test_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_torch_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.12.1+cpu")
-    with pytest.raises(ImportError, match=r"torch must be >= 2\.13, found 2\.12\.1"):
+    with pytest.raises(ImportError, match=r"native kernels need torch >= 2\.13, found 2\.12\.1"):
         _library.load_native()
 
 
 def test_unknown_backend(run_python: RunPython) -> None:
-    with pytest.raises(ValueError, match="use_backend: must be one of cpu, reference, got 'gpu'"):
+    with pytest.raises(ValueError, match="use_backend: must be one of cpu, triton, reference, got 'gpu'"):
         dmao_kernels.use_backend("gpu").__enter__()
     run = run_python("-c", "import dmao_kernels", DMAO_BACKEND="gpu", DMAO_NO_NATIVE="1")
     assert run.returncode != 0
-    assert "DMAO_BACKEND: must be one of cpu, reference, got 'gpu'" in run.stderr
+    assert "DMAO_BACKEND: must be one of cpu, triton, reference, got 'gpu'" in run.stderr
 
 
 def test_forced_backend_that_cannot_run(run_python: RunPython) -> None:
