@@ -174,11 +174,10 @@ def parse_amdgcn(assembly: str, shared: int, warps: int) -> Code:
 
     names = re.findall(r"^\s+([a-z]\w+)", assembly, re.M)
     matrix = Counter("mfma" for name in names if name.startswith("v_mfma"))
-    spills = number("vgpr_spill_count") + number("sgpr_spill_count")
     return Code(
         number("vgpr_count"),
         number("private_segment_fixed_size"),
-        spills,
+        number("vgpr_spill_count"),  # scalar registers are spilled into lanes of vector registers, not into memory
         shared,
         warps,
         None,

@@ -17,7 +17,8 @@ SHARE_OF_FLOPS_PER_BYTE = 0.85
 # Why a kernel may have one block less than the plain product.
 ONE_BLOCK_LESS = {
     "hidden_kernel": "its end holds a tile of pre-activations beside one of activated values with their mask",
-    "product_kernel": "the same, with an activation",
+    "hidden_gradient_kernel": "its end holds a tile of pre-activations beside one of gradients",
+    "product_kernel": "with an activation, its end holds pre-activations as well",
     "weight_gradient_kernel": "places of both lists are kept in registers",
 }
 

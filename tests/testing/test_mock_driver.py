@@ -153,7 +153,7 @@ def test_amd_assembly():
         v_mfma_f32_32x32x8bf16 a[0:15], v[0:1], v[2:3], a[0:15]
         s_endpgm
     .private_segment_fixed_size: 16
-    .sgpr_spill_count: 0
+    .sgpr_spill_count: 5
     .vgpr_count:     68
     .vgpr_spill_count: 3
     """
