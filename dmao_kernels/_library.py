@@ -12,7 +12,7 @@ import importlib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,20 @@ def define(schema: str, triton: str | None = None) -> None:
 
 
 def _run_triton(module: str, op: str, *arguments: Any) -> Any:
-    return getattr(importlib.import_module(module), op)(*arguments)
+    """On the GPU of the first tensor: Triton launches on the current one, whatever tensors it gets."""
+    with torch.cuda.device_of(_first_tensor(arguments)):
+        return _triton_function(module, op)(*arguments)
+
+
+def _first_tensor(arguments: Iterable[Any]) -> torch.Tensor:
+    flat = (item for value in arguments for item in (value if isinstance(value, (list, tuple)) else (value,)))
+    return next(item for item in flat if isinstance(item, torch.Tensor))
+
+
+@functools.cache
+def _triton_function(module: str, op: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(module), op)
+    return function
 
 
 def operators(backend: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,11 +19,6 @@ VECTOR = 8
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """`values`, which lie on the CPU, on the device: the copy is queued there, behind what is running."""
     return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
-
-
-def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Where Triton launches: on the current device, whatever tensors it gets."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def queue(device: torch.device) -> int:

@@ -25,7 +25,7 @@ from dmao_kernels.ops._triton.pieces import (
     tile_of_piece,
 )
 from dmao_kernels.ops._triton.scored import DTYPES, Scored, Sums, terms_of
-from dmao_kernels.ops._triton.tables import Addresses, Recent, Uploaded, launching_on, queue, upload
+from dmao_kernels.ops._triton.tables import Addresses, Recent, Uploaded, queue, upload
 from dmao_kernels.ops.adamw_importance.reference import GROUP_COLUMNS, check_tables
 from dmao_kernels.ops.importance.reference import check_segment
 
@@ -67,14 +67,13 @@ def adamw_importance_(
     )
     tables = _RECENT.get(key, lambda: _Tables(segments, params, grads, updated, ema, metric))
     sums = torch.empty(tables.sums.count, dtype=torch.float32, device=ema.device)
-    with launching_on(ema.device):
-        if any(step.device != ema.device for step in steps if step.numel()):
-            factors = count_steps(steps, groups, group_of, ema.device)
-        else:
-            factors = tables.count_steps(steps, groups, group_of)
-        for launch in tables.launches:
-            launch.run(params, grads, exp_avgs, exp_avg_sqs, factors, grad_factor, sums, metric)
-        tables.sums.average_(ema, sums, inverse_count, beta)
+    if any(step.device != ema.device for step in steps if step.numel()):
+        factors = count_steps(steps, groups, group_of, ema.device)
+    else:
+        factors = tables.count_steps(steps, groups, group_of)
+    for launch in tables.launches:
+        launch.run(params, grads, exp_avgs, exp_avg_sqs, factors, grad_factor, sums, metric)
+    tables.sums.average_(ema, sums, inverse_count, beta)
 
 
 def count_steps(steps: Sequence[Tensor], groups: Tensor, group_of: Tensor, device: torch.device) -> Tensor:

@@ -179,8 +179,7 @@ class _Problem:
         else:
             kernel = "positions by queries" if name in ("forward", "queries") else "positions"
         kind = f"{kind_of(q.dtype)} {max(width, 64)} {kernel}"
-        with torch.cuda.device_of(q):
-            return fitting(choose(f"block_attention {name}", _TABLE, kind, q.device, (width, largest), fitting))
+        return fitting(choose(f"block_attention {name}", _TABLE, kind, q.device, (width, largest), fitting))
 
     def programs(self, tile: int) -> int:
         """See _tile.py: enough tiles of rows for every utterance and all padding."""
@@ -259,10 +258,9 @@ def block_attention_backward(grad_out: Tensor, q: Tensor, *others: Any) -> tuple
 
 
 def _sum_bias(problem: _Problem, sums: Tensor, grad_bias: Tensor) -> None:
-    with torch.cuda.device_of(sums):
-        _parameters.sum_bias[(problem.heads,)](
-            sums, grad_bias, sums.shape[1], D=problem.width, WIDTH=problem.arguments["WIDTH"]
-        )
+    _parameters.sum_bias[(problem.heads,)](
+        sums, grad_bias, sums.shape[1], D=problem.width, WIDTH=problem.arguments["WIDTH"]
+    )
 
 
 def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, config: Config) -> None:

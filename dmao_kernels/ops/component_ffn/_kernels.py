@@ -22,7 +22,7 @@ import triton.language as tl
 
 from dmao_kernels.ops._triton.activation import activate, slope
 from dmao_kernels.ops._triton.philox import keep_bits, load_seed
-from dmao_kernels.ops._triton.products import add_products, elements, halves
+from dmao_kernels.ops._triton.products import add_products, add_products_of_tokens, elements, halves
 
 _LIST_TILE = tl.constexpr(256)
 
@@ -321,3 +321,70 @@ def hidden_gradient_kernel(
     place = (row, row_tile, row_inside, positions, live_units, components)
     _finish_hidden_gradient(left, first, *memory, *place, scale, WIDTH, VECTOR, ACTIVATION)
     _finish_hidden_gradient(right, first + half, *memory, *place, scale, WIDTH, VECTOR, ACTIVATION)
+
+
+@triton.jit(do_not_specialize=["plane", "tokens", "span", "components"])
+def weight_gradient_kernel(
+    left,
+    left_stride,
+    right,
+    right_stride,
+    live,
+    grad,
+    grad_stride,
+    plane,
+    tokens,
+    span,
+    width,
+    positions,
+    components,
+    UNITS_ARE_ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """left^T right over a span of tokens, at the stored places of the units; a plane of grad per span.
+
+    One side has `width` columns, the other the hidden units by position: those of left with UNITS_ARE_ROWS (w1, from
+    the gradient of the pre-activations and x), else those of right (w2, from the gradient of y and the hidden layer).
+    """
+    live_units = _live_units(positions, live, components, WIDTH)
+    if UNITS_ARE_ROWS:
+        rows = live_units
+        columns = width
+        column_tiles = tl.cdiv(width, COLUMNS)
+    else:
+        rows = width
+        columns = live_units
+        column_tiles = tl.cdiv(positions, COLUMNS)
+    first_row = tl.program_id(0) // column_tiles * ROWS
+    first_column = tl.program_id(0) % column_tiles * COLUMNS
+    if (first_row >= rows) | (first_column >= columns):
+        return
+    m = first_row + tl.arange(0, ROWS)
+    n = first_column + tl.arange(0, COLUMNS)
+    row_inside, column_inside = m < rows, n < columns
+    begin = tl.program_id(1) * span
+    end = tl.minimum(begin + span, tokens)
+    sums = add_products_of_tokens(
+        tl.zeros([ROWS, COLUMNS], tl.float32),
+        left + m[:, None],
+        left_stride,
+        row_inside[:, None],
+        right + n[None, :],
+        right_stride,
+        column_inside[None, :],
+        begin,
+        end,
+        STEP,
+        PRECISION,
+    )
+    if UNITS_ARE_ROWS:
+        m = elements(live, m, row_inside, components, WIDTH, 1)
+    else:
+        n = elements(live, n, column_inside, components, WIDTH, VECTOR)
+    at = tl.program_id(1) * plane.to(tl.int64) + m.to(tl.int64)[:, None] * grad_stride + n[None, :]
+    tl.store(grad + at, sums.to(grad.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])

@@ -10,12 +10,12 @@ import triton
 from torch import Tensor
 
 from dmao_kernels.ops._triton.config import Config, choose, choose_tiles, kind_of, precision, processors
+from dmao_kernels.ops._triton.live import Channels
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops._triton.products import TILES, gathering, rows_of, sum_planes, token_spans, vector_of
+from dmao_kernels.ops._triton.sums import add_parts
 from dmao_kernels.ops.component_ffn import _kernels as kernels
-from dmao_kernels.ops.component_ffn import _weight_gradients as weight_gradients
 
-_BIAS = {"ROWS": 16, "TILE": 64}
 _BITS = {"ROWS": 16, "COLUMNS": 64}
 
 
@@ -102,9 +102,7 @@ class _Layer:
             )
         grad_b1 = pre_activation.new_zeros(self.units if need_bias else 0)
         if need_bias and self.positions:
-            weight_gradients.bias_gradient_kernel[(triton.cdiv(self.positions, _BIAS["TILE"]),)](
-                sums, grad_b1=grad_b1, row_tiles=row_tiles, **self.list, **_BIAS
-            )
+            add_parts(sums[:, None], None, grad_b1, Channels(self.units, self.list["live"], self.list["components"]))
         return grad, grad_b1, hidden
 
     def weight_gradient(self, left: Tensor, right: Tensor, like: Tensor, units_are_rows: bool) -> Tensor:
@@ -118,7 +116,7 @@ class _Layer:
             tiles = _tiles(*listed, config)
             spans, span = token_spans(self.tokens, tiles, 2 * processors(like.device), config["STEP"])
             planes = grad if spans == 1 else make(spans, rows, columns, dtype=torch.float32, device=like.device)
-            weight_gradients.weight_gradient_kernel[(tiles, spans)](
+            kernels.weight_gradient_kernel[(tiles, spans)](
                 left,
                 left.stride(0),
                 right,

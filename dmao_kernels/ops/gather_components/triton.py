@@ -24,7 +24,7 @@ from dmao_kernels.ops._triton.pieces import (
     tile_of_piece,
 )
 from dmao_kernels.ops._triton.scored import DTYPES
-from dmao_kernels.ops._triton.tables import Addresses, launching_on, upload
+from dmao_kernels.ops._triton.tables import Addresses, upload
 from dmao_kernels.ops.gather_components.reference import check_rows
 
 _TABLE = tl.constexpr(4)
@@ -73,18 +73,17 @@ def _gather(
         (new.shape[1], new.shape[2], x.shape[1], values.shape[1], first)
         for (x, values, new), first in zip(entries, firsts, strict=True)
     ]
-    with launching_on(device):
-        gather_kernel[(pieces.count,)](
-            pieces.owners,
-            pieces.shapes,
-            Addresses(even, device).table(
-                *([tensor.data_ptr() for tensor in column] for column in zip(*entries, strict=True))
-            ),
-            upload(torch.tensor(sizes), device),
-            rows,
-            DTYPES[dtype],
-            **options_on(device),
-        )
+    gather_kernel[(pieces.count,)](
+        pieces.owners,
+        pieces.shapes,
+        Addresses(even, device).table(
+            *([tensor.data_ptr() for tensor in column] for column in zip(*entries, strict=True))
+        ),
+        upload(torch.tensor(sizes), device),
+        rows,
+        DTYPES[dtype],
+        **options_on(device),
+    )
 
 
 @triton.jit

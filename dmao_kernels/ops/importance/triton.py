@@ -24,7 +24,7 @@ from dmao_kernels.ops._triton.pieces import (
     tile_of_piece,
 )
 from dmao_kernels.ops._triton.scored import DTYPES, Sums, terms_of
-from dmao_kernels.ops._triton.tables import Addresses, Recent, launching_on, queue
+from dmao_kernels.ops._triton.tables import Addresses, Recent, queue
 from dmao_kernels.ops.importance.reference import check_segment
 
 _TABLE = tl.constexpr(3)
@@ -51,10 +51,9 @@ def importance_(
     )
     tables = _RECENT.get(key, lambda: _Tables(segments, weights, grads, ema, metric))
     sums = torch.empty(tables.sums.count, dtype=torch.float32, device=ema.device)
-    with launching_on(ema.device):
-        for launch in tables.launches:
-            launch.run(weights, grads, sums, metric)
-        tables.sums.average_(ema, sums, inverse_count, beta)
+    for launch in tables.launches:
+        launch.run(weights, grads, sums, metric)
+    tables.sums.average_(ema, sums, inverse_count, beta)
 
 
 class _Launch:
