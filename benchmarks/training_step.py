@@ -93,14 +93,15 @@ def check(ours: Step, peer: Step) -> None:
     In bfloat16 both are compared with the peer in float32, and ours may be twice as far from that.
     """
     exact, found = peer.gradients(low=False), ours.gradients()
-    allowed = {name: 4e-3 * float(value.norm()) for name, value in exact.items()}
+    tolerance = 4e-2 if ours.low else 4e-3
+    allowed = {name: tolerance * float(value.norm()) for name, value in exact.items()}
     if ours.low:
         coarse = peer.gradients()
-        allowed = {name: 10 * allowed[name] + 2 * float((coarse[name] - exact[name]).norm()) for name in exact}
-    # some are zero but for rounding
+        allowed = {name: allowed[name] + 2 * float((coarse[name] - exact[name]).norm()) for name in exact}
+    # Some are zero but for rounding: that of the bias of the keys, where there are no positions.
     least = 1e-3 * max(float(value.norm()) for name, value in exact.items() if name != "loss")
     for name, value in exact.items():
-        error, bound = float((found[name] - value).norm()), max(allowed[name], 4e-3 * least)
+        error, bound = float((found[name] - value).norm()), max(allowed[name], tolerance * least)
         assert error <= bound, (
             f"{name if name == 'loss' else 'gradient of ' + name}: error {error:.2g} exceeds {bound:.2g}"
         )
