@@ -1,6 +1,7 @@
 """Results of a run: rows, their conditions, and what is made of them: JSON, Markdown, plots, docs/PERFORMANCE.md.
 
 python -m benchmarks.report benchmarks/results/latest.json     # writes docs/PERFORMANCE.md and its plots
+python -m benchmarks.report latest.json again.json             # the same, with cases that were run again later
 """
 
 from __future__ import annotations
@@ -126,6 +127,19 @@ class Report:
         found = json.loads(path.read_text(encoding="utf-8"))
         return cls(found["conditions"], found["rows"])
 
+    def with_later(self, later: Report) -> Report:
+        """This run, with the cases of a later one in place of its own; the conditions name them."""
+        again: dict[str, list[dict[str, Any]]] = {}
+        for row in later.rows:
+            again.setdefault(row["case"], []).append(row)
+        rows: list[dict[str, Any]] = []
+        for case, own in itertools.groupby(self.rows, key=lambda row: row["case"]):
+            rows += again.get(case) or own
+        if unknown := again.keys() - {row["case"] for row in self.rows}:
+            raise ValueError(f"report: the first run has no case {sorted(unknown)[0]!r}")
+        run = {"date": later.conditions["date"], "commit": later.conditions["commit"], "cases": list(again)}
+        return Report({**self.conditions, "again": [*self.conditions.get("again", []), run]}, rows)
+
     def write(self, folder: Path) -> list[Path]:
         """FOLDER/latest.json, .md and the plots; returns their paths."""
         from benchmarks.plots import write_plots
@@ -188,6 +202,10 @@ def markdown(report: Report, plots: Sequence[str]) -> str:
         "",
         f"{found['machine']}, {found['cores']} cores, kernels for {found['capability']}; {found['date']}, commit "
         f"{found['commit']}, {found['run']} run; Python {found['python']}, {packages}.",
+        *(
+            f"Run again, {again['date']}, commit {again['commit']}: {'; '.join(again['cases'])}."
+            for again in found.get("again", [])
+        ),
         "",
         "Written by `make bench` (benchmarks/report.py); nothing here is typed by hand. T1 and T2: with one and two",
         "threads. A ratio is time of ours / time of the peer: medians of rounds in which all candidates ran in turns",
@@ -219,11 +237,14 @@ def markdown(report: Report, plots: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=ROOT / "benchmarks/results/latest.json")
+    parser.add_argument("later", type=Path, nargs="*", help="results of runs of some cases, which replace the first's")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of PERFORMANCE.md")
     arguments = parser.parse_args()
     from benchmarks.plots import write_plots
 
     report = Report.read(arguments.results)
+    for path in arguments.later:
+        report = report.with_later(Report.read(path))
     plots = write_plots(report.rows, arguments.docs / "performance")
     names = [f"performance/{plot.name}" for plot in plots]
     (arguments.docs / "PERFORMANCE.md").write_text(markdown(report, names), encoding="utf-8")

@@ -19,6 +19,7 @@ from benchmarks.report import rows_of
 from benchmarks.roofline import limits
 
 LONG = 30.0  # seconds of a round that needs no second one to warm up
+QUICK = 3  # rounds of a quick run, at least
 
 
 @pytest.mark.timeout(0)
@@ -65,7 +66,8 @@ def _in_turns(case: Case, problem: Problem, benchmark: Any, budget: float, quick
         seconds = _round(peers, ours)  # a sample of the time
     for values in samples.values():
         values.clear()
-    rounds = max(case.rounds, min(1000, int(budget / seconds)))
+    least = min(case.rounds, QUICK) if quick else case.rounds
+    rounds = max(least, min(1000, int(budget / seconds)))
     benchmark.pedantic(ours, setup=peers, rounds=rounds)
     samples[OURS] = benchmark.stats.stats.data
     return {name: Timing.of(values) for name, values in samples.items()}

@@ -102,6 +102,18 @@ def test_a_report_is_written_and_read_again(tmp_path: Path) -> None:
     assert "Targets met: 0 of 2" in (tmp_path / "latest.md").read_text()
 
 
+def test_cases_that_were_run_again_replace_the_first() -> None:
+    first = run(1.0, "red: too far off")
+    other = [{**row, "case": "op large fp32 T1"} for row in run(1.0)]
+    merged = report([*first, *other]).with_later(report(run(0.25), date="later", commit="fix"))
+    assert [row["case"] for row in merged.rows] == ["op small fp32 T1"] * 3 + ["op large fp32 T1"] * 3
+    assert {row["gate"] for row in merged.rows} == {"green"}
+    assert merged.rows[0]["ratio"] == 0.25
+    assert "Run again, later, commit fix: op small fp32 T1." in markdown(merged, [])
+    with pytest.raises(ValueError, match="has no case 'op large fp32 T1'"):
+        report(first).with_later(report(other))
+
+
 def test_cases_are_registered() -> None:
     found = cases()
     assert {"component_ffn", "importance_"} <= {case.op for case in found}
