@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <memory>
 #include <random>
+#include <vector>
 
 #include "dmao/isa.h"
 #include "dmao/parallel.h"
@@ -59,28 +60,29 @@ inline std::unique_ptr<float[]> floats(std::int64_t count) {
     return values;
 }
 
-// Where results go, as floats, so that builds for two instruction sets can be compared; null:
-// nowhere.
+// Where results go, so that builds for two instruction sets can be compared: of each tensor the
+// number of its elements and these as floats; null: nowhere.
 inline std::FILE* results = nullptr;
 
-inline void record(const void* values, std::int64_t count, DType dtype) {
-    for (std::int64_t i = 0; results != nullptr && i < count; ++i) {
-        float value = 0.0f;
-        if (dtype == DType::float32) {
-            std::memcpy(&value, static_cast<const char*>(values) + 4 * i, 4);
-        } else {
-            std::memcpy(reinterpret_cast<char*>(&value) + 2,
-                        static_cast<const char*>(values) + 2 * i, 2);
-        }
-        std::fwrite(&value, sizeof(value), 1, results);
-    }
+inline void record(const float* values, std::int64_t count) {
+    if (results == nullptr) return;
+    std::fwrite(&count, sizeof(count), 1, results);
+    std::fwrite(values, sizeof(*values), count, results);
 }
 
 inline void record(const double* values, std::int64_t count) {
+    const std::vector<float> rounded(values, values + count);
+    record(rounded.data(), count);
+}
+
+inline void record(const void* values, std::int64_t count, DType dtype) {
+    if (dtype == DType::float32) return record(static_cast<const float*>(values), count);
+    std::vector<float> widened(count);
     for (std::int64_t i = 0; i < count; ++i) {
-        const float value = static_cast<float>(values[i]);
-        record(&value, 1, DType::float32);
+        std::memcpy(reinterpret_cast<char*>(&widened[i]) + 2,
+                    static_cast<const char*>(values) + 2 * i, 2);
     }
+    record(widened.data(), count);
 }
 
 // Scratch memory as an operation hands it out: aligned, not initialised (here: NaN).

@@ -68,6 +68,16 @@ def processors(device: torch.device) -> int:
     return int(driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"])
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up: triton.cdiv for hosts, to which that is slow."""
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The least power of two that is at least n; like `cdiv`."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
 def precision(dtype: torch.dtype) -> str:
     """`input_precision` of tl.dot: float32 is multiplied as such unless PyTorch is allowed to take TF32."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
@@ -118,7 +128,7 @@ def choose(
     known = _measured(arch)
     if mode == "full" and name not in known and run is not None and arch != "interpreter":
         known[name] = _fastest(name, choices, run)
-        _keep(arch, known)
+        _keep(arch, name, known[name])
     # What was measured by another version of the table counts no more.
     return known[name] if known.get(name) in choices else choices[0]
 
@@ -135,7 +145,7 @@ def choose_tiles(
     """`choose` for a result of `shape` cut into ROWS x COLUMNS: "... few" where that would not fill the chip."""
     kind = kind_of(dtype)
     first = candidates(table, kind, device)[0]
-    tiles = triton.cdiv(shape[0], first["ROWS"]) * triton.cdiv(shape[1], first["COLUMNS"])
+    tiles = cdiv(shape[0], first["ROWS"]) * cdiv(shape[1], first["COLUMNS"])
     return choose(op, table, kind if tiles >= processors(device) else f"{kind} few", device, key, run)
 
 
@@ -144,8 +154,7 @@ def _file(arch: int | str) -> Path:
     return Path(directory) / f"triton-{triton.__version__}-{arch}.json"
 
 
-@functools.cache
-def _measured(arch: int | str) -> dict[str, Config]:
+def _read(arch: int | str) -> dict[str, Config]:
     try:
         known: dict[str, Config] = json.loads(_file(arch).read_text())
     except FileNotFoundError:
@@ -156,13 +165,18 @@ def _measured(arch: int | str) -> dict[str, Config]:
     return known
 
 
-def _keep(arch: int | str, known: dict[str, Config]) -> None:
-    """Writes the file in one step: other processes see the old or the new one."""
+@functools.cache
+def _measured(arch: int | str) -> dict[str, Config]:
+    return _read(arch)
+
+
+def _keep(arch: int | str, name: str, config: Config) -> None:
+    """Adds to the file, in one step: other processes, which may have added to it too, see the old or the new one."""
     path = _file(arch)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(known, file, indent=1)
+            json.dump({**_read(arch), name: config}, file, indent=1)
         os.replace(file.name, path)
     except OSError as error:
         _LOG.warning("%s is not written: %s", path, error)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmao_kernels.ops._triton.config import Table, choose
+from dmao_kernels.ops._triton.config import Table, cdiv, choose, power_of_2
 from dmao_kernels.ops._triton.live import Channels, channels_of
 from dmao_kernels.ops._triton.search import Utterances, tile_rows
 from dmao_kernels.ops._triton.sums import add_parts
@@ -38,7 +38,7 @@ def _tile(taps: int, source: Tensor, gated: bool = False) -> dict[str, int]:
     kind = "float32" if not half else "half gated" if gated else "half"
     columns = choose("depthwise_conv1d", _TABLE, kind, source.device)["COLUMNS"]
     columns = columns if (width - 1) % columns >= columns // 2 else max(columns // 2, 64)
-    return {"TAPS": min(triton.next_power_of_2(taps), _MOST_TAPS), "COLUMNS": columns}
+    return {"TAPS": min(power_of_2(taps), _MOST_TAPS), "COLUMNS": columns}
 
 
 def gather_taps(weight: Tensor, bias: Tensor | None, channels: Channels) -> Tensor:
@@ -46,7 +46,7 @@ def gather_taps(weight: Tensor, bias: Tensor | None, channels: Channels) -> Tens
     taps = weight.shape[1]
     gathered = torch.empty((taps + 1, channels.listed), dtype=torch.float32, device=weight.device)
     bias = None if bias is None else bias.contiguous()
-    grid = (triton.cdiv(channels.listed, _GATHERED), taps + 1)
+    grid = (cdiv(channels.listed, _GATHERED), taps + 1)
     _gather_taps[grid](weight.contiguous(), bias, gathered, taps, *channels.arguments, COLUMNS=_GATHERED)
     return gathered
 
@@ -77,7 +77,7 @@ def _launch_convolution(
     count, width = taps.shape[0] - 1, taps.shape[1]
     tile = _tile(count, source, gates is not None)
     stored = Channels(width) if channels is None else channels
-    _convolve[(utterances.tiles(_ROWS) * triton.cdiv(width, tile["COLUMNS"]),)](
+    _convolve[(utterances.tiles(_ROWS) * cdiv(width, tile["COLUMNS"]),)](
         source,
         taps,
         out,
@@ -105,10 +105,10 @@ def tap_gradients(
     taps, width = grad_weight.shape[1], channels.listed
     tile = _tile(taps, source)
     tiles = utterances.tiles(_ROWS)
-    part_tiles = triton.cdiv(tiles, _PARTS)
-    parts = triton.cdiv(tiles, part_tiles)
+    part_tiles = cdiv(tiles, _PARTS)
+    parts = cdiv(tiles, part_tiles)
     partial = torch.empty((parts, taps + 1, width), dtype=torch.float32, device=grad.device)
-    _tap_sums[(triton.cdiv(width, tile["COLUMNS"]), triton.cdiv(taps, tile["TAPS"]), parts)](
+    _tap_sums[(cdiv(width, tile["COLUMNS"]), cdiv(taps, tile["TAPS"]), parts)](
         grad,
         source,
         partial,

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dmao_kernels.ops._triton.config import architecture
+from dmao_kernels.ops._triton.config import architecture, cdiv
 from dmao_kernels.ops._triton.tables import VECTOR, upload
 
 ROWS = tl.constexpr(8)  # of a tile, which a program holds in registers
@@ -52,19 +52,19 @@ class Cut:
         """For a tensor [repeats, components, run] with entries."""
         if repeats < ROWS.value and run >= COLUMNS.value:
             columns = COLUMNS.value
-            return Cut(True, repeats * components, run, triton.cdiv(run, columns), columns, columns)
+            return Cut(True, repeats * components, run, cdiv(run, columns), columns, columns)
         length = components * run
         return Cut(False, 1, repeats * length, repeats, length, length)
 
     @property
     def down(self) -> int:
         """Pieces of a block, one below the other."""
-        return triton.cdiv(self.height, HEIGHT.value)
+        return cdiv(self.height, HEIGHT.value)
 
     @property
     def pieces(self) -> int:
         """Of the whole tensor."""
-        return self.blocks * self.down * triton.cdiv(self.width, COLUMNS.value)
+        return self.blocks * self.down * cdiv(self.width, COLUMNS.value)
 
     @property
     def sums(self) -> int:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmao_kernels.ops._triton.config import Config, Table
+from dmao_kernels.ops._triton.config import Config, Table, cdiv
 
 _PLANE_TILE = 1024
 _LONGEST_VECTOR = 16
@@ -208,5 +208,5 @@ def sum_planes(planes: Tensor, target: Tensor) -> None:
     """target = planes.sum(0), in float32 and in the order of the planes; both contiguous."""
     size = target.numel()
     if size:
-        grid = (triton.cdiv(size, _PLANE_TILE),)
+        grid = (cdiv(size, _PLANE_TILE),)
         _sum_planes_kernel[grid](planes, target, size, planes.shape[0], TILE=_PLANE_TILE, num_warps=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import triton
+from dmao_kernels.ops._triton.config import cdiv, power_of_2
 
 NORM_TILE = 512  # elements that a program holds per array, at least: one warp, which waits for no other
 NORM_BACKWARD_TILE = 2048  # where programs add up many tiles: fewer of them, with more to wait for at once
@@ -12,7 +12,7 @@ _PART_TILES = 4  # tiles of rows that such a program has at least: its sums cost
 
 def columns_of(width: int) -> int:
     """A power of two that holds the width, and that `keep_tile` takes."""
-    return max(64, triton.next_power_of_2(width))
+    return max(64, power_of_2(width))
 
 
 def row_tile(width: int, tile: int) -> tuple[int, int, int]:
@@ -24,6 +24,6 @@ def row_tile(width: int, tile: int) -> tuple[int, int, int]:
 
 def row_parts(rows: int, tile_rows: int) -> tuple[int, int]:
     """How many programs share the tiles of rows, and how many of them each has. It depends on no device."""
-    tiles = triton.cdiv(rows, tile_rows)
-    part_tiles = max(_PART_TILES, triton.cdiv(tiles, _PARTS))
-    return triton.cdiv(tiles, part_tiles), part_tiles
+    tiles = cdiv(rows, tile_rows)
+    part_tiles = max(_PART_TILES, cdiv(tiles, _PARTS))
+    return cdiv(tiles, part_tiles), part_tiles

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.config import cdiv
+
 _FAR = tl.constexpr(2**31 - 1)
 
 
@@ -38,7 +40,7 @@ class Utterances:
         """How many tiles of `rows` rows `tile_rows` numbers; some of packed utterances may be empty."""
         if self._packed:
             return self.rows // rows + self._count
-        return self._count * triton.cdiv(self._frames, rows)
+        return self._count * cdiv(self._frames, rows)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.config import cdiv
 from dmao_kernels.ops._triton.live import Channels, channels_of
 
 _COLUMNS = 64
@@ -22,7 +23,7 @@ def add_parts(partial: Tensor, first: Tensor | None, last: Tensor | None, channe
     """
     parts, rows, places = partial.shape
     channels = Channels(places) if channels is None else channels
-    grid = (triton.cdiv(places, _COLUMNS), rows)
+    grid = (cdiv(places, _COLUMNS), rows)
     _add_parts[grid](partial, first, last, parts, rows, *channels.arguments, COLUMNS=_COLUMNS)
 
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.config import cdiv
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
     ROWS,
@@ -173,7 +174,7 @@ class _Tables:
     def count_steps(self, steps: Sequence[Tensor], groups: Tensor, group_of: Tensor) -> Tensor:
         """`count_steps` where the steps are on the device."""
         factors = torch.empty(len(steps), _FACTORS.value, dtype=torch.float32, device=self.sums.device)
-        steps_kernel[(triton.cdiv(len(steps), _STEPS.value),)](
+        steps_kernel[(cdiv(len(steps), _STEPS.value),)](
             self._steps.tensor([step.data_ptr() if step.numel() else 0 for step in steps]),
             self._groups.tensor(groups.tolist()),
             self._group_of.tensor(group_of.tolist()),

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from dmao_kernels.ops._triton.config import Config, Table, choose, kind_of, precision, processors
+from dmao_kernels.ops._triton.config import Config, Table, cdiv, choose, kind_of, power_of_2, precision, processors
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops.block_attention import _backward, _forward, _parameters
 
@@ -112,7 +111,7 @@ class _Problem:
         frames = max(min(frames, self.rows), 1)
         # Nothing is farther away than `frames`: so what is unbounded has a bound like the rest.
         chunk = min(chunk, frames) if chunk else frames
-        all_chunks = triton.cdiv(frames, chunk)
+        all_chunks = cdiv(frames, chunk)
         self.left = frames if left < 0 else min(left, frames)
         self.right = frames if right < 0 else min(right, frames)
         left_chunks = all_chunks if left_chunks < 0 else min(left_chunks, all_chunks)
@@ -159,7 +158,7 @@ class _Problem:
             "keep_factor": 1 / (1 - p),
             "scale": float(scale),
             "D": self.width,
-            "WIDTH": max(triton.next_power_of_2(self.width), 16),
+            "WIDTH": max(power_of_2(self.width), 16),
             "BLOCK": block,
             "PRECISION": precision(q.dtype),
         }
@@ -266,11 +265,11 @@ def _sum_bias(problem: _Problem, sums: Tensor, grad_bias: Tensor) -> None:
 def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, config: Config) -> None:
     tile, device = config["TILE"], grad_rel_pos.device
     least, greatest = -((tile - 1 - problem.least) // tile), (problem.greatest + tile - 1) // tile
-    clamped = triton.cdiv(problem.reach + tile - 1, tile)  # from here on all distances are
+    clamped = cdiv(problem.reach + tile - 1, tile)  # from here on all distances are
     first, last = max(least, -clamped), min(greatest, clamped)
     diagonals = last - first + 1
     # Several programs for a diagonal where there are few.
-    parts = min(problem.batch, triton.cdiv(4 * processors(device), diagonals * problem.heads))
+    parts = min(problem.batch, cdiv(4 * processors(device), diagonals * problem.heads))
     sums = torch.empty((parts, problem.heads, diagonals, 2, tile, problem.width), dtype=torch.float32, device=device)
     _parameters.position_gradients[diagonals, problem.heads, parts](
         **problem.arguments,

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.activation import activate, slope
+from dmao_kernels.ops._triton.config import cdiv, power_of_2
 from dmao_kernels.ops._triton.convolution import convolve, convolve_backward, gather_taps, tap_gradients
 from dmao_kernels.ops._triton.live import Channels, channels_of
 from dmao_kernels.ops._triton.rows import NORM_BACKWARD_TILE, NORM_TILE, row_parts, row_tile
@@ -59,7 +60,7 @@ def component_conv(
     taps = gather_taps(weight, bias, channels)
     convolve(_gated(x.contiguous(), channels, utterances), taps, convolved, utterances)
     tile_rows, columns, warps = row_tile(channels.listed, NORM_TILE)
-    _norm[(triton.cdiv(rows, tile_rows),)](
+    _norm[(cdiv(rows, tile_rows),)](
         convolved,
         *_vectors(norm_weight, norm_bias, statistics_weight),
         y,
@@ -140,9 +141,9 @@ def component_conv_backward(
 def _gated(x: Tensor, channels: Channels, utterances: Utterances) -> Tensor:
     """The GLU of the listed channels, [rows, listed]; nothing in the padding."""
     gated = x.new_empty((utterances.rows, channels.listed))
-    columns = min(triton.next_power_of_2(channels.listed), 256)
+    columns = min(power_of_2(channels.listed), 256)
     tile_rows = _GATE_TILE // columns
-    _gate[(triton.cdiv(utterances.rows, tile_rows) * triton.cdiv(channels.listed, columns),)](
+    _gate[(cdiv(utterances.rows, tile_rows) * cdiv(channels.listed, columns),)](
         x,
         gated,
         *utterances.padding,

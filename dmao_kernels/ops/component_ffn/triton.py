@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from dmao_kernels.ops._triton.config import Config, choose, choose_tiles, kind_of, precision, processors
+from dmao_kernels.ops._triton.config import Config, cdiv, choose, choose_tiles, kind_of, precision, processors
 from dmao_kernels.ops._triton.live import Channels
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops._triton.products import TILES, gathering, rows_of, sum_planes, token_spans, vector_of
@@ -47,9 +46,9 @@ class _Layer:
         """The mask of dropout, as bits, and the factor for what it keeps."""
         if p == 0 or not self.tokens * self.units:
             return {"bits": None, "bits_width": 0, "scale": 1.0}
-        width = 16 * triton.cdiv(self.units, 128)
+        width = 16 * cdiv(self.units, 128)
         bits = torch.empty(self.tokens, width, dtype=torch.int8, device=self.x.device)
-        grid = triton.cdiv(self.tokens, _BITS["ROWS"]), triton.cdiv(width, _BITS["COLUMNS"])
+        grid = cdiv(self.tokens, _BITS["ROWS"]), cdiv(width, _BITS["COLUMNS"])
         kernels.dropout_bits_kernel[grid](seed, bits, self.tokens, width, threshold_of(p), **_BITS)
         return {"bits": bits, "bits_width": width, "scale": 1 / (1 - p)}
 
@@ -79,7 +78,7 @@ class _Layer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of the pre-activations and of b1, and the hidden layer; empty where they are not needed."""
         config = self.choose("hidden", self.tokens, self.positions)
-        row_tiles = triton.cdiv(self.tokens, config["ROWS"])
+        row_tiles = cdiv(self.tokens, config["ROWS"])
         nothing = pre_activation.new_empty(0)
         grad = torch.empty_like(pre_activation) if need else nothing
         hidden = torch.empty_like(pre_activation) if need_hidden else nothing
@@ -139,7 +138,7 @@ class _Layer:
 
 
 def _tiles(rows: int, columns: int, config: Config) -> int:
-    return triton.cdiv(rows, config["ROWS"]) * triton.cdiv(columns, config["COLUMNS"])
+    return cdiv(rows, config["ROWS"]) * cdiv(columns, config["COLUMNS"])
 
 
 def component_ffn(

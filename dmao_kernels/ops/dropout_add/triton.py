@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.config import cdiv
 from dmao_kernels.ops._triton.philox import keep_tile, load_seed, threshold_of
 from dmao_kernels.ops._triton.rows import NORM_BACKWARD_TILE, NORM_TILE, columns_of, row_parts, row_tile
 from dmao_kernels.ops._triton.sums import add_parts
@@ -30,7 +31,7 @@ def dropout_add(x: Tensor | None, y: Tensor, p: float, seed: Tensor | None, scal
     rows = y.numel() // width
     columns = min(columns_of(width), 128)
     tile_rows = _TILE // columns
-    grid = (triton.cdiv(rows, tile_rows) * triton.cdiv(width, columns),)
+    grid = (cdiv(rows, tile_rows) * cdiv(width, columns),)
     _dropout_add[grid](
         None if x is None else x.contiguous(),
         y.contiguous(),
@@ -55,7 +56,7 @@ def dropout_add_layer_norm(
         return total, norm, statistics
     rows, width = statistics.shape[0], x.shape[-1]
     tile_rows, columns, warps = row_tile(width, NORM_TILE)
-    _layer_norm[(triton.cdiv(rows, tile_rows),)](
+    _layer_norm[(cdiv(rows, tile_rows),)](
         x.contiguous(),
         y.contiguous(),
         weight.contiguous(),

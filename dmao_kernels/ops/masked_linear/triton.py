@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from dmao_kernels.ops._triton.config import Config, choose, choose_tiles, kind_of, precision, processors
+from dmao_kernels.ops._triton.config import (
+    Config,
+    cdiv,
+    choose,
+    choose_tiles,
+    kind_of,
+    power_of_2,
+    precision,
+    processors,
+)
 from dmao_kernels.ops._triton.products import TILES, gathering, rows_of, sum_planes, token_spans, vector_of
 from dmao_kernels.ops.masked_linear import _kernels as kernels
 
@@ -30,7 +38,7 @@ class _Lines:
             "ids": self.ids,
             "inputs": inputs,
             "capacity": 0 if self.ids is None else self.ids.shape[0],
-            "blocks": triton.cdiv(inputs, self.block) if self.block else 0,
+            "blocks": cdiv(inputs, self.block) if self.block else 0,
             "BLOCK": self.block,
             "VECTOR": vector_of(self.block),
         }
@@ -38,10 +46,10 @@ class _Lines:
     def fit(self, config: Config, outputs: int) -> tuple[Config, int]:
         """The tiles for blocks of this size, and how many lie along the outputs: a block, or parts of one."""
         if not self.block:
-            return config, triton.cdiv(outputs, config["COLUMNS"])
-        columns = min(config["COLUMNS"], triton.next_power_of_2(self.block))
+            return config, cdiv(outputs, config["COLUMNS"])
+        columns = min(config["COLUMNS"], power_of_2(self.block))
         warps = config["num_warps"] if columns > 32 else min(config["num_warps"], 4)
-        tiles = triton.cdiv(outputs, self.block) * triton.cdiv(self.block, columns)
+        tiles = cdiv(outputs, self.block) * cdiv(self.block, columns)
         return {**config, "COLUMNS": columns, "num_warps": warps}, tiles
 
 
@@ -63,7 +71,7 @@ def _product(
 
     def launch(config: Config) -> None:
         own, tiles = lines.fit(config, outputs)
-        kernels.product_kernel[(triton.cdiv(tokens, own["ROWS"]) * tiles,)](
+        kernels.product_kernel[(cdiv(tokens, own["ROWS"]) * tiles,)](
             x,
             x.stride(0),
             w,
@@ -95,8 +103,8 @@ def _weight_gradient(x: Tensor, grad: Tensor, lines: _Lines) -> Tensor:
     def launch(config: Config) -> None:
         own, tiles = lines.fit(config, outputs)
         # A row of blocks may be full: whoever finds nothing to do there returns.
-        longest = triton.cdiv(inputs, lines.block) * lines.block if lines.block else inputs
-        grid = triton.cdiv(longest, own["ROWS"]) * tiles
+        longest = cdiv(inputs, lines.block) * lines.block if lines.block else inputs
+        grid = cdiv(longest, own["ROWS"]) * tiles
         spans, span = token_spans(tokens, grid, 2 * processors(x.device), own["STEP"])
         planes = grad_w if spans == 1 else make(spans, outputs, inputs, dtype=torch.float32, device=x.device)
         kernels.weight_gradient_kernel[(grid, spans)](
@@ -123,7 +131,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, lines: _Lines) -> Tensor:
 
 
 def _pointwise_grid(tokens: int, width: int) -> tuple[int, int]:
-    return triton.cdiv(tokens, _POINTWISE["ROWS"]), triton.cdiv(width, _POINTWISE["COLUMNS"])
+    return cdiv(tokens, _POINTWISE["ROWS"]), cdiv(width, _POINTWISE["COLUMNS"])
 
 
 def masked_linear(

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.config import cdiv, power_of_2
 from dmao_kernels.ops._triton.search import find_utterance, search_steps
 
 _TILE_BYTES = 8192  # that a program copies: with 4 warps four loads of 16 bytes a thread
@@ -46,9 +47,9 @@ def _launch(kernel: Any, source: Tensor, target: Tensor, rows: int, offsets: Ten
     begin = source.storage_offset() * source.element_size()
     size, word = next((size, word) for size, word in _WORDS if row_bytes % size == 0 and begin % size == 0)
     width, tile = row_bytes // size, _TILE_BYTES // size
-    columns = min(triton.next_power_of_2(width), tile)
+    columns = min(power_of_2(width), tile)
     utterances = offsets.shape[0] - 1
-    kernel[(triton.cdiv(rows, tile // columns) * triton.cdiv(width, columns),)](
+    kernel[(cdiv(rows, tile // columns) * cdiv(width, columns),)](
         source.view(-1).view(word),
         target.view(-1).view(word),
         offsets.contiguous(),
