@@ -12,7 +12,7 @@ NATIVE := $(VENV)/.native
 INTEGRATIONS := .venv-integrations/.installed
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) \
     $(wildcard CMakeLists.txt setup.py pyproject.toml dmao_kernels/_library.py)
-CPP_SOURCES := $(filter %.h %.cpp,$(shell find csrc -type f 2>/dev/null))
+CPP_SOURCES := $(filter %.h %.cpp %.cuh,$(shell find csrc -type f 2>/dev/null))
 PYTHON_SOURCES := $(wildcard dmao_kernels python tests benchmarks examples setup.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --basetemp build/pytest
 
@@ -28,7 +28,7 @@ export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 export TRITON_HOME := $(CURDIR)/build/cache
 
-.PHONY: help setup demo test test-all test-interp test-aot test-zoo test-integrations sanitize emulate bench \
+.PHONY: help setup demo test test-all test-interp test-aot test-emu test-zoo test-integrations sanitize emulate bench \
     bench-quick lint format clean distclean
 .DELETE_ON_ERROR:
 
@@ -38,6 +38,7 @@ help:
 	@echo "make test-all   the slow sweeps as well"
 	@echo "make test-interp  every Triton kernel without a GPU, in Triton's interpreter, in two orders of programs"
 	@echo "make test-aot   every Triton kernel compiled for GPUs that are not there, within budgets; build/aot.md"
+	@echo "make test-emu   CUDA kernels on the host, under ASan, UBSan and TSan as well, with faults planted"
 	@echo "make test-integrations  Lightning, transformers, accelerate, peft, ONNX, in an environment of their own beside .venv"
 	@echo "make test-zoo   grow and drop on models of other packages, in an environment of their own; build/zoo.md"
 	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
@@ -78,6 +79,10 @@ test-interp: $(NATIVE)
 test-aot: $(NATIVE)
 	@mkdir -p build
 	$(PYTEST) -m "" tests/aot $(ARGS)
+
+test-emu: $(NATIVE)
+	@mkdir -p build
+	$(PYTEST) -m "" tests/emu $(ARGS)
 
 test-integrations: $(INTEGRATIONS)
 	@mkdir -p build
