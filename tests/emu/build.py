@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.native.fuzzers import require_compiler
 from tests.native.probe import ROOT
 
 RUNTIME = ROOT / "csrc/cuda_on_host"
-PROGRAMS = ROOT / "csrc/tests/cuda_on_host"
-INCLUDES = [f"-I{ROOT / folder}" for folder in ("csrc/include", "csrc/cuda")]
+KERNELS = ROOT / "csrc/cuda"
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,39 @@ def compile_runtime(build: str, folder: Path) -> list[Path]:
     return objects
 
 
-def compile_program(source: Path, build: str, runtime: list[Path], program: Path, *options: str) -> Path:
-    """One source file with the runtime."""
-    _compile([*BUILDS[build].kernels, *options, str(source), *map(str, runtime), "-o", str(program)])
-    return program
+class Compiler:
+    """Compiles programs, and the runtime once per build."""
+
+    def __init__(self, new_folder: Callable[[], Path]) -> None:
+        self._new_folder = new_folder
+        self._runtimes: dict[str, list[Path]] = {}
+
+    def __call__(self, source: Path, build: str, *options: str, kernels: Path = KERNELS) -> Path:
+        """The program of one source file, with the kernels of a folder."""
+        if build not in self._runtimes:
+            self._runtimes[build] = compile_runtime(build, self._new_folder())
+        program = self._new_folder() / source.stem
+        objects = map(str, self._runtimes[build])
+        # #pragma unroll is nvcc's
+        options = (*BUILDS[build].kernels, "-Wno-unknown-pragmas", f"-I{kernels}", *options)
+        _compile([*options, str(source), *objects, "-o", str(program)])
+        return program
+
+    def mutant(self, source: Path, build: str, correct: str, wrong: str) -> Path:
+        """The program with a piece of text replaced, which is there once, in it or in a kernel."""
+        folder = self._new_folder() / "cuda"
+        shutil.copytree(KERNELS, folder)
+        shutil.copy(source, folder)
+        texts = {file: file.read_text() for file in folder.iterdir()}
+        found = [file for file, text in texts.items() for _ in range(text.count(correct))]
+        assert len(found) == 1, f"{correct!r} is there {len(found)} times"
+        found[0].write_text(texts[found[0]].replace(correct, wrong))
+        return self(folder / source.name, build, kernels=folder)
 
 
 def _compile(options: list[str]) -> None:
-    subprocess.run([require_compiler(), "-std=c++20", "-Wall", "-Wextra", *INCLUDES, *options], check=True)
+    include = f"-I{ROOT}/csrc/include"
+    subprocess.run([require_compiler(), "-std=c++20", "-Wall", "-Wextra", include, *options], check=True)
 
 
 def run(program: Path, seed: int = 0) -> tuple[int, str]:
@@ -57,3 +85,8 @@ def run(program: Path, seed: int = 0) -> tuple[int, str]:
     environment = {**os.environ, "TSAN_OPTIONS": "exitcode=67", "ASAN_OPTIONS": "exitcode=68"}
     done = subprocess.run([str(program), str(seed)], capture_output=True, text=True, timeout=300, env=environment)
     return done.returncode, done.stdout + done.stderr
+
+
+def slow_unless_plain(*values: str) -> object:
+    """A parameter of a test; sanitizers take their time."""
+    return pytest.param(*values, marks=[] if "plain" in values else [pytest.mark.slow])

@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.emu.build import BUILDS, PROGRAMS, compile_program, compile_runtime, run
+from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
+from tests.native.probe import ROOT
 
-SOURCE = PROGRAMS / "product.cpp"
-Compile = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
-    """compiled(build, fault): the program with a fault planted, or none."""
-    runtimes: dict[str, list[Path]] = {}
-
-    def compile(build: str, fault: str = "") -> Path:
-        folder = tmp_path_factory.mktemp(build)
-        if build not in runtimes:
-            runtimes[build] = compile_runtime(build, folder)
-        options = [f"-DPLANTED_{fault}"] if fault else []
-        return compile_program(SOURCE, build, runtimes[build], folder / "product", *options)
-
-    return compile
-
-
-def slow_unless_plain(*values: str) -> object:
-    """Sanitizers take their time."""
-    return pytest.param(*values, marks=[] if "plain" in values else [pytest.mark.slow])
+SOURCE = ROOT / "csrc/tests/cuda_on_host/product.cpp"
 
 
 @pytest.mark.parametrize("build", [slow_unless_plain(build) for build in BUILDS])
-def test_right_in_any_order(build: str, compiled: Compile) -> None:
-    program = compiled(build)
+def test_right_in_any_order(build: str, compiler: Compiler) -> None:
+    program = compiler(SOURCE, build)
     for seed in (0, 1, 2):
         status, printed = run(program, seed)
         assert status == 0, printed
@@ -60,14 +38,14 @@ FAULTS = {
 @pytest.mark.parametrize(
     ("fault", "build", "message"), [slow_unless_plain(fault, *found) for fault, found in FAULTS.items()]
 )
-def test_planted_fault_is_noticed(fault: str, build: str, message: str, compiled: Compile) -> None:
-    status, printed = run(compiled(build, fault), seed=1)
+def test_planted_fault_is_noticed(fault: str, build: str, message: str, compiler: Compiler) -> None:
+    status, printed = run(compiler(SOURCE, build, f"-DPLANTED_{fault}"), seed=1)
     assert status != 0
     assert re.search(message, printed), printed[:2000]
 
 
-def test_bank_conflicts_are_counted(compiled: Compile) -> None:
+def test_bank_conflicts_are_counted(compiler: Compiler) -> None:
     """Without the swizzle rows of 64 bytes meet in the same banks: four turns for one."""
-    _, printed = run(compiled("plain", "CONFLICTS"))
+    _, printed = run(compiler(SOURCE, "plain", "-DPLANTED_CONFLICTS"))
     loads, conflicts = map(int, re.findall(r"(\d+) (?:ldmatrix|conflicts)", printed))
     assert conflicts == loads * 4 * 3

@@ -1,0 +1,207 @@
+// Products of tiles on tensor cores: sums [kRows, kColumns] of a block of threads += A B, step by
+// step of kDepth along k, with copies into shared memory under way for the steps ahead.
+//
+// What a tile of A or B is made of, chunks of 16 bytes, is up to the caller: `source(line, chunk)`
+// returns where a chunk is and how many of its bytes are there. Lines are rows of A or columns of B
+// where k is what lies side by side in memory (Layout::lines_of_k), else they are the k of a step.
+//
+// Floor: a step multiplies 2 kRows kColumns kDepth flops out of (kRows + kColumns) kDepth elements.
+#pragma once
+
+#include "ptx.cuh"
+
+namespace dmao {
+
+enum class Layout { lines_of_k, lines_across };
+
+struct Chunk {
+    const void* source;
+    int bytes;  // 0 to 16; zeros take the place of the rest
+};
+
+inline constexpr int kChunkBytes = 16;
+
+template <class E>
+inline constexpr int kPerChunk = kChunkBytes / static_cast<int>(sizeof(E));
+
+// Where a chunk of a line is, so that eight lines have the same chunk in different banks.
+template <int chunks>
+__device__ __forceinline__ unsigned char* chunk_in(unsigned char* tile, int line, int chunk) {
+    static_assert(chunks == 4 || chunks % 8 == 0);
+    const int swizzled = chunks == 4 ? chunk ^ (line / 2 % 4) : chunk ^ (line % 8);
+    return tile + (line * chunks + swizzled) * kChunkBytes;
+}
+
+// kWide: rows of A or columns of B in a tile.
+template <class E, Layout layout, int kWide, int kDepth>
+struct SharedTile {
+    static constexpr int kLines = layout == Layout::lines_of_k ? kWide : kDepth;
+    static constexpr int kChunks = (layout == Layout::lines_of_k ? kDepth : kWide) / kPerChunk<E>;
+    static constexpr int kBytes = kLines * kChunks * kChunkBytes;
+
+    template <int threads, class Source>
+    __device__ static __forceinline__ void fetch(unsigned char* tile, const Source& source) {
+        static_assert(kLines * kChunks % threads == 0);
+#pragma unroll
+        for (int i = 0; i < kLines * kChunks / threads; ++i) {
+            const int at = static_cast<int>(threadIdx.x) + i * threads;
+            const int line = at / kChunks, chunk = at % kChunks;
+            const Chunk found = source(line, chunk);
+            ptx::async_copy(chunk_in<kChunks>(tile, line, chunk), found.source, found.bytes);
+        }
+    }
+
+    // Words of k ... k + 2 kChunk - 1 in 16 rows of A from `first` on.
+    __device__ static __forceinline__ void read_rows(unsigned char* tile, int first, int k,
+                                                     unsigned (&words)[4]) {
+        const int lane = static_cast<int>(threadIdx.x) % 32;
+        if constexpr (layout == Layout::lines_of_k) {
+            const int chunk = k / kPerChunk<E> + lane / 16;
+            ptx::load_matrices(words, chunk_in<kChunks>(tile, first + lane % 16, chunk));
+            round(words);
+        } else if constexpr (sizeof(E) == 2) {
+            const int line = k + lane / 16 * 8 + lane % 8, chunk = first / 8 + lane / 8 % 2;
+            ptx::load_transposed(words, chunk_in<kChunks>(tile, line, chunk));
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                words[i] = element(tile, k + lane % 4 + i / 2 * 4, first + lane / 4 + i % 2 * 8);
+            }
+        }
+    }
+
+    // The same of 16 columns of B, as two fragments of 8.
+    __device__ static __forceinline__ void read_columns(unsigned char* tile, int first, int k,
+                                                        unsigned (&left)[2], unsigned (&right)[2]) {
+        const int lane = static_cast<int>(threadIdx.x) % 32;
+        unsigned words[4];
+        if constexpr (layout == Layout::lines_of_k) {
+            const int line = first + lane % 8 + lane / 16 * 8;
+            ptx::load_matrices(words,
+                               chunk_in<kChunks>(tile, line, k / kPerChunk<E> + lane / 8 % 2));
+            round(words);
+        } else if constexpr (sizeof(E) == 2) {
+            const int line = k + lane % 8 + lane / 8 % 2 * 8, chunk = first / 8 + lane / 16;
+            ptx::load_transposed(words, chunk_in<kChunks>(tile, line, chunk));
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                words[i] = element(tile, k + lane % 4 + i % 2 * 4, first + lane / 4 + i / 2 * 8);
+            }
+        }
+        left[0] = words[0];
+        left[1] = words[1];
+        right[0] = words[2];
+        right[1] = words[3];
+    }
+
+  private:
+    // One float32 of a tile with lines across, rounded.
+    __device__ static __forceinline__ unsigned element(unsigned char* tile, int line, int place) {
+        const float* chunk =
+            reinterpret_cast<const float*>(chunk_in<kChunks>(tile, line, place / kPerChunk<E>));
+        return ptx::round_to_tf32(chunk[place % kPerChunk<E>]);
+    }
+    __device__ static __forceinline__ void round(unsigned (&words)[4]) {
+        if constexpr (sizeof(E) == 4) {
+#pragma unroll
+            for (unsigned& word : words) word = ptx::round_to_tf32(__uint_as_float(word));
+        }
+    }
+};
+
+// Warps share the sums as kWarpRows x kWarpColumns rectangles.
+template <class E, Layout kLayoutA, Layout kLayoutB, int kRows, int kColumns, int kDepth,
+          int kWarpRows, int kWarpColumns, int kStages>
+struct TileProduct {
+    using A = SharedTile<E, kLayoutA, kRows, kDepth>;
+    using B = SharedTile<E, kLayoutB, kColumns, kDepth>;
+    static constexpr int kThreads = 32 * kWarpRows * kWarpColumns;
+    static constexpr int kStageBytes = A::kBytes + B::kBytes;
+    static constexpr int kSharedBytes = kStages * kStageBytes;
+    static constexpr int kHigh = kRows / kWarpRows / 16, kWide = kColumns / kWarpColumns / 8;
+    static constexpr int kStep = 2 * kPerChunk<E>;  // k of one instruction
+    static_assert(kHigh * 16 * kWarpRows == kRows && kWide * 8 * kWarpColumns == kColumns);
+    static_assert(kWide % 2 == 0 && kDepth % kStep == 0);
+
+    float sums[kHigh][kWide][4];
+
+    __device__ __forceinline__ TileProduct() {
+#pragma unroll
+        for (int i = 0; i < kHigh; ++i) {
+#pragma unroll
+            for (int j = 0; j < kWide; ++j) {
+#pragma unroll
+                for (int q = 0; q < 4; ++q) sums[i][j][q] = 0.0f;
+            }
+        }
+    }
+
+    // a(step) and b(step) return the sources of a step's tiles. All threads of the block call this;
+    // shared memory may be used again after a __syncthreads().
+    template <class SourceA, class SourceB>
+    __device__ __forceinline__ void add(unsigned char* shared, int steps, const SourceA& a,
+                                        const SourceB& b) {
+        const auto fetch = [&](int step) {
+            if (step < steps) {
+                unsigned char* stage = shared + step % kStages * kStageBytes;
+                A::template fetch<kThreads>(stage, a(step));
+                B::template fetch<kThreads>(stage + A::kBytes, b(step));
+            }
+            ptx::async_commit();  // also of nothing: groups are counted
+        };
+        for (int step = 0; step < kStages - 1; ++step) fetch(step);
+        for (int step = 0; step < steps; ++step) {
+            ptx::async_wait<kStages - 2>();
+            __syncthreads();  // all copies of this step are there, and nobody reads the last one
+            fetch(step + kStages - 1);
+            multiply(shared + step % kStages * kStageBytes);
+        }
+    }
+
+    // Calls visit(row, column, first, second) for two neighbouring sums of this thread at a time.
+    template <class Visit>
+    __device__ __forceinline__ void visit(const Visit& visit) const {
+        const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+        for (int i = 0; i < kHigh; ++i) {
+#pragma unroll
+            for (int j = 0; j < kWide; ++j) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    visit(first_row() + i * 16 + half * 8 + lane / 4,
+                          first_column() + j * 8 + lane % 4 * 2, sums[i][j][2 * half],
+                          sums[i][j][2 * half + 1]);
+                }
+            }
+        }
+    }
+
+  private:
+    __device__ static __forceinline__ int first_row() {
+        return static_cast<int>(threadIdx.x) / 32 % kWarpRows * (kRows / kWarpRows);
+    }
+    __device__ static __forceinline__ int first_column() {
+        return static_cast<int>(threadIdx.x) / 32 / kWarpRows * (kColumns / kWarpColumns);
+    }
+
+    __device__ __forceinline__ void multiply(unsigned char* stage) {
+#pragma unroll
+        for (int k = 0; k < kDepth; k += kStep) {
+            unsigned a[kHigh][4], b[kWide][2];
+#pragma unroll
+            for (int i = 0; i < kHigh; ++i) A::read_rows(stage, first_row() + 16 * i, k, a[i]);
+#pragma unroll
+            for (int j = 0; j < kWide; j += 2) {
+                B::read_columns(stage + A::kBytes, first_column() + 8 * j, k, b[j], b[j + 1]);
+            }
+#pragma unroll
+            for (int i = 0; i < kHigh; ++i) {
+#pragma unroll
+                for (int j = 0; j < kWide; ++j) ptx::multiply<E>(sums[i][j], a[i], b[j]);
+            }
+        }
+    }
+};
+
+}  // namespace dmao
