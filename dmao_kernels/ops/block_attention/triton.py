@@ -13,58 +13,63 @@ from dmao_kernels.ops._triton.config import Config, Table, cdiv, choose, kind_of
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops.block_attention import _backward, _forward, _parameters
 
-# (TILE, num_warps, num_stages, and QUERIES of the forward kernel where that is not TILE) by dtype, padded width (64: or
-# less) and kernel: "forward" and "backward" without positions; with them those that go by queries, and the rest, which
-# hold sums of two kinds. First for much shared memory (160 KiB and more), then for little (GeForce, AMD). Rows are
-# divided among warps by 16, so that more than TILE / 16 warps compute some of it twice, except in float32; that is
-# still better than values that do not fit into registers.
-_TILES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "half 64 forward": ((64, 8, 2, 128), (64, 8, 2, 128)),
-    "half 64 backward": ((64, 4, 2), (64, 4, 2)),
-    "half 64 positions by queries": ((64, 4, 2), (32, 4, 1)),
-    "half 64 positions": ((32, 4, 2), (32, 4, 1)),
-    "half 128 forward": ((64, 8, 2, 128), (32, 8, 1, 128)),
-    "half 128 backward": ((64, 4, 1), (32, 4, 1)),
-    "half 128 positions by queries": ((32, 4, 1), (32, 4, 1)),
-    "half 128 positions": ((32, 4, 1), (32, 4, 1)),
-    "half 256 forward": ((64, 8, 1, 128), (32, 4, 1, 64)),
-    "half 256 backward": ((32, 4, 1), (32, 4, 1)),
-    "half 256 positions by queries": ((16, 4, 1), (16, 4, 1)),
-    "half 256 positions": ((16, 4, 1), (16, 4, 1)),
-    "float32 64 forward": ((32, 8, 1), (32, 8, 1)),
-    "float32 64 backward": ((32, 8, 1), (32, 8, 1)),
-    "float32 64 positions by queries": ((32, 8, 1), (32, 8, 1)),
-    "float32 64 positions": ((32, 8, 1), (32, 8, 1)),
-    "float32 128 forward": ((32, 8, 1), (16, 8, 1)),
-    "float32 128 backward": ((16, 8, 1), (16, 8, 1)),
-    "float32 128 positions by queries": ((16, 8, 1), (16, 8, 1)),
-    "float32 128 positions": ((16, 8, 1), (16, 8, 1)),
-    "float32 256 forward": ((16, 8, 1), (16, 8, 1)),
-    "float32 256 backward": ((16, 8, 1), (16, 8, 1)),
-    "float32 256 positions by queries": ((16, 8, 1), (16, 8, 1)),
-    "float32 256 positions": ((16, 8, 1), (16, 8, 1)),
+_KERNELS: tuple[str, ...] = (
+    *("forward", "queries", "keys"),
+    *("forward with positions", "queries with positions", "keys with positions", "positions"),
+)
+# By dtype and padded width (64: or less), a column for each kernel: (TILE, num_warps, num_stages, and QUERIES of the
+# forward kernel where that is not TILE). First for much shared memory (160 KiB and more), then for little (GeForce,
+# AMD). Rows are divided among warps by 16, so that more than TILE / 16 warps compute some of it twice, except in
+# float32; that is still better than values that do not fit into registers.
+_ROOMY_TILES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "half 64": ((64, 8, 2, 128), (64, 4, 2), (64, 4, 2), (64, 4, 2), (64, 8, 2), (32, 4, 2), (32, 4, 1)),
+    "half 128": ((64, 8, 2, 128), (64, 4, 1), (64, 4, 1), (32, 8, 1), (32, 4, 1), (32, 8, 1), (16, 8, 1)),
+    "half 256": ((64, 8, 1, 128), (32, 4, 1), (32, 4, 1), *[(16, 4, 1)] * 4),
+    "float32 64": ((32, 8, 1),) * 7,
+    "float32 128": ((32, 8, 1), *[(16, 8, 1)] * 6),
+    "float32 256": ((16, 8, 1),) * 7,
 }
-_TILES |= {name.replace("float32", "tf32"): tiles for name, tiles in _TILES.items() if "float32" in name}
+_TIGHT_TILES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "half 64": ((64, 8, 2, 128), (64, 4, 2), (64, 4, 1), *[(32, 4, 1)] * 4),
+    "half 128": ((32, 8, 1, 128), (32, 4, 1), (32, 4, 1), (32, 8, 1), (32, 4, 1), (32, 8, 1), (16, 8, 1)),
+    "half 256": ((32, 4, 1, 64), (32, 4, 1), (32, 4, 1), *[(16, 4, 1)] * 4),
+    "float32 64": ((32, 8, 1),) * 7,
+    "float32 128": ((16, 8, 1),) * 7,
+    "float32 256": ((16, 8, 1),) * 7,
+}
 
 
 def _configs(*tiles: int) -> list[Config]:
     return [dict(zip(("TILE", "num_warps", "num_stages", "QUERIES"), tiles, strict=False))]
 
 
-_ROOMY, _TIGHT = ({name: _configs(*tiles[i]) for name, tiles in _TILES.items()} for i in range(2))
-_SMALL = {name: _configs(16 if "float32" in name else 32, 4, 1) for name in _TILES}
+def _named(table: dict[str, tuple[tuple[int, ...], ...]]) -> dict[str, list[Config]]:
+    table = table | {kind.replace("float32", "tf32"): tiles for kind, tiles in table.items() if "float32" in kind}
+    return {
+        f"{kind} {kernel}": _configs(*each)
+        for kind, tiles in table.items()
+        for kernel, each in zip(_KERNELS, tiles, strict=True)
+    }
+
+
+_ROOMY, _TIGHT = _named(_ROOMY_TILES), _named(_TIGHT_TILES)
+_SMALL = {name: _configs(16 if "float32" in name else 32, 4, 1) for name in _ROOMY}
 # sm_80 has registers for less, and sm_100 tensor memory: there eight warps share the columns.
-_AMPERE = _ROOMY | {"half 64 positions by queries": _configs(32, 4, 2)}
-_BLACKWELL = _ROOMY | {name: _configs(64, 8, 2) for name in ("half 64 positions by queries", "half 64 positions")}
-_AMD = _TIGHT | {
-    "half 64 backward": _configs(64, 4, 1),
-    "half 64 positions by queries": _configs(64, 4, 1),
-    "half 64 positions": _configs(32, 2, 1),
-    "float32 64 forward": _configs(32, 4, 1),
-    "float32 64 backward": _configs(32, 4, 1),
-    "float32 64 positions by queries": _configs(16, 2, 1),
-    "float32 64 positions": _configs(16, 2, 1),
+_AMPERE = _ROOMY | {
+    "half 64 keys": _configs(64, 4, 1),
+    "half 64 forward with positions": _configs(32, 4, 2),
+    "half 64 queries with positions": _configs(32, 4, 2),
+    "half 64 positions": _configs(32, 8, 1),
 }
+_BLACKWELL = _ROOMY | {f"half 64 {kernel} with positions": _configs(64, 8, 2) for kernel in _KERNELS[:3]}
+_AMD = (
+    _TIGHT
+    | {f"half 128 {kernel}": _configs(32, 4, 1) for kernel in _KERNELS[3:]}
+    | {f"half 64 {kernel}": _configs(64, 4, 1) for kernel in _KERNELS[1:5]}
+    | {f"half 64 {kernel}": _configs(32, 2, 1) for kernel in _KERNELS[5:]}
+    | {f"float32 64 {kernel}": _configs(32, 4, 1) for kernel in _KERNELS[:3]}
+    | {f"float32 64 {kernel}": _configs(16, 2, 1) for kernel in _KERNELS[3:]}
+)
 _TABLE: Table = {
     80: _AMPERE,
     86: _TIGHT,
@@ -173,10 +178,8 @@ class _Problem:
             warps = config["num_warps"] * tiles["TILE"] // config["TILE"]
             return run(config | tiles | {"num_warps": max(warps, 1)})
 
-        if self.arguments["rel_pos"] is None:
-            kernel = "forward" if name == "forward" else "backward"
-        else:
-            kernel = "positions by queries" if name in ("forward", "queries") else "positions"
+        with_positions = self.arguments["rel_pos"] is not None and name != "positions"
+        kernel = f"{name} with positions" if with_positions else name
         kind = f"{kind_of(q.dtype)} {max(width, 64)} {kernel}"
         return fitting(choose(f"block_attention {name}", _TABLE, kind, q.device, (width, largest), fitting))
 
