@@ -1,5 +1,5 @@
 // All inline PTX: one function per instruction, and beside it what the instruction does on the host
-// (dmao/cuda_on_host.h). The sections are those of the PTX ISA 9.0.
+// (dmao/cuda_on_host.h). Titles in quotes are those of sections of the PTX ISA.
 #pragma once
 
 #include "elements.cuh"
@@ -18,7 +18,8 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-// 9.7.15.5.15, ldmatrix: lane l gives the row l % 8 of matrix l / 8, 16 bytes each.
+// "Warp-level matrix load instruction: ldmatrix": lane l gives the row l % 8 of matrix l / 8, 16
+// bytes each.
 __device__ __forceinline__ void load_matrices(unsigned (&words)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -32,7 +33,8 @@ __device__ __forceinline__ void load_transposed(unsigned (&words)[4], const void
                  : "memory");
 }
 
-// 9.7.15.5.14, mma: D += A B, 16 x 8 sums over 16 (of 16-bit elements) or 8 (tf32) products.
+// "Multiply-and-accumulate instruction: mma": D += A B, 16 x 8 sums over 16 (of 16-bit elements) or
+// 8 (tf32) products.
 template <class Element>
 __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4],
                                          const unsigned (&b)[2]);
@@ -64,8 +66,8 @@ __device__ __forceinline__ void multiply<float>(float (&d)[4], const unsigned (&
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// 9.7.9.25.3, cp.async: 16 bytes past the registers, of which the first `valid` are read and the
-// others are zeros.
+// "Data Movement and Conversion Instructions: cp.async": 16 bytes past the registers, of which the
+// first `valid` are read and the others are zeros.
 __device__ __forceinline__ void async_copy(void* shared, const void* global, int valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                  "l"(global), "r"(valid)
@@ -80,7 +82,8 @@ __device__ __forceinline__ void async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// 9.7.9.21, cvt: two floats, rounded to nearest even, the first in the low half.
+// "Data Movement and Conversion Instructions: cvt": two floats, rounded to nearest even, the first
+// in the low half.
 __device__ __forceinline__ unsigned round_pair(bfloat16, float first, float second) {
     unsigned word;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
