@@ -6,8 +6,6 @@
 namespace dmao::cuda_on_host {
 namespace {
 
-constexpr unsigned char kNaN = 0xFF;
-
 bool aligned(const void* address, int bytes) {
     return std::bit_cast<std::uintptr_t>(address) % static_cast<std::uintptr_t>(bytes) == 0;
 }
@@ -27,7 +25,6 @@ void async_copy(void* target, const void* source, int bytes, int valid) {
     note_write(target, bytes);
     fill_bytes(target, kNaN, bytes);
     thread.copies.push_back({target, source, bytes, valid, thread.group});
-    totals.async_bytes += valid;
 }
 
 void async_commit() { ++block->running().group; }

@@ -38,8 +38,7 @@ bool same_place(const std::source_location& a, const std::source_location& b) {
 
 Block::Block(Dim3 size, Dim3 grid, std::size_t shared_bytes, void (*kernel)(void*), void* context,
              unsigned seed)
-    : size_(size),
-      stacks_bytes_(size.x * size.y * size.z * Fiber::kStack),
+    : stacks_bytes_(size.x * size.y * size.z * Fiber::kStack),
       stacks_(map_stacks(stacks_bytes_)),
       memory_(shared_bytes),
       kernel_(kernel),
@@ -70,7 +69,6 @@ Block::~Block() {
 
 void Block::run(Dim3 index) {
     start(index);
-    ++totals.blocks;
     running_ = take();
     place = &running_->place;
     launcher_.switch_to(*running_->fiber);
@@ -152,7 +150,6 @@ void Block::yield(bool last) {
     Thread* me = running_;
     Thread* next = take();
     if (next == me) return;
-    ++totals.switches;
     if (next == nullptr) {
         if (alive_ > 0) fail_deadlock();
         me->fiber->switch_to(launcher_, true);
@@ -163,18 +160,16 @@ void Block::yield(bool last) {
     }
 }
 
-bool Block::meet(Meeting& meeting, int expected) {
-    const bool complete = ++meeting.arrived == expected;
-    if (complete) {
+void Block::meet(Meeting& meeting, int expected) {
+    if (++meeting.arrived == expected) {
         wake(meeting);
-        if (random_ == 0) return true;
+        if (random_ == 0) return;
         add(*running_);  // has no right to be first
     } else {
         running_->next = meeting.waiting;
         meeting.waiting = running_;
     }
     yield();
-    return complete;
 }
 
 void Block::wake(Meeting& meeting) {
@@ -200,7 +195,7 @@ void Block::wait_for_block(int id, int threads, std::source_location where) {
     }
     char* order = &barrier.order[barrier.generation & 1];
     release(order);
-    if (meet(barrier, threads == 0 ? alive_ : threads)) ++totals.barriers;
+    meet(barrier, threads == 0 ? alive_ : threads);
     acquire(order);
 }
 

@@ -40,12 +40,12 @@ struct Meeting {
     Thread* waiting = nullptr;
     int arrived = 0;
     int generation = 0;
+    char order[2] = {};  // ThreadSanitizer's, one for every other generation
 };
 
 struct Barrier : Meeting {
     int expected = 0;  // 0: all that have not returned
     std::source_location where;
-    char order[2] = {};  // ThreadSanitizer's, one for every other generation
 };
 
 // The lanes of a warp, which do something together: each brings `in`, the last one makes all `out`.
@@ -57,7 +57,6 @@ struct Warp : Meeting {
     unsigned mask = 0;
     Operation operation = nullptr;
     alignas(16) unsigned char in[kWarp][kBytes], out[2][kWarp][kBytes];
-    char order[2] = {};
 };
 
 class Block {
@@ -84,15 +83,14 @@ class Block {
     static void enter();
     void start(Dim3 index);
     void leave();
-    // Waits until `expected` threads have come; true for the one that was the last.
-    bool meet(Meeting& meeting, int expected);
+    // Waits until `expected` threads have come.
+    void meet(Meeting& meeting, int expected);
     void wake(Meeting& meeting);
     void yield(bool last = false);
     void add(Thread& thread);
     Thread* take();
     [[noreturn]] void fail_deadlock();
 
-    Dim3 size_;
     std::size_t stacks_bytes_;
     char* stacks_;
     SharedMemory memory_;

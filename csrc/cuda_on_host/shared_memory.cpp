@@ -10,7 +10,6 @@ namespace dmao::cuda_on_host {
 namespace {
 
 constexpr std::size_t kGap = 64;
-constexpr unsigned char kNaN = 0xFF;  // in every floating point format
 
 std::size_t round_up(std::size_t bytes, std::size_t unit) {
     return (bytes + unit - 1) / unit * unit;

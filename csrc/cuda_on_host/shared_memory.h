@@ -6,6 +6,9 @@
 
 namespace dmao::cuda_on_host {
 
+// Bytes of what nobody has written: NaN in every floating point format.
+constexpr unsigned char kNaN = 0xFF;
+
 class SharedMemory {
   public:
     static constexpr std::size_t kMostStatic = 48 * 1024, kMostDynamic = 227 * 1024;

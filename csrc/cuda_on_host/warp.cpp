@@ -16,7 +16,7 @@ T read(const void* from) {
     return value;
 }
 
-// --- Shuffles and votes
+// --- Shuffles
 
 constexpr std::size_t kValue = 16;  // bytes of a shuffled value; the lane to read stands behind it
 
@@ -29,14 +29,6 @@ void shuffle_lanes(Warp::Words in, Warp::Words out, unsigned mask) {
         }
         copy_bytes(out[lane], in[source], kValue);
     }
-}
-
-void count_votes(Warp::Words in, Warp::Words out, unsigned mask) {
-    unsigned ballot = 0;
-    for (int lane = 0; lane < kWarp; ++lane) {
-        if ((mask >> lane & 1) != 0 && in[lane][0] != 0) ballot |= 1u << lane;
-    }
-    for (int lane = 0; lane < kWarp; ++lane) copy_bytes(out[lane], &ballot, sizeof(ballot));
 }
 
 // --- ldmatrix: four matrices of 8 rows of 16 bytes; lane l has the address of row l % 8 of l / 8
@@ -142,13 +134,6 @@ void shuffle(unsigned mask, const void* value, std::size_t size, int source, voi
     copy_bytes(brought, value, size);
     copy_bytes(brought + kValue, &source, sizeof(source));
     block->collective(shuffle_lanes, mask, brought, sizeof(brought), result, size);
-}
-
-unsigned vote(unsigned mask, bool yes) {
-    const unsigned char brought = yes;
-    unsigned ballot;
-    block->collective(count_votes, mask, &brought, 1, &ballot, sizeof(ballot));
-    return ballot;
 }
 
 void load_matrices(unsigned (&words)[4], const void* row, bool transposed) {

@@ -21,7 +21,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <source_location>
 #include <type_traits>
 
@@ -30,19 +29,6 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-
-struct alignas(8) float2 {
-    float x, y;
-};
-struct alignas(16) float4 {
-    float x, y, z, w;
-};
-struct alignas(8) uint2 {
-    unsigned x, y;
-};
-struct alignas(16) uint4 {
-    unsigned x, y, z, w;
-};
 
 namespace dmao::cuda_on_host {
 
@@ -61,11 +47,9 @@ extern thread_local const Place* place;
 
 // Since `reset_counts`, of the launches of this OS thread.
 struct Counts {
-    long blocks, switches, barriers;
     long matrix_products;  // mma.sync
     long matrix_loads;     // ldmatrix
     long bank_conflicts;   // of ldmatrix: turns beyond the one that eight rows need
-    long async_bytes;      // copied by cp.async
 };
 Counts counts();
 void reset_counts();
@@ -89,7 +73,6 @@ void run(Kernel kernel, Dim3 grid, Dim3 block, std::size_t shared_bytes, Argumen
 void wait_for_block(int id, int threads, std::source_location where);
 void wait_for_warp(unsigned mask);
 void shuffle(unsigned mask, const void* value, std::size_t size, int source, void* result);
-unsigned vote(unsigned mask, bool yes);
 
 // --- Memory
 
@@ -149,31 +132,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
     const bool inside = ((source ^ lane) & ~(width - 1)) == 0;
     return ::dmao::cuda_on_host::shuffle(mask, value, inside ? source : lane);
 }
-inline unsigned __ballot_sync(unsigned mask, int yes) {
-    return ::dmao::cuda_on_host::vote(mask, yes != 0);
-}
-inline int __any_sync(unsigned mask, int yes) {
-    return ::dmao::cuda_on_host::vote(mask, yes != 0) != 0;
-}
-inline int __all_sync(unsigned mask, int yes) {
-    return ::dmao::cuda_on_host::vote(mask, yes != 0) == mask;
-}
-
-template <class T>
-T __ldg(const T* p) {
-    return *p;
-}
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline unsigned atomicAdd(unsigned* p, unsigned value) {
     return __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
 }
-inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline unsigned __umulhi(unsigned a, unsigned b) {
-    return static_cast<unsigned>((static_cast<std::uint64_t>(a) * b) >> 32);
-}
-inline float __expf(float x) { return std::exp(x); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __int_as_float(int bits) { return __builtin_bit_cast(float, bits); }
-inline int __float_as_int(float value) { return __builtin_bit_cast(int, value); }
 inline float __uint_as_float(unsigned bits) { return __builtin_bit_cast(float, bits); }
-inline unsigned __float_as_uint(float value) { return __builtin_bit_cast(unsigned, value); }
