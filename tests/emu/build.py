@@ -76,8 +76,8 @@ class Compiler:
 
 
 def _compile(options: list[str]) -> None:
-    include = f"-I{ROOT}/csrc/include"
-    subprocess.run([require_compiler(), "-std=c++20", "-Wall", "-Wextra", include, *options], check=True)
+    includes = [f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/tests/cuda_on_host"]
+    subprocess.run([require_compiler(), "-std=c++20", "-Wall", "-Wextra", *includes, *options], check=True)
 
 
 def run(program: Path, seed: int = 0) -> tuple[int, str]:

@@ -5,9 +5,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <random>
 #include <stdexcept>
-#include <type_traits>
+
+#include "random_values.h"
 
 namespace dmao {
 namespace {
@@ -59,25 +59,9 @@ void multiply(Matrix<E, a> left, Matrix<E, b> right, float* c) {
     });
 }
 
-std::mt19937 random_bits(1);
-
-template <class E>
-std::unique_ptr<E[]> values(int count) {
-    std::unique_ptr<E[]> made(new E[count]);
-    for (int i = 0; i < count; ++i) {
-        const float value = static_cast<float>(random_bits() % 2001) / 1000.0f - 1.0f;
-        if constexpr (std::is_same_v<E, float>) {
-            made[i] = value;
-        } else {
-            made[i].bits = ptx::round_half(E{}, value);
-        }
-    }
-    return made;
-}
-
 template <class E, Layout a, Layout b>
 void check(int m, int n, int k, double tolerance) {
-    const auto x = values<E>(m * k), y = values<E>(n * k);
+    const auto x = random_values<E>(m * k), y = random_values<E>(n * k);
     const Matrix<E, a> left{x.get(), m, k, 0};
     const Matrix<E, b> right{y.get(), n, k, 0};
     std::unique_ptr<float[]> c(new float[m * n]);

@@ -4,29 +4,17 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <random>
 #include <stdexcept>
 #include <vector>
+
+#include "random_values.h"
 
 namespace dmao {
 namespace {
 
-std::mt19937 random_bits(1);
-
-// Of exactly the promised size: what is read beside it is seen by AddressSanitizer.
-template <class E>
-std::unique_ptr<E[]> matrix(int count) {
-    std::unique_ptr<E[]> values(new E[count]);
-    for (int i = 0; i < count; ++i) {
-        const float value = static_cast<float>(random_bits() % 2001) / 1000.0f - 1.0f;
-        values[i].bits = ptx::round_half(E{}, value);
-    }
-    return values;
-}
-
 template <class E>
 double error_of_product(int m, int n, int k) {
-    const auto a = matrix<E>(m * k), b = matrix<E>(n * k);
+    const auto a = random_values<E>(m * k), b = random_values<E>(n * k);
     std::unique_ptr<float[]> c(new float[m * n]);
     const cuda_on_host::Dim3 grid{static_cast<unsigned>((n + kTile - 1) / kTile),
                                   static_cast<unsigned>((m + kTile - 1) / kTile)};
