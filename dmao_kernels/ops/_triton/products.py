@@ -188,9 +188,9 @@ def token_spans(tokens: int, tiles: int, wanted: int, step: int) -> tuple[int, i
     A span is long enough for the second pass, over the sums of all spans, not to matter.
     """
     shortest = 512
-    spans = max(min(wanted // max(tiles, 1), -(-tokens // shortest)), 1)
-    length = -(-tokens // (spans * step)) * step
-    return max(-(-tokens // length), 1) if length else 1, max(length, step)
+    spans = max(min(wanted // max(tiles, 1), cdiv(tokens, shortest)), 1)
+    length = cdiv(tokens, spans * step) * step
+    return max(cdiv(tokens, length), 1) if length else 1, max(length, step)
 
 
 @triton.jit(do_not_specialize=["size", "planes"])
