@@ -27,8 +27,8 @@ inline constexpr int kPerChunk = kChunkBytes / static_cast<int>(sizeof(E));
 // Where a chunk of a line is, so that eight lines have the same chunk in different banks.
 template <int chunks>
 __device__ __forceinline__ unsigned char* chunk_in(unsigned char* tile, int line, int chunk) {
-    static_assert(chunks == 4 || chunks % 8 == 0);
-    const int swizzled = chunks == 4 ? chunk ^ (line / 2 % 4) : chunk ^ (line % 8);
+    static_assert(chunks % 4 == 0);
+    const int swizzled = chunk ^ (chunks % 8 == 4 ? line / 2 % 4 : line % 8);
     return tile + (line * chunks + swizzled) * kChunkBytes;
 }
 
@@ -93,6 +93,24 @@ struct SharedTile {
         left[1] = words[1];
         right[0] = words[2];
         right[1] = words[3];
+    }
+
+    // Of a tile with lines across; float32 with k in the order in which sums lie in registers: its
+    // places t and t + 4 in a step are the lines 2 t and 2 t + 1.
+    __device__ static __forceinline__ void read_columns_of_sums(unsigned char* tile, int first,
+                                                                int k, unsigned (&left)[2],
+                                                                unsigned (&right)[2]) {
+        static_assert(layout == Layout::lines_across);
+        if constexpr (sizeof(E) == 2) {
+            read_columns(tile, first, k, left, right);
+        } else {
+            const int lane = static_cast<int>(threadIdx.x) % 32, line = k + lane % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                left[i] = element(tile, line + i, first + lane / 4);
+                right[i] = element(tile, line + i, first + lane / 4 + 8);
+            }
+        }
     }
 
   private:
