@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(Positions<E, kWidth>::kThreads)
     ptx::async_commit();
     // Row m has scores in the columns from kSide - 1 - m on; the others stay zero.
     for (int at = static_cast<int>(threadIdx.x); at < kSide * Tile::kChunks; at += kThreads) {
-        *reinterpret_cast<Words*>(grad_scores + at * kChunkBytes) = {};
+        *reinterpret_cast<uint4*>(grad_scores + at * kChunkBytes) = {};
     }
 
     const int group = warp() % Use::kGroups, part = warp() / Use::kGroups;

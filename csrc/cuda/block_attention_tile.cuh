@@ -19,11 +19,11 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 template <class E, int kRows, int kWidth>
 using Along = SharedTile<E, Layout::lines_of_k, kRows, kWidth>;
 template <class E, int kRows, int kWidth>
-using Across = SharedTile<E, Layout::lines_across, kWidth, kRows>;
+using Across = SharedTile<E, Layout::lines_across, kWidth, kRows, 1>;
 // Scores [queries, keys], of which products go across the queries.
 template <class E, int kQueries, int kKeys>
 using Scores = SharedTile<E, Layout::lines_across,
-                          (kKeys < 4 * kPerChunk<E> ? 4 * kPerChunk<E> : kKeys), kQueries>;
+                          (kKeys < 4 * kPerChunk<E> ? 4 * kPerChunk<E> : kKeys), kQueries, 1>;
 
 template <class E>
 struct Rows {
@@ -64,10 +64,6 @@ __device__ __forceinline__ void fetch_band(unsigned char* tile, const Rows<E>& r
 }
 
 // --- Single elements
-
-struct alignas(16) Words {
-    unsigned word[4];
-};
 
 template <class E>
 __device__ __forceinline__ E rounded(float value) {
@@ -158,7 +154,7 @@ __device__ __forceinline__ void store_lines(unsigned char* tile, int line, int f
             chunk_in<kLineWidth / kPerChunk<E>>(tile, line + own, chunk));
         E* to = rows + (row + own) * stride + chunk * kPerChunk<E>;
         if (width % kPerChunk<E> == 0) {  // so that all rows begin at multiples of 16 bytes
-            *reinterpret_cast<Words*>(to) = *reinterpret_cast<const Words*>(from);
+            *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
         } else {
 #pragma unroll
             for (int i = 0; i < kPerChunk<E>; ++i) {
@@ -262,13 +258,13 @@ __device__ __forceinline__ void add_across(float (&sums)[kHigh][kWide][4],
         unsigned left[kHigh][4];
 #pragma unroll
         for (int h = 0; h < kHigh; ++h) {
-            Tile::read_rows(scores, row + 16 * h, k, left[h]);
+            Tile::read_rows_of_sums(scores, row + 16 * h, k, left[h]);
             if (with_totals) ptx::multiply<E>(totals[h], left[h], ones);
         }
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             unsigned right[2][2];
-            Across<E, kLines, kWidth>::read_columns(b, column + 8 * j, k, right[0], right[1]);
+            Across<E, kLines, kWidth>::read_columns_of_sums(b, column + 8 * j, k, right[0], right[1]);
 #pragma unroll
             for (int h = 0; h < kHigh; ++h) {
                 ptx::multiply<E>(sums[h][j], left[h], right[0]);

@@ -48,7 +48,7 @@ def test_mutant_is_noticed(build: str, correct: str, wrong: str, message: str, c
 
 def test_bank_conflicts_are_seen(compiler: Compiler) -> None:
     """Where the chunks of a line lie side by side."""
-    plain = "chunk ^ (chunks % 8 == 4 ? line / 2 % 4 : line % 8)"
+    plain = "chunk ^ (line / lines * turn % group)"
     status, printed = run(compiler.mutant(SOURCE, "plain", plain, "chunk"))
     assert status == 0
     assert int(re.findall(r"(\d+) conflicts", printed)[0]) > 0
