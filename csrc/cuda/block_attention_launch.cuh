@@ -9,6 +9,16 @@ namespace dmao {
 // Floats that the backward pass needs for each of the pointers of that name.
 struct AttentionScratch {
     std::int64_t inner, content_sums, position_bias_sums, position_sums;
+
+    std::int64_t total() const {
+        return inner + content_sums + position_bias_sums + position_sums;
+    }
+    void place(float* memory, AttentionBackward& problem) const {
+        problem.inner = memory;
+        problem.content_sums = problem.inner + inner;
+        problem.position_bias_sums = problem.content_sums + content_sums;
+        problem.position_sums = problem.position_bias_sums + position_bias_sums;
+    }
 };
 
 namespace attention {
@@ -134,23 +144,28 @@ class Launches {
 
 }  // namespace attention
 
-// use(launches) with the kernels for elements E and a width.
+// use(launches) with the kernels for elements E and a width. On the host two widths have to do:
+// compiling all takes a minute (the others are run by csrc/tests/cuda/block_attention.cpp).
 template <class E, class Use>
 auto with_attention(const Gpu& gpu, int width, const Use& use) {
-    constexpr int kElement = static_cast<int>(sizeof(E));
-    switch (attention_width(width, kElement)) {
+#if defined(__CUDACC__)
+    switch (attention_width(width, static_cast<int>(sizeof(E)))) {
         case 32:
             return use(attention::Launches<E, 32>(gpu));
         case 64:
             return use(attention::Launches<E, 64>(gpu));
         case 96:
-            if constexpr (kElement == 2) return use(attention::Launches<E, 96>(gpu));
+            if constexpr (sizeof(E) == 2) return use(attention::Launches<E, 96>(gpu));
             [[fallthrough]];
         case 128:
             return use(attention::Launches<E, 128>(gpu));
         default:
             return use(attention::Launches<E, 256>(gpu));
     }
+#else
+    if (width <= 64) return use(attention::Launches<E, 64>(gpu));
+    return use(attention::Launches<E, 256>(gpu));
+#endif
 }
 
 }  // namespace dmao

@@ -77,13 +77,19 @@ class Problem {
         std::vector<float> lse(h_ * rows_, kNaN);
         launches.run(AttentionForward{a_, out.data(), lse.data()});
         const AttentionScratch sizes = launches.scratch(a_);
-        std::vector<float> inner(sizes.inner, kNaN), sums(sizes.content_sums, kNaN),
-            bias_sums(sizes.position_bias_sums, kNaN), position_sums(sizes.position_sums, kNaN);
-        launches.run(AttentionBackward{
-            a_, rows(grad_out_), {out.data(), h_ * d_, d_}, lse.data(), grad_q.data(),
-            grad_k.data(), grad_v.data(), grad_rel_pos.data(), grad_content.data(),
-            grad_position.data(), inner.data(), sums.data(), bias_sums.data(),
-            position_sums.data()});
+        std::vector<float> scratch(sizes.total(), kNaN);
+        AttentionBackward backward{a_,
+                                   rows(grad_out_),
+                                   {out.data(), h_ * d_, d_},
+                                   lse.data(),
+                                   grad_q.data(),
+                                   grad_k.data(),
+                                   grad_v.data(),
+                                   grad_rel_pos.data(),
+                                   grad_content.data(),
+                                   grad_position.data()};
+        sizes.place(scratch.data(), backward);
+        launches.run(backward);
         solve();
         compare("out", out, true_out_, tolerance);
         compare("grad_q", grad_q, true_q_, tolerance);
