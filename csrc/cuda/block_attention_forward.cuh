@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads)
     Sight sight[kHigh];
 #pragma unroll
     for (int h = 0; h < kHigh; ++h) sight[h] = Sight(a, query + row + 16 * h, span.length);
-    Kept<kHigh> dropout(a, span.utterance, head);
+    Kept<kHigh> dropout;
     float sums[kHigh][kWidth / 8][4], top[kHigh][2], total[kHigh][2];
     clear(sums);
 #pragma unroll
@@ -114,10 +114,10 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads)
     go_through<Use::kStages>(walk, fetch, [&](int stage, const Visits& here) {
         unsigned char* const own = stages + stage * Use::kStageBytes;
         const int key = here.tile() * kKeys;
+        if (a.seed != nullptr) dropout.draw(a, span, head, query + row, key);
         float scores[kHigh][kGroups][4];
         score<E, kWidth, kPositions>(scores, content, position, row, own, 0,
                                      own + 2 * kKeys * Use::kLine, kQueries - 16 - row);
-        if (a.seed != nullptr) dropout.draw(query + row, key);
 #pragma unroll
         for (int h = 0; h < kHigh; ++h) {
 #pragma unroll
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) scores[h][j][i] *= factor;
             }
-            sight[h].apply(scores[h], key, here.live(row / 16 + h),
+            sight[h].apply(a, scores[h], key, here.live(row / 16 + h),
                            [](float& hidden) { hidden = -INFINITY; });
 #pragma unroll
             for (int half = 0; half < 2; ++half) {

@@ -34,8 +34,10 @@ __device__ __forceinline__ void differentiate_again(
     const AttentionBackward& problem, const Span& span, int head, float (&scores)[1][kKeys / 8][4],
     float (&products)[1][kKeys / 8][4], unsigned char* content, unsigned char* position,
     unsigned char* gradients, int row, int query, unsigned char* keys, unsigned char* values,
-    int column, int key, unsigned char* band, int distance, Kept<1>& dropout, unsigned live) {
+    int column, int key, unsigned char* band, int distance, unsigned live) {
     const Attention& a = problem.attention;
+    Kept<1> dropout;
+    if (a.seed != nullptr) dropout.draw(a, span, head, query, key);
     score<E, kWidth, kPositions>(scores, content, position, row, keys, column, band, distance);
     clear(products);
     add_products<E, kWidth>(products, gradients, row, values, column);
@@ -48,7 +50,6 @@ __device__ __forceinline__ void differentiate_again(
         log_sums[half] = problem.lse[line];
         inner[half] = problem.inner[line];
     }
-    if (a.seed != nullptr) dropout.draw(query, key);
     differentiate(a, scores[0], products[0], log_sums, inner, Sight(a, query, span.length),
                   dropout, key, live);
 }
@@ -120,7 +121,6 @@ __global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads)
 
     const int group = warp() % Use::kGroups, part = warp() / Use::kGroups;
     const bool biased = a.content_bias != nullptr && part == 0;
-    Kept<1> dropout(a, span.utterance, head);
     float key_sums[1][Use::kPartWidth / 8][4], value_sums[1][Use::kPartWidth / 8][4];
     float key_totals[1][4] = {}, none[1][4];
     clear(key_sums);
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads)
             differentiate_again<E, kWidth, kPositions, kPartKeys>(
                 problem, span, head, scores, products, content, position, gradients, row,
                 query + row, keys, values, column, key + column, band, kSide - 16 - row + column,
-                dropout, live >> column / 16);
+                live >> column / 16);
             const auto one = [](int, int) { return 1.0f; };
             put_sums<E, kScoreWidth>(weights, row, column, products, one);
             put_sums<E, kScoreWidth>(grad_scores, row, column, scores, one);

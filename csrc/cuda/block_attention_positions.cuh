@@ -60,7 +60,6 @@ __global__ void __launch_bounds__(Positions<E, kWidth>::kThreads)
         const Span span = span_of(a, u, head);
         const Rows<E> q(a.q, head, span.first), k(a.k, head, span.first), v(a.v, head, span.first);
         const Rows<E> grad_out(problem.grad_out, head, span.first);
-        Kept<1> dropout(a, span.utterance, head);
         const int tiles = (span.length + kSide - 1) / kSide;
         const int begin =
             own == diagonals.first ? smaller(larger(1 - tiles, diagonals.least), own) : own;
@@ -89,7 +88,7 @@ __global__ void __launch_bounds__(Positions<E, kWidth>::kThreads)
                     differentiate_again<E, kWidth, true, kPartKeys>(
                         problem, span, head, scores, products, content, position, gradients, row,
                         query + row, keys, values, column, key + column, band,
-                        kSide - 16 - row + column, dropout, walk.live(group) >> column / 16);
+                        kSide - 16 - row + column, walk.live(group) >> column / 16);
 #pragma unroll
                     for (int j = 0; j < kPartKeys / 8; ++j) {
 #pragma unroll

@@ -24,7 +24,7 @@ __device__ __forceinline__ void differentiate(const Attention& a, float (&scores
             scores[j][i] = ptx::exp2(scores[j][i] * factor - log_sums[i / 2]);
         }
     }
-    sight.apply(scores, key, live, [](float& hidden) { hidden = 0.0f; });
+    sight.apply(a, scores, key, live, [](float& hidden) { hidden = 0.0f; });
 #pragma unroll
     for (int j = 0; j < kWide; ++j) {
 #pragma unroll
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads)
         if (own < span.length) log_sums[half] = problem.lse[line + own];
     }
     const Sight sight(a, query + row, span.length);
-    Kept<1> dropout(a, span.utterance, head);
+    Kept<1> dropout;
     float sums[1][kWidth / 8][4];
     clear(sums);
 
@@ -127,11 +127,11 @@ __global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads)
         unsigned char* const own = stages + stage * Use::kStageBytes;
         unsigned char* const band = own + 2 * kKeys * Use::kLine;
         const int key = here.tile() * kKeys, distance = kQueries - 16 - row;
+        if (a.seed != nullptr) dropout.draw(a, span, head, query + row, key);
         float scores[1][kKeys / 8][4], products[1][kKeys / 8][4];
         score<E, kWidth, kPositions>(scores, content, position, row, own, 0, band, distance);
         clear(products);
         add_products<E, kWidth>(products, gradients, row, own + kKeys * Use::kLine, 0);
-        if (a.seed != nullptr) dropout.draw(query + row, key);
         differentiate(a, scores[0], products[0], log_sums, inner, sight, dropout, key,
                       here.live(row / 16));
         add_weighted<E, kWidth>(sums, scores, own, 0);

@@ -49,18 +49,22 @@ struct Rows {
 template <class E, int kRows, int kWidth, int threads>
 __device__ __forceinline__ void fetch_rows(unsigned char* tile, const Rows<E>& rows, int first,
                                            int end, int width) {
-    Along<E, kRows, kWidth>::template fetch<threads>(tile, [&](int line, int chunk) {
+    const auto source = [&](int line, int chunk) {
         return rows.chunk(first + line, chunk, width, first + line < end);
-    });
+    };
+    Along<E, kRows, kWidth>::template fetch<threads>(tile, source,
+                                                     ptx::fresh(static_cast<int>(threadIdx.x)));
 }
 
 // The rows of rel_pos for kRows distances from `first` on.
 template <class E, int kRows, int kWidth, int threads>
 __device__ __forceinline__ void fetch_band(unsigned char* tile, const Rows<E>& rows, int first,
                                            int reach, int width) {
-    Along<E, kRows, kWidth>::template fetch<threads>(tile, [&](int line, int chunk) {
+    const auto source = [&](int line, int chunk) {
         return rows.chunk(clamp(first + line + reach, 0, 2 * reach), chunk, width, true);
-    });
+    };
+    Along<E, kRows, kWidth>::template fetch<threads>(tile, source,
+                                                     ptx::fresh(static_cast<int>(threadIdx.x)));
 }
 
 // --- Single elements
@@ -183,15 +187,16 @@ template <class E, int kWidth, int kHigh, int kWide>
 __device__ __forceinline__ void add_products(float (&sums)[kHigh][kWide][4], unsigned char* a,
                                              int row, unsigned char* b, int column) {
     using Tile = Along<E, 16, kWidth>;  // however many lines it has
+    const int own = ptx::fresh(lane());
 #pragma unroll
     for (int k = 0; k < kWidth; k += 2 * kPerChunk<E>) {
         unsigned left[kHigh][4];
 #pragma unroll
-        for (int h = 0; h < kHigh; ++h) Tile::read_rows(a, row + 16 * h, k, left[h]);
+        for (int h = 0; h < kHigh; ++h) Tile::read_rows(a, row + 16 * h, k, left[h], own);
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             unsigned right[2][2];
-            Tile::read_columns(b, column + 8 * j, k, right[0], right[1]);
+            Tile::read_columns(b, column + 8 * j, k, right[0], right[1], own);
 #pragma unroll
             for (int h = 0; h < kHigh; ++h) {
                 ptx::multiply<E>(sums[h][j], left[h], right[0]);
@@ -224,6 +229,7 @@ __device__ __forceinline__ void add_weighted(float (&sums)[kHigh][kWide][4],
                                              unsigned char* b, int line) {
     constexpr int kStep = 2 * kPerChunk<E>;
     using Tile = Across<E, 16, kWidth>;
+    const int own = ptx::fresh(lane());
 #pragma unroll
     for (int k = 0; k < 8 * kKeys; k += kStep) {
         unsigned left[kHigh][4];
@@ -232,7 +238,7 @@ __device__ __forceinline__ void add_weighted(float (&sums)[kHigh][kWide][4],
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             unsigned right[2][2];
-            Tile::read_columns_of_sums(b, 8 * j, line + k, right[0], right[1]);
+            Tile::read_columns_of_sums(b, 8 * j, line + k, right[0], right[1], own);
 #pragma unroll
             for (int h = 0; h < kHigh; ++h) {
                 ptx::multiply<E>(sums[h][j], left[h], right[0]);
@@ -253,18 +259,20 @@ __device__ __forceinline__ void add_across(float (&sums)[kHigh][kWide][4],
                          : std::is_same_v<E, float16> ? 0x3C003C00
                                                       : 0x3F800000;
     const unsigned ones[2] = {one, one};
+    const int own = ptx::fresh(lane());
 #pragma unroll
     for (int k = 0; k < kLines; k += 2 * kPerChunk<E>) {
         unsigned left[kHigh][4];
 #pragma unroll
         for (int h = 0; h < kHigh; ++h) {
-            Tile::read_rows_of_sums(scores, row + 16 * h, k, left[h]);
+            Tile::read_rows_of_sums(scores, row + 16 * h, k, left[h], own);
             if (with_totals) ptx::multiply<E>(totals[h], left[h], ones);
         }
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             unsigned right[2][2];
-            Across<E, kLines, kWidth>::read_columns_of_sums(b, column + 8 * j, k, right[0], right[1]);
+            Across<E, kLines, kWidth>::read_columns_of_sums(b, column + 8 * j, k, right[0], right[1],
+                                                          own);
 #pragma unroll
             for (int h = 0; h < kHigh; ++h) {
                 ptx::multiply<E>(sums[h][j], left[h], right[0]);

@@ -22,8 +22,8 @@ SOURCE = ROOT / "csrc/tests/cuda/block_attention.cpp"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS = torch.tensor([True, False, True])
 
-# TF32 has 13 bits less than float32, in which the rule of comparison counts.
-TF32_SLACK = 2.0**13
+# TF32 has 13 bits less than float32, in which the rule of comparison counts; scores are sums of several products.
+TF32_SLACK = 2.0**15
 
 
 def check(problem: Problem, **conditions: Any) -> None:
