@@ -237,6 +237,20 @@ def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: 
         )
 
 
+@main.command(short_help="What is installed, what runs here, and why the rest does not.")
+@as_json_option
+def info(as_json: bool) -> None:
+    """Show versions, how the kernels were built, and which backend can run here (or why it cannot).
+
+    \b
+    Example:
+      dmao info --json
+    """
+    from dmao_kernels.info import describe, text
+
+    print_json(describe()) if as_json else click.echo(text())
+
+
 @main.command(short_help="Are the kernels right here, and how fast?")
 @click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
 @click.option("--out", type=FOLDER, default="selftest", show_default=True, help="Folder of the report.")
