@@ -173,7 +173,6 @@ def _kernels_of(op: str, tensors: tuple[torch.Tensor | None, ...]) -> str:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _is_faster_in_cuda(op: str) -> bool:
     return not _WHY_NOT["cuda"] and gpu_choice.fastest(op) == "cuda"
 

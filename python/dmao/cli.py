@@ -268,7 +268,8 @@ def info(as_json: bool) -> None:
     show_default=True,
     help="After so many no new problem is begun.",
 )
-def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], seconds: float) -> None:
+@click.option("--choose", is_flag=True, help="Keep which backend for this GPU was faster, for later runs.")
+def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], seconds: float, choose: bool) -> None:
     """Check all operations against float64, train with an event, time everything beside its peers.
 
     Writes report.json and report.md. An operation that is wrong has no times, and the exit status is 1.
@@ -280,7 +281,9 @@ def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], 
     from dmao_kernels.testing.selftest.run import PARTS, default_device
     from dmao_kernels.testing.selftest.run import selftest as run
 
-    report = run(device or default_device(), out, quick=quick, only=only or PARTS, seconds=seconds, say=click.echo)
+    report = run(
+        device or default_device(), out, quick=quick, only=only or PARTS, seconds=seconds, choose=choose, say=click.echo
+    )
     if report.wrong:
         click.get_current_context().exit(1)
 
