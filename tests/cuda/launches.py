@@ -1,4 +1,4 @@
-"""What the operations would launch on a GPU that is not there: the emulation writes launches down instead of running."""
+"""What the operations would launch on a GPU that is not there: launches are written down, not run."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def recorded(problem: Callable[[], None], gpu: GPU, library: Path, file: Path) -
     tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        with _variables(DMAO_CUDA_LAUNCHES=str(file), DMAO_CUDA_GPU=f"{gpu.arch},{gpu.processors}"):
-            with use_backend("cuda-emulated"):
-                problem()
+        described = _variables(DMAO_CUDA_LAUNCHES=str(file), DMAO_CUDA_GPU=f"{gpu.arch},{gpu.processors}")
+        with described, use_backend("cuda-emulated"):
+            problem()
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
     symbols = _symbols(library)
