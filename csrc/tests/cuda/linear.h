@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "linear_launch.cuh"
+#include "linear_products.cuh"
 #include "random_values.h"
 
 namespace dmao {
