@@ -4,9 +4,13 @@
 // What a tile of A or B is made of, chunks of 16 bytes, is up to the caller: `source(line, chunk)`
 // returns where a chunk is and how many of its bytes are there. Lines are rows of A or columns of B
 // where k is what lies side by side in memory (Layout::lines_of_k), else they are the k of a step.
+// A source that keeps pointers for its thread takes `source(copy, line, chunk)`: the copies of a
+// thread are numbered, have one chunk in common, and their lines are threads / kChunks apart.
 //
 // Floor: a step multiplies 2 kRows kColumns kDepth flops out of (kRows + kColumns) kDepth elements.
 #pragma once
+
+#include <type_traits>
 
 #include "ptx.cuh"
 
@@ -24,11 +28,13 @@ inline constexpr int kChunkBytes = 16;
 template <class E>
 inline constexpr int kPerChunk = kChunkBytes / static_cast<int>(sizeof(E));
 
-// Where a chunk of a line is, so that eight lines have the same chunk in different banks.
-template <int chunks>
+// Where a chunk of a line is, so that eight lines have the same chunk in different banks. With
+// `turn` 2 four lines have two neighbouring chunks in different banks.
+template <int chunks, int turn = 1>
 __device__ __forceinline__ unsigned char* chunk_in(unsigned char* tile, int line, int chunk) {
-    static_assert(chunks == 4 || chunks % 8 == 0);
-    const int swizzled = chunks == 4 ? chunk ^ (line / 2 % 4) : chunk ^ (line % 8);
+    static_assert(chunks == 2 || chunks == 4 || chunks % 8 == 0);
+    constexpr int lines = chunks < 8 ? 8 / chunks : 1;  // side by side in all banks
+    const int swizzled = chunk ^ (line / lines * turn % (chunks < 8 ? chunks : 8));
     return tile + (line * chunks + swizzled) * kChunkBytes;
 }
 
@@ -38,16 +44,27 @@ struct SharedTile {
     static constexpr int kLines = layout == Layout::lines_of_k ? kWide : kDepth;
     static constexpr int kChunks = (layout == Layout::lines_of_k ? kDepth : kWide) / kPerChunk<E>;
     static constexpr int kBytes = kLines * kChunks * kChunkBytes;
+    // float32 across is read word by word: 4 lines of 8 places at once.
+    static constexpr int kTurn = layout == Layout::lines_across && sizeof(E) == 4 ? 2 : 1;
+
+    template <int threads>
+    static constexpr int kCopies = (kLines * kChunks + threads - 1) / threads;
 
     template <int threads, class Source>
     __device__ static __forceinline__ void fetch(unsigned char* tile, const Source& source) {
-        static_assert(kLines * kChunks % threads == 0);
+        static_assert(threads % kChunks == 0);
 #pragma unroll
-        for (int i = 0; i < kLines * kChunks / threads; ++i) {
+        for (int i = 0; i < kCopies<threads>; ++i) {
             const int at = static_cast<int>(threadIdx.x) + i * threads;
+            if (kLines * kChunks % threads != 0 && at >= kLines * kChunks) break;
             const int line = at / kChunks, chunk = at % kChunks;
-            const Chunk found = source(line, chunk);
-            ptx::async_copy(chunk_in<kChunks>(tile, line, chunk), found.source, found.bytes);
+            Chunk found;
+            if constexpr (std::is_invocable_v<const Source&, int, int, int>) {
+                found = source(i, line, chunk);
+            } else {
+                found = source(line, chunk);
+            }
+            ptx::async_copy(place(tile, line, chunk), found.source, found.bytes);
         }
     }
 
@@ -57,11 +74,11 @@ struct SharedTile {
         const int lane = static_cast<int>(threadIdx.x) % 32;
         if constexpr (layout == Layout::lines_of_k) {
             const int chunk = k / kPerChunk<E> + lane / 16;
-            ptx::load_matrices(words, chunk_in<kChunks>(tile, first + lane % 16, chunk));
+            ptx::load_matrices(words, place(tile, first + lane % 16, chunk));
             round(words);
         } else if constexpr (sizeof(E) == 2) {
             const int line = k + lane / 16 * 8 + lane % 8, chunk = first / 8 + lane / 8 % 2;
-            ptx::load_transposed(words, chunk_in<kChunks>(tile, line, chunk));
+            ptx::load_transposed(words, place(tile, line, chunk));
         } else {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -77,12 +94,11 @@ struct SharedTile {
         unsigned words[4];
         if constexpr (layout == Layout::lines_of_k) {
             const int line = first + lane % 8 + lane / 16 * 8;
-            ptx::load_matrices(words,
-                               chunk_in<kChunks>(tile, line, k / kPerChunk<E> + lane / 8 % 2));
+            ptx::load_matrices(words, place(tile, line, k / kPerChunk<E> + lane / 8 % 2));
             round(words);
         } else if constexpr (sizeof(E) == 2) {
             const int line = k + lane % 8 + lane / 8 % 2 * 8, chunk = first / 8 + lane / 16;
-            ptx::load_transposed(words, chunk_in<kChunks>(tile, line, chunk));
+            ptx::load_transposed(words, place(tile, line, chunk));
         } else {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -96,11 +112,14 @@ struct SharedTile {
     }
 
   private:
+    __device__ static __forceinline__ unsigned char* place(unsigned char* tile, int line,
+                                                           int chunk) {
+        return chunk_in<kChunks, kTurn>(tile, line, chunk);
+    }
     // One float32 of a tile with lines across, rounded.
-    __device__ static __forceinline__ unsigned element(unsigned char* tile, int line, int place) {
-        const float* chunk =
-            reinterpret_cast<const float*>(chunk_in<kChunks>(tile, line, place / kPerChunk<E>));
-        return ptx::round_to_tf32(chunk[place % kPerChunk<E>]);
+    __device__ static __forceinline__ unsigned element(unsigned char* tile, int line, int at) {
+        const float* chunk = reinterpret_cast<const float*>(place(tile, line, at / kPerChunk<E>));
+        return ptx::round_to_tf32(chunk[at % kPerChunk<E>]);
     }
     __device__ static __forceinline__ void round(unsigned (&words)[4]) {
         if constexpr (sizeof(E) == 4) {
@@ -174,6 +193,50 @@ struct TileProduct {
                           sums[i][j][2 * half + 1]);
                 }
             }
+        }
+    }
+
+    // Calls visit(row, column, values) for kRun neighbouring sums of a row at a time. They go
+    // through shared memory, which nobody else may use until a __syncthreads().
+    template <int kRun, class Visit>
+    __device__ __forceinline__ void visit_runs(unsigned char* shared, const Visit& visit) const {
+        constexpr int columns = kColumns / kWarpColumns, stride = columns + 8;  // no bank twice
+        constexpr int runs = 16 * columns / kRun;
+        static_assert(kThreads / 32 * 16 * stride * 4 <= kSharedBytes && columns % kRun == 0);
+        const int lane = static_cast<int>(threadIdx.x) % 32;
+        float* slab = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * (16 * stride);
+        __syncthreads();  // nobody reads the last step any more
+#pragma unroll 1
+        for (int high = 0; high < kHigh; ++high) {
+#pragma unroll
+            for (int i = 0; i < kHigh; ++i) {  // registers have no index
+                if (i != high) continue;
+#pragma unroll
+                for (int j = 0; j < kWide; ++j) {
+                    float* pair = slab + lane / 4 * stride + j * 8 + lane % 4 * 2;
+                    pair[0] = sums[i][j][0];
+                    pair[1] = sums[i][j][1];
+                    pair[8 * stride] = sums[i][j][2];
+                    pair[8 * stride + 1] = sums[i][j][3];
+                }
+            }
+            __syncwarp();
+#pragma unroll 1
+            for (int at = lane; at < runs; at += 32) {
+                const int row = at / (columns / kRun), column = at % (columns / kRun) * kRun;
+                const float4* run = reinterpret_cast<const float4*>(slab + row * stride + column);
+                float values[kRun];
+#pragma unroll
+                for (int i = 0; i < kRun / 4; ++i) {
+                    const float4 four = run[i];
+                    values[4 * i] = four.x;
+                    values[4 * i + 1] = four.y;
+                    values[4 * i + 2] = four.z;
+                    values[4 * i + 3] = four.w;
+                }
+                visit(first_row() + high * 16 + row, first_column() + column, values);
+            }
+            __syncwarp();
         }
     }
 
