@@ -42,6 +42,28 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
 
 
+def find_nvcc() -> Path | None:
+    """The compiler of the kernels in CUDA C++: CUDACXX, nvcc on PATH, or what pip packages of NVIDIA's hold."""
+    if os.environ.get("DMAO_NO_CUDA") == "1":
+        return None
+    if named := os.environ.get("CUDACXX"):
+        if shutil.which(named) is None:
+            raise SystemExit(f"dmao_kernels: CUDACXX must name an nvcc, found none at {named}")
+        return Path(str(shutil.which(named)))
+    if found := shutil.which("nvcc"):
+        return Path(found)
+    packages = [Path(directory, "nvidia") for directory in [*sys.path, sysconfig.get_path("purelib")]]
+    return next((nvcc for package in packages for nvcc in sorted(package.glob("cu*/bin/nvcc"))), None)
+
+
+def cuda_options(nvcc: Path) -> list[str]:
+    """What CMake needs to know of it. In pip packages the libraries are not where nvcc looks for them."""
+    libraries = nvcc.resolve().parents[1] / "lib"
+    flags = [] if (libraries.parent / "lib64").exists() else [f"-DCMAKE_CUDA_FLAGS=-L{libraries}"]
+    architectures = os.environ.get("DMAO_CUDA_ARCHITECTURES", "").replace(",", ";")
+    return [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}", *flags]
+
+
 def find_torch() -> Path | None:
     """Directory of the torch package of the target interpreter, without importing it.
 
@@ -63,10 +85,10 @@ def check_torch_version(torch: Path) -> None:
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake once and takes both libraries from its build directory, which is kept for the next build."""
+    """Runs CMake once and takes the libraries from its build directory, which is kept for the next build."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname.rpartition(".")[2] == "_ops":  # loaded by torch.ops.load_library, not a Python module
+        if fullname.rpartition(".")[2] in ("_ops", "_cuda"):  # loaded by torch.ops.load_library, not a Python module
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
@@ -87,8 +109,9 @@ class CMakeBuild(build_ext):
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         if cmake is None:
             raise SystemExit("dmao_kernels: cmake is needed to build; pip install cmake ninja pybind11 first")
-        # A build directory belongs to one generator and one Python.
-        directory = ROOT / "build" / f"{'ninja' if ninja else 'make'}-{sysconfig.get_config_var('SOABI')}"
+        # A build directory belongs to one generator, one Python and one nvcc (or none).
+        kind = f"{'ninja' if ninja else 'make'}-{sysconfig.get_config_var('SOABI')}"
+        directory = ROOT / "build" / (f"{kind}-cuda" if NVCC else kind)
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else ["-G", "Unix Makefiles"]
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(directory), *generator),
@@ -97,6 +120,7 @@ class CMakeBuild(build_ext):
             f"-DDMAO_PYBIND11_VERSION={pybind11.__version__}",
             f"-DDMAO_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            *(cuda_options(NVCC) if NVCC else []),
         ]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
         try:
@@ -111,13 +135,18 @@ class CMakeBuild(build_ext):
 
 
 REASON = missing_tool()
+NVCC = None if REASON else find_nvcc()
 if REASON is not None:
     print(f"dmao_kernels: installing without native kernels (the reference backend will be used): {REASON}")
+elif NVCC is None:
+    print("dmao_kernels: building without kernels in CUDA C++ (GPUs will use Triton): no nvcc here, or DMAO_NO_CUDA=1")
+
+LIBRARIES = [] if REASON else ["_ops", "_host", *(["_cuda"] if NVCC else [])]
 
 setup(
     packages=find_packages(include=["dmao_kernels", "dmao_kernels.*"]) + find_packages("python"),
     package_dir={"dmao": "python/dmao"},
-    ext_modules=[] if REASON else [Extension("dmao_kernels._ops", []), Extension("dmao_kernels._host", [])],
+    ext_modules=[Extension(f"dmao_kernels.{library}", []) for library in LIBRARIES],
     cmdclass={"build_ext": CMakeBuild},
     setup_requires=[TORCH_REQUIREMENT] if REASON is None and find_torch() is None else [],
 )

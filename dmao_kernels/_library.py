@@ -1,8 +1,8 @@
 """The operator namespaces, one per family of kernels, and the native library.
 
 Schemas are defined once, in Python, with their fake and their gradients. `dmao` holds the native operators, which
-csrc/ops implements through LibTorch's stable ABI; `dmao_triton` those that have Triton kernels: two, because both
-families may have kernels for one device.
+csrc/ops implements through LibTorch's stable ABI; `dmao_triton` those that have Triton kernels; `dmao_cuda` those with
+kernels in CUDA C++ (csrc/ops/cuda): three, because several families may have kernels for one device.
 """
 
 from __future__ import annotations
@@ -22,19 +22,29 @@ from dmao_kernels._version import __version__
 
 _LOG = logging.getLogger("dmao_kernels")
 _DIRECTORY = Path(__file__).parent
+_REMEDY = "build it again: pip install . (or python setup.py build_ext --inplace)"
 
 _NATIVE = torch.library.Library("dmao", "DEF")
 _TRITON = torch.library.Library("dmao_triton", "DEF")
-_NAMESPACES = {"cpu": torch.ops.dmao, "triton": torch.ops.dmao_triton}
+_CUDA = torch.library.Library("dmao_cuda", "DEF")
+_NAMESPACES = {
+    "cpu": torch.ops.dmao,
+    "triton": torch.ops.dmao_triton,
+    "cuda": torch.ops.dmao_cuda,
+    "cuda-emulated": torch.ops.dmao_cuda,  # whose tensors are on the CPU
+}
 
 
-def define(schema: str, triton: str | None = None) -> None:
+def define(schema: str, triton: str | None = None, cuda: bool = False) -> None:
     """Defines the operator `<schema>`, e.g. "importance_(Tensor(a!) ema, ...) -> ()".
 
     `triton` is the package in whose module triton.py a function of the operator's name runs Triton kernels, where there
-    is one. It is imported by the first call: whoever has no GPU neither needs Triton nor waits for it.
+    is one. It is imported by the first call: whoever has no GPU neither needs Triton nor waits for it. `cuda` says
+    whether there are kernels in CUDA C++.
     """
     _NATIVE.define(schema)
+    if cuda:
+        _CUDA.define(schema)
     if triton is not None:
         _TRITON.define(schema)
         op = schema.partition("(")[0]
@@ -64,7 +74,7 @@ def operators(backend: str) -> Any:
 
 
 def _defined(op: str) -> list[Any]:
-    return [namespace for namespace in _NAMESPACES.values() if hasattr(namespace, op)]
+    return [namespace for namespace in dict.fromkeys(_NAMESPACES.values()) if hasattr(namespace, op)]
 
 
 def register_fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -97,10 +107,20 @@ def _why_not_native() -> str | None:
     return None
 
 
-def _check_torch_version() -> None:
+def _why_not_this_torch() -> str | None:
     version = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if version is None or tuple(map(int, version.groups())) < (2, 13):
-        raise ImportError(f"dmao_kernels: native kernels need torch >= 2.13, found {torch.__version__}")
+        return f"native kernels need torch >= 2.13, found {torch.__version__}"
+    return None
+
+
+def _load(library: Path) -> None:
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        raise ImportError(
+            f"dmao_kernels: the native library does not fit torch {torch.__version__} ({error}); {_REMEDY}"
+        ) from error
 
 
 def load_native() -> tuple[str | None, str]:
@@ -114,26 +134,38 @@ def load_native() -> tuple[str | None, str]:
     if reason is not None:
         _LOG.warning("dmao_kernels: no native kernels, the reference backend is used: %s", reason)
         return None, reason
-    _check_torch_version()
-    remedy = "build it again: pip install . (or python setup.py build_ext --inplace)"
+    if reason := _why_not_this_torch():
+        raise ImportError(f"dmao_kernels: {reason}")
     try:
         from dmao_kernels import _host
     except ImportError as error:
-        raise ImportError(f"dmao_kernels: the native library does not fit this Python; {remedy}") from error
+        raise ImportError(f"dmao_kernels: the native library does not fit this Python; {_REMEDY}") from error
     info = _host.build_info()
     if info["version"] != __version__:
         raise ImportError(
-            f"dmao_kernels: the native library has version {info['version']}, the package {__version__}; {remedy}"
+            f"dmao_kernels: the native library has version {info['version']}, the package {__version__}; {_REMEDY}"
         )
     try:
         capability = _host.cpu_capability()
     except RuntimeError as error:
         raise ImportError(str(error)) from None
-    try:
-        torch.ops.load_library(_DIRECTORY / "_ops.so")
-    except OSError as error:
-        raise ImportError(
-            f"dmao_kernels: the native library does not fit torch {torch.__version__} ({error}); {remedy}"
-        ) from error
+    _load(_DIRECTORY / "_ops.so")
     _LOG.debug("native kernels loaded, CPU capability %s", capability)
     return capability, ""
+
+
+def load_cuda() -> str:
+    """Loads the kernels in CUDA C++, with or without a GPU: "", or why they are not to be had.
+
+    Raises:
+        ImportError: the library is there but does not fit this PyTorch.
+    """
+    library = _DIRECTORY / "_cuda.so"
+    if os.environ.get("DMAO_NO_NATIVE") == "1":
+        return "DMAO_NO_NATIVE=1 is set"
+    if not library.exists():
+        return "it was installed without kernels in CUDA C++ (no nvcc at that time, or DMAO_NO_CUDA=1)"
+    if reason := _why_not_this_torch():
+        return reason
+    _load(library)
+    return ""

@@ -1,8 +1,10 @@
-"""Which implementation of an operation runs: "cpu" (native kernels), "triton" (GPUs) or "reference" (plain PyTorch).
+"""Which implementation of an operation runs: "cpu" (native kernels), "triton" or "cuda" (on GPUs, the second written in
+CUDA C++), "cuda-emulated" (the same source on the CPU, for tests) or "reference" (plain PyTorch).
 
-Kernels run wherever they can, by the device of the tensors. `use_backend` or the environment variable DMAO_BACKEND
-force a backend; a forced backend that cannot run is an error, never a silent fallback. Each choice is logged once
-(logger "dmao_kernels", level INFO) with its reason.
+Kernels run wherever they can, by the device of the tensors; of the two for GPUs the one that was measured to be faster
+(dmao_kernels.gpu_choice). `use_backend` or the environment variable DMAO_BACKEND force a backend; a forced backend that
+cannot run is an error, never a silent fallback. Each choice is logged once (logger "dmao_kernels", level INFO) with its
+reason.
 """
 
 from __future__ import annotations
@@ -16,16 +18,25 @@ from importlib.util import find_spec
 
 import torch
 
-from dmao_kernels._library import load_native
+from dmao_kernels import gpu_choice
+from dmao_kernels._library import load_cuda, load_native
 
-BACKENDS = ("cpu", "triton", "reference")
+BACKENDS = ("cpu", "triton", "cuda", "cuda-emulated", "reference")
 
 _LOG = logging.getLogger("dmao_kernels")
-_DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {"cpu": {}, "triton": {}}
+_KINDS = {"cpu": "native", "triton": "Triton", "cuda": "CUDA C++", "cuda-emulated": "emulated CUDA C++"}
+_DTYPES: dict[str, dict[str, tuple[torch.dtype, ...]]] = {kind: {} for kind in _KINDS}
+_TF32: set[str] = set()
 _LOGGED: set[tuple[str, str, str]] = set()
 _CAPABILITY, _WHY_NOT_NATIVE = load_native()
-# Where Triton kernels run; "cpu" as well under Triton's interpreter and the mock driver (dmao_kernels.testing).
-_TRITON_DEVICES = {"cuda"}
+# Why a backend cannot run, whatever the tensors: "" where it can.
+_WHY_NOT = {
+    "cpu": _WHY_NOT_NATIVE,
+    "cuda": load_cuda(),
+    "cuda-emulated": "its library was not loaded (dmao_kernels.testing.devices.cuda_on_host)",
+}
+# Where kernels run. Triton's on "cpu" as well under its interpreter and the mock driver (dmao_kernels.testing).
+_DEVICES = {"cpu": {"cpu"}, "triton": {"cuda"}, "cuda": {"cuda"}, "cuda-emulated": {"cpu"}}
 
 
 def _check_backend(name: str, source: str) -> str:
@@ -42,11 +53,23 @@ def _backend_from_environment() -> str | None:
 _forced: str | None = _backend_from_environment()
 
 
-def register(op: str, cpu: tuple[torch.dtype, ...] = (), triton: tuple[torch.dtype, ...] = ()) -> None:
-    """Declares for which dtypes of floating point tensors operation `op` has native and Triton kernels."""
-    for backend, dtypes in (("cpu", cpu), ("triton", triton)):
+def register(
+    op: str,
+    cpu: tuple[torch.dtype, ...] = (),
+    triton: tuple[torch.dtype, ...] = (),
+    cuda: tuple[torch.dtype, ...] = (),
+    *,
+    tf32: bool = False,
+) -> None:
+    """Declares for which dtypes of floating point tensors operation `op` has native, Triton and CUDA C++ kernels.
+
+    tf32: whether the latter multiply float32 in TF32, which PyTorch has to be allowed to.
+    """
+    for backend, dtypes in (("cpu", cpu), ("triton", triton), ("cuda", cuda), ("cuda-emulated", cuda)):
         if dtypes:
             _DTYPES[backend][op] = dtypes
+    if tf32:
+        _TF32.add(op)
 
 
 def cpu_capability() -> str | None:
@@ -79,14 +102,14 @@ def can_run(op: str, *tensors: torch.Tensor | None, backend: str = "cpu") -> tup
     """
     if backend == "reference":
         return True, ""
-    kind = "native" if backend == "cpu" else "Triton"
+    kind = _KINDS[backend]
     if op not in _DTYPES[backend]:
         return False, f"{op} has no {kind} kernel"
-    if backend == "cpu" and _CAPABILITY is None:
-        return False, _WHY_NOT_NATIVE
+    if reason := _WHY_NOT.get(backend, ""):
+        return False, reason
     if backend == "triton" and not _has_triton():
         return False, "Triton is not installed (pip install 'dmao-kernels[triton]')"
-    devices = {"cpu"} if backend == "cpu" else _TRITON_DEVICES
+    devices = _DEVICES[backend]
     for tensor in tensors:
         if tensor is None:
             continue
@@ -94,9 +117,15 @@ def can_run(op: str, *tensors: torch.Tensor | None, backend: str = "cpu") -> tup
             return False, f"{kind} kernels run on {' and '.join(sorted(devices))}, got a tensor on {tensor.device.type}"
         if tensor.dtype.is_floating_point and tensor.dtype not in _DTYPES[backend][op]:
             return False, f"the {kind} kernel does not support {tensor.dtype}"
-    if backend == "triton" and (reason := _why_not_gpu()):
+        if tensor.dtype == torch.float32 and op in _TF32 and _refuses_float32(backend):
+            return False, f"the {kind} kernel multiplies float32 in TF32: torch.backends.cuda.matmul.allow_tf32"
+    if backend in ("triton", "cuda") and (reason := _why_not_gpu()):
         return False, reason
     return True, ""
+
+
+def _refuses_float32(backend: str) -> bool:
+    return backend.startswith("cuda") and not torch.backends.cuda.matmul.allow_tf32
 
 
 def choose_backend(op: str, *tensors: torch.Tensor | None) -> str:
@@ -105,7 +134,7 @@ def choose_backend(op: str, *tensors: torch.Tensor | None) -> str:
     Raises:
         RuntimeError: the forced backend cannot run.
     """
-    wanted = _forced or _kernels_of(tensors)
+    wanted = _forced or _kernels_of(op, tensors)
     ok, reason = can_run(op, *tensors, backend=wanted)
     if _forced is not None and not ok:
         raise RuntimeError(f"{op}: backend {_forced} was asked for, but {reason}")
@@ -116,9 +145,16 @@ def choose_backend(op: str, *tensors: torch.Tensor | None) -> str:
     return backend
 
 
-def _kernels_of(tensors: tuple[torch.Tensor | None, ...]) -> str:
-    on_gpu = any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors)
-    return "triton" if on_gpu else "cpu"
+def _kernels_of(op: str, tensors: tuple[torch.Tensor | None, ...]) -> str:
+    if not any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors):
+        return "cpu"
+    return "cuda" if _is_faster_in_cuda(op) and can_run(op, *tensors, backend="cuda")[0] else "triton"
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _is_faster_in_cuda(op: str) -> bool:
+    return not _WHY_NOT["cuda"] and gpu_choice.fastest(op) == "cuda"
 
 
 @functools.cache
@@ -133,7 +169,7 @@ def _why_not_gpu() -> str:
     if torch.version.hip is not None or not torch.cuda.is_available():
         return ""
     oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-    return "" if oldest >= (8, 0) else f"Triton kernels need compute capability 8.0, found {oldest[0]}.{oldest[1]}"
+    return "" if oldest >= (8, 0) else f"GPU kernels need compute capability 8.0, found {oldest[0]}.{oldest[1]}"
 
 
 def _log_once(op: str, backend: str, reason: str) -> None:

@@ -24,6 +24,8 @@ py::dict build_info() {
     info["flags"] = DMAO_FLAGS;
     info["isas"] = built_isas();
     info["torch_target"] = DMAO_TORCH_TARGET;
+    info["cuda_compiler"] = DMAO_CUDA_COMPILER;
+    info["cuda_architectures"] = DMAO_CUDA_ARCHITECTURES;
     return info;
 }
 
@@ -34,7 +36,9 @@ const char* cpu_capability() { return dmao::isa_name(dmao::active_isa()); }
 PYBIND11_MODULE(_host, m) {
     m.doc() = "Build information and CPU capability of dmao_kernels.";
     m.def("build_info", &build_info,
-          "Version, compiler, flags, instruction sets and PyTorch target of this build.");
+          "Version, compiler, flags, instruction sets and PyTorch target of this build; version of "
+          "nvcc "
+          "and architectures of the kernels in CUDA C++, empty without them.");
     m.def("cpu_capability", &cpu_capability,
           "Name of the instruction set whose kernels run: the best that this CPU supports, or what "
           "DMAO_CPU_CAPABILITY "

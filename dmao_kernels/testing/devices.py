@@ -1,9 +1,12 @@
-"""Triton kernels on tensors of the CPU: for the interpreter, and for compiling without a GPU."""
+"""Kernels for GPUs on tensors of the CPU: Triton's in its interpreter or compiled only, those in CUDA C++ emulated."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import torch
 
 from dmao_kernels import dispatch
 
@@ -14,10 +17,20 @@ def triton_on_cpu() -> Iterator[None]:
 
     Something must run its kernels there: Triton's interpreter (dmao_kernels.testing.interpreter) or the mock driver.
     """
-    before = set(dispatch._TRITON_DEVICES)
-    dispatch._TRITON_DEVICES.add("cpu")
+    devices = dispatch._DEVICES["triton"]
+    before = set(devices)
+    devices.add("cpu")
     try:
         with dispatch.use_backend("triton"):
             yield
     finally:
-        dispatch._TRITON_DEVICES.intersection_update(before)
+        devices.intersection_update(before)
+
+
+def cuda_on_host(library: Path) -> None:
+    """Loads the emulated CUDA C++ kernels: `with use_backend("cuda-emulated")` then runs them, slowly, on the CPU.
+
+    library: csrc/ops/cuda built for the host, which tests/emu/build.py does.
+    """
+    torch.ops.load_library(library)
+    dispatch._WHY_NOT["cuda-emulated"] = ""

@@ -16,7 +16,7 @@ NO_KERNEL = {"conv3x3"}
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_every_check_launches(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_kernels_of", lambda tensors: "triton")
+    monkeypatch.setattr(dispatch, "_kernels_of", lambda op, tensors: "triton")
     launched = {}
     with mock_gpu(90) as launches:
         monkeypatch.setattr(dispatch, "_forced", None)  # what has no kernel takes the reference, as on a GPU

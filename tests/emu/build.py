@@ -1,7 +1,9 @@
-"""Builds programs of CUDA kernels for the host, with csrc/cuda_on_host, plain or under a sanitizer."""
+"""Builds CUDA kernels for the host, with csrc/cuda_on_host: programs (plain, or under a sanitizer), operations."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.native.fuzzers import require_compiler
 from tests.native.probe import ROOT
 
 RUNTIME = ROOT / "csrc/cuda_on_host"
 KERNELS = ROOT / "csrc/cuda"
+OPERATIONS = ROOT / "csrc/ops/cuda"
+BUILT = ROOT / "build/cuda_on_host"
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,44 @@ def compile_runtime(build: str, folder: Path) -> list[Path]:
     objects = []
     for source in sorted(RUNTIME.glob("*.cpp")):
         objects.append(folder / f"{source.stem}.o")
-        options = [*BUILDS[build].runtime, "-fno-builtin", "-fno-tree-loop-distribute-patterns"]
+        options = [*BUILDS[build].runtime, "-fno-builtin", "-fno-tree-loop-distribute-patterns", "-fPIC"]
         _compile([*options, "-c", str(source), "-o", str(objects[-1])])
     return objects
+
+
+def build_operations() -> Path:
+    """The library of all operations of csrc/ops/cuda for tensors on the CPU; made again where a source has changed."""
+    BUILT.mkdir(parents=True, exist_ok=True)
+    with (BUILT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of test processes side by side
+        sources = [source for folder in ("cuda", "cuda_on_host", "include/dmao", "ops") for source in _sources(folder)]
+        state = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+        library = BUILT / f"operations-{state}.so"
+        if not library.exists():
+            for old in BUILT.glob("*.*"):
+                old.unlink()
+            objects = [*compile_runtime("plain", BUILT), *map(_compile_operation, sorted(OPERATIONS.glob("*.cu")))]
+            draft = library.with_suffix(".draft")
+            _compile(["-shared", *map(str, objects), *_torch_libraries(), "-o", str(draft)])
+            draft.rename(library)
+    return library
+
+
+def _sources(folder: str) -> list[Path]:
+    return sorted(path for path in (ROOT / "csrc" / folder).rglob("*") if path.is_file())
+
+
+def _compile_operation(source: Path) -> Path:
+    target = BUILT / f"{source.stem}.o"
+    includes = [f"-I{KERNELS}", "-isystem", str(Path(torch.__path__[0]) / "include")]
+    options = ["-O2", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-DTORCH_STABLE_ONLY"]
+    version = "-DTORCH_TARGET_VERSION=0x020d000000000000"
+    _compile([*options, version, *includes, "-x", "c++", "-c", str(source), "-o", str(target)])
+    return target
+
+
+def _torch_libraries() -> list[str]:
+    return [str(Path(torch.__path__[0]) / "lib" / name) for name in ("libtorch_cpu.so", "libc10.so")]
 
 
 class Compiler:

@@ -78,9 +78,9 @@ def test_spills_are_seen():
 def test_the_mock_leaves_no_trace():
     before = triton.runtime.driver._active
     with mock_gpu(90):
-        assert "cpu" in dispatch._TRITON_DEVICES
+        assert "cpu" in dispatch._DEVICES["triton"]
     assert triton.runtime.driver._active is before
-    assert {"cuda"} == dispatch._TRITON_DEVICES
+    assert {"cuda"} == dispatch._DEVICES["triton"]
     assert dispatch._forced is None
 
 

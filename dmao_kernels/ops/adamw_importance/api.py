@@ -21,8 +21,9 @@ define(
     "Tensor(d!)[] steps, Tensor groups, Tensor group_of, Tensor? grad_factor, Tensor(e!) ema, Tensor segments, "
     "Tensor inverse_count, str metric, float beta) -> ()",
     triton=__package__,
+    cuda=True,
 )
-register(_OP, cpu=(torch.float32, torch.bfloat16), triton=_DTYPES)
+register(_OP, cpu=(torch.float32, torch.bfloat16), triton=_DTYPES, cuda=_DTYPES)
 
 
 @register_fake("adamw_importance_")

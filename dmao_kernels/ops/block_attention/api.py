@@ -26,13 +26,14 @@ _INPUTS = (
     "Tensor? head_mask, Tensor? rel_pos, Tensor? content_bias, Tensor? position_bias, float p, Tensor? seed, "
     "float scale"
 )
-define(f"block_attention({_INPUTS}) -> (Tensor out, Tensor lse)", triton=__package__)
+define(f"block_attention({_INPUTS}) -> (Tensor out, Tensor lse)", triton=__package__, cuda=True)
 define(
     f"block_attention_backward(Tensor grad_out, {_INPUTS}, Tensor out, Tensor lse) -> (Tensor grad_q, Tensor grad_k, "
     "Tensor grad_v, Tensor grad_rel_pos, Tensor grad_content_bias, Tensor grad_position_bias)",
     triton=__package__,
+    cuda=True,
 )
-register("block_attention", cpu=_NATIVE_DTYPES, triton=_DTYPES)
+register("block_attention", cpu=_NATIVE_DTYPES, triton=_DTYPES, cuda=_DTYPES, tf32=True)
 
 
 def block_attention(

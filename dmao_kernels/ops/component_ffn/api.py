@@ -16,6 +16,7 @@ define(
     "component_ffn(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? live, int components, "
     "float p, Tensor? seed, str activation, bool keep) -> (Tensor y, Tensor pre_activation)",
     triton=__package__,
+    cuda=True,
 )
 define(
     "component_ffn_backward(Tensor grad_y, Tensor x, Tensor w1, Tensor w2, Tensor? live, "
@@ -23,8 +24,9 @@ define(
     "bool need_x, bool need_w1, bool need_b1, bool need_w2, bool need_b2) "
     "-> (Tensor grad_x, Tensor grad_w1, Tensor grad_b1, Tensor grad_w2, Tensor grad_b2)",
     triton=__package__,
+    cuda=True,
 )
-register("component_ffn", cpu=_DTYPES[:2], triton=_DTYPES)
+register("component_ffn", cpu=_DTYPES[:2], triton=_DTYPES, cuda=_DTYPES, tf32=True)
 
 
 def component_ffn(

@@ -14,8 +14,9 @@ from dmao_kernels.ops.gather_components.reference import gather_components_refer
 
 _OP = "gather_components"
 
-define("gather_components(Tensor[] tensors, Tensor[] index, Tensor[] given) -> Tensor[]", triton=__package__)
-register(_OP, cpu=(torch.float32, torch.bfloat16), triton=(torch.float32, torch.bfloat16, torch.float16))
+define("gather_components(Tensor[] tensors, Tensor[] index, Tensor[] given) -> Tensor[]", triton=__package__, cuda=True)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+register(_OP, cpu=_DTYPES[:2], triton=_DTYPES, cuda=_DTYPES)
 
 
 @register_fake("gather_components")

@@ -18,8 +18,9 @@ define(
     "importance_(Tensor(a!) ema, Tensor[] weights, Tensor[] grads, Tensor segments, Tensor inverse_count, "
     "str metric, float beta) -> ()",
     triton=__package__,
+    cuda=True,
 )
-register("importance_", cpu=(torch.float32, torch.bfloat16), triton=_DTYPES)
+register("importance_", cpu=(torch.float32, torch.bfloat16), triton=_DTYPES, cuda=_DTYPES)
 
 
 @register_fake("importance_")

@@ -20,13 +20,15 @@ define(
     f"masked_linear(Tensor x, Tensor w, Tensor? b, {_MASK}, str activation, bool keep) "
     "-> (Tensor y, Tensor pre_activation)",
     triton=__package__,
+    cuda=True,
 )
 define(
     f"masked_linear_backward(Tensor grad_y, Tensor x, Tensor w, {_MASK}, Tensor pre_activation, str activation, "
     "bool need_x, bool need_w, bool need_b) -> (Tensor grad_x, Tensor grad_w, Tensor grad_b)",
     triton=__package__,
+    cuda=True,
 )
-register("masked_linear", cpu=_DTYPES[:2], triton=_DTYPES)
+register("masked_linear", cpu=_DTYPES[:2], triton=_DTYPES, cuda=_DTYPES, tf32=True)
 
 
 def masked_linear(

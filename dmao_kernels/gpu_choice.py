@@ -1,0 +1,67 @@
+"""Which of two backends for GPUs runs an operation that both have: a table of what was measured.
+
+The shipped table says what was measured by the authors, on the GPUs that docs/GPU.md names; "triton" runs whatever it
+does not name. `dmao selftest --device cuda --choose` measures on the GPU at hand and writes a table that goes first,
+into the file `path()`: {"sm_90": {"masked_linear": "cuda", ...}, ...}.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import torch
+
+CHOICES = ("triton", "cuda")
+_SHIPPED: dict[str, dict[str, str]] = {}
+
+
+def path() -> Path:
+    """The file of the table that was measured here."""
+    return Path(os.environ.get("DMAO_CACHE_DIR") or Path.home() / ".cache" / "dmao_kernels") / "gpu_choice.json"
+
+
+def architecture() -> str | None:
+    """The current GPU's, such as "sm_90"; None without one, and for those of AMD."""
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def fastest(op: str) -> str:
+    """The backend that was measured to be the faster one on the current GPU."""
+    name = architecture()
+    if name is None:
+        return "triton"
+    return _measured().get(name, {}).get(op) or _SHIPPED.get(name, {}).get(op, "triton")
+
+
+@functools.cache
+def _measured() -> dict[str, dict[str, str]]:
+    if not path().exists():
+        return {}
+    return _checked(json.loads(path().read_text()))
+
+
+def _checked(table: object) -> dict[str, dict[str, str]]:
+    if isinstance(table, dict) and all(
+        isinstance(row, dict) and all(choice in CHOICES for choice in row.values()) for row in table.values()
+    ):
+        return table
+    raise ValueError(f'{path()}: must map "sm_NN" to operations to {" or ".join(CHOICES)}; delete it, or measure anew')
+
+
+def write(choices: dict[str, str]) -> Path:
+    """Keeps what was measured on the current GPU, {operation: backend}, for the processes to come."""
+    name = architecture()
+    if name is None:
+        raise RuntimeError("gpu_choice: there is no GPU of NVIDIA here")
+    path().parent.mkdir(parents=True, exist_ok=True)
+    table = _checked(json.loads(path().read_text())) if path().exists() else {}
+    draft = path().with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(table | {name: choices}, indent=2))
+    draft.replace(path())
+    return path()
