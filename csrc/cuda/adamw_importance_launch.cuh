@@ -51,14 +51,14 @@ class AdamWLaunch {
         float* sums = scratch + factor_floats();
         by_tables(steps_, [&](const Table<StepEntry>& table) {
             const auto blocks = static_cast<unsigned>(ceil_div(table.count, kStepThreads));
-            launch<count_steps>(gpu, Dim3{blocks}, kStepThreads, 0, table, grad_factor, factors);
+            launch<count_steps>(gpu, Grid{blocks}, kStepThreads, 0, table, grad_factor, factors);
         });
         for_each_element_type([&](auto element) {
             using E = decltype(element);
             walk_tables(
                 gpu, entries_[place_of(type_of<E>)], kAdamWBlocks,
                 [](const AdamWEntry& entry) { return entry.cut.pieces(); },
-                [&](const Table<AdamWEntry>& table, Dim3 grid) {
+                [&](const Table<AdamWEntry>& table, Grid grid) {
                     launch<step_adamw<E>>(gpu, grid, kPieceThreads, 0, table,
                                           static_cast<const StepFactors*>(factors), scoring_,
                                           sums);

@@ -153,7 +153,10 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks)
             if (count == kPerQuad<E>) {  // new memory: it begins at a multiple of 16 bytes
                 *reinterpret_cast<Quad*>(out + offset) = quad;
             } else {
-                for (int k = 0; k < count; ++k) out[offset + k] = element_of<E>(quad, k);
+#pragma unroll
+                for (int k = 0; k < kPerQuad<E>; ++k) {
+                    if (k < count) out[offset + k] = element_of<E>(quad, k);
+                }
             }
         }
     });

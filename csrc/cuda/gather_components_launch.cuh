@@ -51,7 +51,7 @@ class GatherLaunch {
         GatherRow* next = rows;
         by_tables(rows_, [&](const Table<GatherRow>& table) {
             const auto blocks = static_cast<unsigned>((table.count + kRowThreads - 1) / kRowThreads);
-            launch<write_rows>(gpu, Dim3{blocks}, kRowThreads, 0, table, next);
+            launch<write_rows>(gpu, Grid{blocks}, kRowThreads, 0, table, next);
             next += table.count;
         });
         for_each_element_type([&](auto element) {
@@ -61,7 +61,7 @@ class GatherLaunch {
                 [](const GatherEntry& entry) {
                     return (entry.size + kGatherPiece<E> - 1) / kGatherPiece<E>;
                 },
-                [&](const Table<GatherEntry>& table, Dim3 grid) {
+                [&](const Table<GatherEntry>& table, Grid grid) {
                     launch<gather_pieces<E>>(gpu, grid, kGatherThreads, 0, table,
                                              static_cast<const GatherRow*>(rows));
                 });

@@ -37,7 +37,7 @@ class ImportanceLaunch {
                 walk_tables(
                     gpu, entries_[place_of(type_of<W>)][place_of(type_of<G>)], kImportanceBlocks,
                     [](const ImportanceEntry& entry) { return entry.cut.pieces(); },
-                    [&](const Table<ImportanceEntry>& table, Dim3 grid) {
+                    [&](const Table<ImportanceEntry>& table, Grid grid) {
                         launch<sum_importance<W, G>>(gpu, grid, kPieceThreads, 0, table, scoring_,
                                                      scratch);
                     });

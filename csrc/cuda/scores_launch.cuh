@@ -62,7 +62,7 @@ class Sums {
             }
             done += table.count;
             all.ends = done == static_cast<std::int64_t>(ranges_.size());
-            launch<average_scores>(gpu, Dim3{static_cast<unsigned>(blocks)}, kAverageThreads, 0,
+            launch<average_scores>(gpu, Grid{static_cast<unsigned>(blocks)}, kAverageThreads, 0,
                                    table, all);
             all.begins = false;
         });

@@ -44,7 +44,7 @@ void walk_tables(const Gpu& gpu, const std::vector<Entry>& entries, int blocks_p
             table.entries[i].end = in_32_bits(end);
         }
         const std::int64_t room = std::int64_t{gpu.processors} * blocks_per_processor;
-        launch(table, Dim3{static_cast<unsigned>(end < room ? end : room)});
+        launch(table, Grid{static_cast<unsigned>(end < room ? end : room)});
     });
 }
 

@@ -9,7 +9,7 @@ namespace dmao {
 inline constexpr int kVector = 8;
 
 // What one instruction moves. Its bytes may be those of anything.
-struct alignas(16) __attribute__((may_alias)) Quad {
+struct __attribute__((aligned(16), may_alias)) Quad {
     unsigned words[4];
 };
 
