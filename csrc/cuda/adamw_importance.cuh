@@ -27,7 +27,7 @@ struct StepEntry {
 inline constexpr int kStepThreads = 64;
 
 // A thread a parameter: counts its step, and makes its factors.
-__global__ void __launch_bounds__(kStepThreads)
+static __global__ void __launch_bounds__(kStepThreads)
     count_steps(DMAO_BY_VALUE(Table<StepEntry>) table, const float* grad_factor,
                 StepFactors* factors) {
     const int i = static_cast<int>(blockIdx.x) * kStepThreads + static_cast<int>(threadIdx.x);

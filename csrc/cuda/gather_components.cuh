@@ -5,7 +5,7 @@
 #pragma once
 
 #include "tables.cuh"
-#include "vectors.cuh"
+#include "quads.cuh"
 
 namespace dmao {
 
@@ -18,7 +18,7 @@ struct GatherRow {
 inline constexpr int kRowThreads = 128;
 
 // Rows of indices, into the memory of the device.
-__global__ void __launch_bounds__(kRowThreads)
+static __global__ void __launch_bounds__(kRowThreads)
     write_rows(DMAO_BY_VALUE(Table<GatherRow>) table, GatherRow* rows) {
     const int i = static_cast<int>(blockIdx.x) * kRowThreads + static_cast<int>(threadIdx.x);
     if (i < table.count) rows[i] = table.entries[i];

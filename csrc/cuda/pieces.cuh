@@ -3,7 +3,7 @@
 
 #include "cuts.h"
 #include "tables.cuh"
-#include "vectors.cuh"
+#include "quads.cuh"
 
 namespace dmao {
 

@@ -59,7 +59,7 @@ inline constexpr int kAverageThreads = 256, kAverageBlocks = 4;  // of a multipr
 
 // Warps take components in turns: ema <- beta ema + rest sum inverse_count, where anything was
 // scored and the mean is finite. In a fixed order.
-__global__ void __launch_bounds__(kAverageThreads)
+static __global__ void __launch_bounds__(kAverageThreads)
     average_scores(DMAO_BY_VALUE(Table<ScoredRange>) table, Averages all) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int warps = static_cast<int>(gridDim.x) * (kAverageThreads / 32);
