@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 JOBS ?= 2
+# Kernels in CUDA C++ take an nvcc minutes for all architectures: CUDA=1 builds them with the rest, as pip install does.
+CUDA ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +25,7 @@ export PIP_CONSTRAINT := $(CURDIR)/requirements/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Caches stay in the tree, so that neither a home directory nor the right to write to it is needed.
 export PIP_NO_CACHE_DIR := 1
+export DMAO_NO_CUDA ?= $(if $(filter 1,$(CUDA)),0,1)
 export XDG_CACHE_HOME := $(CURDIR)/build/cache
 export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
@@ -132,7 +135,7 @@ $(ENVIRONMENT):
 
 # What the build itself imports has to be there first: the project is built without isolation, against this torch.
 $(TOOLS): requirements/constraints.txt | $(ENVIRONMENT)
-	$(BIN)/python -m pip install -q torch setuptools wheel cmake ninja pybind11
+	$(BIN)/python -m pip install -q torch setuptools wheel cmake ninja
 	@touch $@
 
 # Beside .venv, whose packages it sees: what the frameworks bring stays out of there.
