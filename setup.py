@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import site
 import subprocess
@@ -49,7 +50,7 @@ def find_nvcc() -> Path | None:
     if named := os.environ.get("CUDACXX"):
         if shutil.which(named) is None:
             raise SystemExit(f"dmao_kernels: CUDACXX must name an nvcc, found none at {named}")
-        return Path(str(shutil.which(named)))
+        return Path(str(shutil.which(named))).absolute()
     if found := shutil.which("nvcc"):
         return Path(found)
     packages = [Path(directory, "nvidia") for directory in [*sys.path, sysconfig.get_path("purelib")]]
@@ -100,27 +101,24 @@ class CMakeBuild(build_ext):
             self.copy_file(str(built / target.name), str(target))
 
     def run_cmake(self) -> Path:
-        import pybind11
-
         torch = find_torch()
         if torch is None:
             raise SystemExit(f"dmao_kernels: building needs torch; pip install '{TORCH_REQUIREMENT}' first")
         check_torch_version(torch)
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         if cmake is None:
-            raise SystemExit("dmao_kernels: cmake is needed to build; pip install cmake ninja pybind11 first")
-        # A build directory belongs to one generator, one Python and one nvcc (or none).
+            raise SystemExit("dmao_kernels: cmake is needed to build; pip install cmake ninja first")
+        # A build directory belongs to one generator, one Python, and one nvcc (or none).
         kind = f"{'ninja' if ninja else 'make'}-{sysconfig.get_config_var('SOABI')}"
         directory = ROOT / "build" / (f"{kind}-cuda" if NVCC else kind)
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else ["-G", "Unix Makefiles"]
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(directory), *generator),
             f"-DDMAO_TORCH_DIR={torch}",
-            f"-DDMAO_PYBIND11_INCLUDE={pybind11.get_include()}",
-            f"-DDMAO_PYBIND11_VERSION={pybind11.__version__}",
             f"-DDMAO_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             *(cuda_options(NVCC) if NVCC else []),
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
         try:
@@ -146,7 +144,8 @@ LIBRARIES = [] if REASON else ["_ops", "_host", *(["_cuda"] if NVCC else [])]
 setup(
     packages=find_packages(include=["dmao_kernels", "dmao_kernels.*"]) + find_packages("python"),
     package_dir={"dmao": "python/dmao"},
-    ext_modules=[Extension(f"dmao_kernels.{library}", []) for library in LIBRARIES],
+    ext_modules=[Extension(f"dmao_kernels.{library}", [], py_limited_api=True) for library in LIBRARIES],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
     cmdclass={"build_ext": CMakeBuild},
     setup_requires=[TORCH_REQUIREMENT] if REASON is None and find_torch() is None else [],
 )

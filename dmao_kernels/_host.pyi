@@ -8,6 +8,8 @@ class BuildInfo(TypedDict):
     flags: str
     isas: list[str]
     torch_target: str
+    cuda_compiler: str
+    cuda_architectures: str
 
 def build_info() -> BuildInfo: ...
 def cpu_capability() -> str: ...

@@ -161,9 +161,11 @@ def load_cuda() -> str:
         ImportError: the library is there but does not fit this PyTorch.
     """
     library = _DIRECTORY / "_cuda.so"
-    if os.environ.get("DMAO_NO_NATIVE") == "1":
-        return "DMAO_NO_NATIVE=1 is set"
-    if not library.exists():
+    if reason := _why_not_native():
+        return reason
+    from dmao_kernels import _host
+
+    if not library.exists() or not _host.build_info()["cuda_compiler"]:  # the latter: it is of an earlier build
         return "it was installed without kernels in CUDA C++ (no nvcc at that time, or DMAO_NO_CUDA=1)"
     if reason := _why_not_this_torch():
         return reason

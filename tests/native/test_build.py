@@ -29,7 +29,7 @@ def sources(tmp_path: Path) -> Path:
 
 def setup(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "DMAO_NO_NATIVE")}
-    environment.update(variables)
+    environment.update({"DMAO_NO_CUDA": "1", **variables})
     command = [sys.executable, "setup.py", *arguments]
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
 
