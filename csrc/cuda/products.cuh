@@ -220,7 +220,7 @@ struct TileProduct {
                     pair[8 * stride + 1] = sums[i][j][3];
                 }
             }
-            __syncwarp();
+            __syncwarp();  // the slab is there
 #pragma unroll 1
             for (int at = lane; at < runs; at += 32) {
                 const int row = at / (columns / kRun), column = at % (columns / kRun) * kRun;
@@ -236,7 +236,7 @@ struct TileProduct {
                 }
                 visit(first_row() + high * 16 + row, first_column() + column, values);
             }
-            __syncwarp();
+            __syncwarp();  // the slab may be written again
         }
     }
 
