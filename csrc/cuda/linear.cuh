@@ -222,20 +222,20 @@ __device__ __forceinline__ void finish_backward(const LinearProduct<E>& p, const
     const EightColumns eight(live, p.listed == Axis::columns, column, end);
     const std::int64_t at = static_cast<std::int64_t>(row) * p.stride + column;
     const bool whole = eight.all() && is_aligned(p.stride);
+    float h[kEight];
     if (p.pre_activation != nullptr) {
-        float h[kEight];
         load_eight(
             p.pre_activation + static_cast<std::int64_t>(row) * p.pre_activation_stride + column,
             eight.count, eight.all() && is_aligned(p.pre_activation_stride), h);
         multiply_by_slope(p.activation, h, values);
         drop(p, live, eight, row, values);
-        if (p.hidden != nullptr) {
-            activate(p.activation, h);
-            drop(p, live, eight, row, h);
-            store_eight(p.hidden + at, eight.count, whole, h);
-        }
     }
     if (p.result != nullptr) store_eight(p.result + at, eight.count, whole, values);
+    if (p.hidden != nullptr) {
+        activate(p.activation, h);
+        drop(p, live, eight, row, h);
+        store_eight(p.hidden + at, eight.count, whole, h);
+    }
 }
 
 // Stores eight neighbouring sums by element.
