@@ -17,9 +17,10 @@ inline unsigned dropout_threshold(double p) {
 class Philox {
   public:
     // seed: of one int64, as PyTorch's generators draw it.
-    __device__ __forceinline__ explicit Philox(const std::int64_t* seed)
-        : key0_(static_cast<unsigned>(static_cast<std::uint64_t>(*seed))),
-          key1_(static_cast<unsigned>(static_cast<std::uint64_t>(*seed) >> 32)) {}
+    __device__ __forceinline__ explicit Philox(const std::int64_t* seed) : Philox(*seed) {}
+    __device__ __forceinline__ explicit Philox(std::int64_t seed)
+        : key0_(static_cast<unsigned>(static_cast<std::uint64_t>(seed))),
+          key1_(static_cast<unsigned>(static_cast<std::uint64_t>(seed) >> 32)) {}
 
     // The four output words of a counter.
     __device__ __forceinline__ void draw(unsigned c0, unsigned c1, unsigned c2, unsigned c3,

@@ -32,34 +32,38 @@ inline constexpr int kPerChunk = kChunkBytes / static_cast<int>(sizeof(E));
 // `turn` 2 four lines have two neighbouring chunks in different banks.
 template <int chunks, int turn = 1>
 __device__ __forceinline__ unsigned char* chunk_in(unsigned char* tile, int line, int chunk) {
-    static_assert(chunks == 2 || chunks == 4 || chunks % 8 == 0);
-    constexpr int lines = chunks < 8 ? 8 / chunks : 1;  // side by side in all banks
-    const int swizzled = chunk ^ (line / lines * turn % (chunks < 8 ? chunks : 8));
+    static_assert(chunks % 2 == 0);
+    constexpr int group = chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : 2;  // who change places
+    constexpr int lines = 8 / group;  // side by side in all banks, or half of them in turns
+    const int swizzled = chunk ^ (line / lines * turn % group);
     return tile + (line * chunks + swizzled) * kChunkBytes;
 }
 
+// float32 across is read word by word: 4 lines of 8 places at once.
+template <class E, Layout layout>
+inline constexpr int kTurnOf = layout == Layout::lines_across && sizeof(E) == 4 ? 2 : 1;
+
 // kWide: rows of A or columns of B in a tile.
-template <class E, Layout layout, int kWide, int kDepth>
+template <class E, Layout layout, int kWide, int kDepth, int kTurn = kTurnOf<E, layout>>
 struct SharedTile {
     static constexpr int kLines = layout == Layout::lines_of_k ? kWide : kDepth;
     static constexpr int kChunks = (layout == Layout::lines_of_k ? kDepth : kWide) / kPerChunk<E>;
     static constexpr int kBytes = kLines * kChunks * kChunkBytes;
-    // float32 across is read word by word: 4 lines of 8 places at once.
-    static constexpr int kTurn = layout == Layout::lines_across && sizeof(E) == 4 ? 2 : 1;
 
     template <int threads>
     static constexpr int kCopies = (kLines * kChunks + threads - 1) / threads;
 
     template <int threads, class Source>
     __device__ static __forceinline__ void fetch(unsigned char* tile, const Source& source) {
-        static_assert(threads % kChunks == 0);
+        constexpr bool numbered = std::is_invocable_v<const Source&, int, int, int>;
+        static_assert(!numbered || threads % kChunks == 0);
 #pragma unroll
         for (int i = 0; i < kCopies<threads>; ++i) {
             const int at = static_cast<int>(threadIdx.x) + i * threads;
             if (kLines * kChunks % threads != 0 && at >= kLines * kChunks) break;
             const int line = at / kChunks, chunk = at % kChunks;
             Chunk found;
-            if constexpr (std::is_invocable_v<const Source&, int, int, int>) {
+            if constexpr (numbered) {
                 found = source(i, line, chunk);
             } else {
                 found = source(line, chunk);
@@ -109,6 +113,38 @@ struct SharedTile {
         left[1] = words[1];
         right[0] = words[2];
         right[1] = words[3];
+    }
+
+    // The same of a tile with lines across and kTurn 1, with k in the order in which sums lie in
+    // registers: for float32 the places t and t + 4 of a step are the lines 2 t and 2 t + 1.
+    __device__ static __forceinline__ void read_rows_of_sums(unsigned char* tile, int first, int k,
+                                                             unsigned (&words)[4]) {
+        static_assert(layout == Layout::lines_across && kTurn == 1);
+        if constexpr (sizeof(E) == 2) {
+            read_rows(tile, first, k, words);
+        } else {
+            const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                words[i] =
+                    element(tile, k + lane % 4 * 2 + i / 2, first + lane / 4 + i % 2 * 8);
+            }
+        }
+    }
+    __device__ static __forceinline__ void read_columns_of_sums(unsigned char* tile, int first,
+                                                                int k, unsigned (&left)[2],
+                                                                unsigned (&right)[2]) {
+        static_assert(layout == Layout::lines_across && kTurn == 1);
+        if constexpr (sizeof(E) == 2) {
+            read_columns(tile, first, k, left, right);
+        } else {
+            const int lane = static_cast<int>(threadIdx.x) % 32, line = k + lane % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                left[i] = element(tile, line + i, first + lane / 4);
+                right[i] = element(tile, line + i, first + lane / 4 + 8);
+            }
+        }
     }
 
   private:

@@ -105,6 +105,13 @@ __device__ __forceinline__ unsigned round_to_tf32(float value) {
     return word;
 }
 
+// "Floating Point Instructions: ex2": 2 to the power of the value, with an error of 2^-22.
+__device__ __forceinline__ float exp2(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
+}
+
 #else
 
 inline void load_matrices(unsigned (&words)[4], const void* row) {
@@ -151,6 +158,7 @@ inline float widen(float16 value) {
 inline unsigned round_to_tf32(float value) {
     return (std::bit_cast<std::uint32_t>(value) + 0x1000) & 0xFFFFE000;
 }
+inline float exp2(float value) { return std::exp2f(value); }
 
 #endif
 

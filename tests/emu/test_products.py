@@ -53,7 +53,7 @@ def test_mutant_is_noticed(build: str, correct: str, wrong: str, message: str, c
 
 def test_bank_conflicts_are_seen(compiler: Compiler) -> None:
     """Where the chunks of a line lie side by side."""
-    plain = "chunk ^ (line / lines * turn % (chunks < 8 ? chunks : 8))"
+    plain = "chunk ^ (line / lines * turn % group)"
     status, printed = run(compiler.mutant(SOURCE, "plain", plain, "chunk"))
     assert status == 0
     assert int(re.findall(r"(\d+) conflicts", printed)[0]) > 0

@@ -59,8 +59,14 @@ void set_schedule(unsigned seed);
 
 void launch(Dim3 grid, Dim3 block, std::size_t shared_bytes, void (*kernel)(void*), void* context);
 
+// Where DMAO_CUDA_LAUNCHES names a file, launches are written into it instead of being run, a line
+// for each: where the kernel is in its library, threads, bytes of dynamic shared memory. Returns
+// whether that is so.
+bool record(const void* kernel, Dim3 block, std::size_t shared_bytes);
+
 template <class Kernel, class... Arguments>
 void run(Kernel kernel, Dim3 grid, Dim3 block, std::size_t shared_bytes, Arguments... arguments) {
+    if (record(reinterpret_cast<const void*>(kernel), block, shared_bytes)) return;
     auto call = [=] { kernel(arguments...); };
     launch(
         grid, block, shared_bytes,
