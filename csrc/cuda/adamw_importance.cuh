@@ -57,7 +57,7 @@ struct AdamWEntry {
     const void* grad;
     void *average, *square;  // moments; null: it is only scored
     Cut cut;
-    std::int64_t sums;  // where they begin; negative: it has none
+    std::int64_t sums;     // where they begin; negative: it has none
     std::int32_t factors;  // their place
     std::int32_t end;      // behind its last piece
 };

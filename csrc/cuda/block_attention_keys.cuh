@@ -10,8 +10,9 @@
 
 namespace dmao::attention {
 
-// What the passes by keys and positions share: squares of scores, whose rows of 16 queries are dealt
-// to warps (several for a row where it is long enough), and then other rows and columns of the sums.
+// What the passes by keys and positions share: squares of scores, whose rows of 16 queries are
+// dealt to warps (several for a row where it is long enough), and then other rows and columns of
+// the sums.
 template <class E, int kWidth, bool kPositions, AttentionPass pass>
 struct Squares {
     static constexpr int kElement = static_cast<int>(sizeof(E));
@@ -23,8 +24,7 @@ struct Squares {
     static constexpr int kScoreParts = kParts < kGroups ? kParts : kGroups;
     static constexpr int kPartKeys = kSide / kScoreParts;  // of a warp, in scores
     static constexpr int kPartWidth = kWidth / kParts;
-    static constexpr int kSharedBytes =
-        attention_shared_bytes(pass, kWidth, kElement, kPositions);
+    static constexpr int kSharedBytes = attention_shared_bytes(pass, kWidth, kElement, kPositions);
     static_assert(kTile.keys == kSide && kTile.warps % kGroups == 0 && kPartWidth % 16 == 0);
 };
 
@@ -50,8 +50,8 @@ __device__ __forceinline__ void differentiate_again(
         log_sums[half] = problem.lse[line];
         inner[half] = problem.inner[line];
     }
-    differentiate(a, scores[0], products[0], log_sums, inner, Sight(a, query, span.length),
-                  dropout, key, live);
+    differentiate(a, scores[0], products[0], log_sums, inner, Sight(a, query, span.length), dropout,
+                  key, live);
 }
 
 // sums[place] = scale times the sum over lines of weights[line] times the line of a tile; by all
@@ -166,9 +166,8 @@ __global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads)
     __syncthreads();
     if (a.content_bias != nullptr) {
         const std::int64_t line = std::int64_t{head} * gridDim.x + blockIdx.x;
-        store_weighted_lines<E, kSide, kWidth, kThreads>(keys, totals, a.scale,
-                                                         problem.content_sums + line * a.width,
-                                                         a.width);
+        store_weighted_lines<E, kSide, kWidth, kThreads>(
+            keys, totals, a.scale, problem.content_sums + line * a.width, a.width);
         __syncthreads();
     }
     // The tiles of keys and values are no longer needed: that is where the gradients pass.

@@ -9,7 +9,8 @@
 namespace dmao::attention {
 
 // Weights of 16 queries after dropout, and in the place of `scores` the gradients of their scaled
-// scores. products: of the queries' gradients with the values; log_sums, inner: of this lane's rows.
+// scores. products: of the queries' gradients with the values; log_sums, inner: of this lane's
+// rows.
 template <int kWide>
 __device__ __forceinline__ void differentiate(const Attention& a, float (&scores)[kWide][4],
                                               float (&products)[kWide][4],

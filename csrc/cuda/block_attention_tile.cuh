@@ -81,8 +81,8 @@ __device__ __forceinline__ E rounded(float value) {
 template <class E, int kWidth>
 __device__ __forceinline__ E& element(unsigned char* tile, int line, int place) {
     constexpr int chunks = kWidth / kPerChunk<E>;
-    return reinterpret_cast<E*>(chunk_in<chunks>(tile, line, place / kPerChunk<E>))
-        [place % kPerChunk<E>];
+    return reinterpret_cast<E*>(
+        chunk_in<chunks>(tile, line, place / kPerChunk<E>))[place % kPerChunk<E>];
 }
 
 // Two neighbouring elements, the first at an even place.
@@ -111,9 +111,9 @@ __device__ __forceinline__ void add_biases(const Attention& a, int head, unsigne
     for (int at = static_cast<int>(threadIdx.x); at < kRows * chunks; at += threads) {
         const int line = at / chunks, chunk = at % chunks;
         E* const own = reinterpret_cast<E*>(chunk_in<chunks>(content, line, chunk));
-        E* const other = position == nullptr ? nullptr
-                                             : reinterpret_cast<E*>(
-                                                   chunk_in<chunks>(position, line, chunk));
+        E* const other = position == nullptr
+                             ? nullptr
+                             : reinterpret_cast<E*>(chunk_in<chunks>(position, line, chunk));
 #pragma unroll
         for (int i = 0; i < kPerChunk<E>; ++i) {
             const int place = chunk * kPerChunk<E> + i;
@@ -136,10 +136,9 @@ __device__ __forceinline__ void put_sums(unsigned char* tile, int line, int colu
             const float scale = factor(h, half);
 #pragma unroll
             for (int j = 0; j < kWide; ++j) {
-                put_pair<E, kLineWidth>(tile, line + 16 * h + row_of_lane(half),
-                                        column + 8 * j + column_of_lane(),
-                                        sums[h][j][2 * half] * scale,
-                                        sums[h][j][2 * half + 1] * scale);
+                put_pair<E, kLineWidth>(
+                    tile, line + 16 * h + row_of_lane(half), column + 8 * j + column_of_lane(),
+                    sums[h][j][2 * half] * scale, sums[h][j][2 * half + 1] * scale);
             }
         }
     }
@@ -147,9 +146,8 @@ __device__ __forceinline__ void put_sums(unsigned char* tile, int line, int colu
 
 // Lines `line` ... of a tile (chunks from `chunk` on) to rows of a tensor, by the lanes of a warp.
 template <class E, int kLineWidth, int kRows, int kChunks>
-__device__ __forceinline__ void store_lines(unsigned char* tile, int line, int first_chunk,
-                                            E* rows, std::int64_t stride, int row, int end,
-                                            int width) {
+__device__ __forceinline__ void store_lines(unsigned char* tile, int line, int first_chunk, E* rows,
+                                            std::int64_t stride, int row, int end, int width) {
     for (int at = lane(); at < kRows * kChunks; at += 32) {
         const int own = at / kChunks, chunk = first_chunk + at % kChunks;
         const int left = width - chunk * kPerChunk<E>;
@@ -213,7 +211,8 @@ __device__ __forceinline__ void as_rows(const float (&sums)[kWide][4], int j,
     if constexpr (sizeof(E) == 2) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            words[i] = ptx::round_pair(E{}, sums[j + i / 2][i % 2 * 2], sums[j + i / 2][i % 2 * 2 + 1]);
+            words[i] =
+                ptx::round_pair(E{}, sums[j + i / 2][i % 2 * 2], sums[j + i / 2][i % 2 * 2 + 1]);
         }
     } else {  // places t and t + 4 are columns 2 t and 2 t + 1: see read_columns_of_sums
 #pragma unroll
@@ -271,8 +270,8 @@ __device__ __forceinline__ void add_across(float (&sums)[kHigh][kWide][4],
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             unsigned right[2][2];
-            Across<E, kLines, kWidth>::read_columns_of_sums(b, column + 8 * j, k, right[0], right[1],
-                                                          own);
+            Across<E, kLines, kWidth>::read_columns_of_sums(b, column + 8 * j, k, right[0],
+                                                            right[1], own);
 #pragma unroll
             for (int h = 0; h < kHigh; ++h) {
                 ptx::multiply<E>(sums[h][j], left[h], right[0]);
@@ -297,8 +296,8 @@ __device__ __forceinline__ void skew(const float (&band)[kWide + 2][4], float (&
     for (int j = 0; j < kWide; ++j) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float(&near)[4] = band[j + 1 - half];
-            const float(&far)[4] = band[j + 2 - half];
+            const float (&near)[4] = band[j + 1 - half];
+            const float (&far)[4] = band[j + 2 - half];
             // Who is asked for an element knows from its place which of the two groups is meant.
             const float first = at < shift ? far[2 * half] : near[2 * half];
             const float second = at + 1 < shift ? far[2 * half + 1] : near[2 * half + 1];
@@ -335,8 +334,8 @@ __device__ __forceinline__ void unskew(const float (&scores)[kWide][4],
     }
 }
 
-// Scores without their scale, of lines `row` ... of queries and `key` ... of keys. band: the rows of
-// rel_pos, of which line `distance` is for the first key and the last of each 16 queries.
+// Scores without their scale, of lines `row` ... of queries and `key` ... of keys. band: the rows
+// of rel_pos, of which line `distance` is for the first key and the last of each 16 queries.
 template <class E, int kWidth, bool kPositions, int kHigh, int kWide>
 __device__ __forceinline__ void score(float (&scores)[kHigh][kWide][4], unsigned char* content,
                                       unsigned char* position, int row, unsigned char* keys,

@@ -92,8 +92,8 @@ __device__ __forceinline__ Range all_of(const Attention& a, int first, int rows,
     return {begin, larger(last.end, begin)};
 }
 
-// --- Tiles of the other side that a tile visits, ascending; blocks of a mask are made of squares of
-// 16 x 16, which live or not. All lanes of a warp call all of this; lane i keeps the list of the
+// --- Tiles of the other side that a tile visits, ascending; blocks of a mask are made of squares
+// of 16 x 16, which live or not. All lanes of a warp call all of this; lane i keeps the list of the
 // i-th 16 rows of the own side.
 
 template <int kRows, int kTile>
@@ -170,7 +170,8 @@ class Walk {
     unsigned live_ = 0;
 };
 
-// --- The scores that a lane has: two rows of 16 (`half` 0 and 1), in every 8 columns two neighbours
+// --- The scores that a lane has: two rows of 16 (`half` 0 and 1), in every 8 columns two
+// neighbours
 
 __device__ __forceinline__ int row_of_lane(int half) { return lane() / 4 + 8 * half; }
 __device__ __forceinline__ int column_of_lane() { return lane() % 4 * 2; }

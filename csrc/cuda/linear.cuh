@@ -107,11 +107,11 @@ struct TilePlace {
     template <class E>
     __device__ __forceinline__ Range range(const LinearProduct<E>& p, Axis axis, int index,
                                            int size, int tile) {
-        if (p.cut != axis) return {index * tile, size, false};
+        if (p.cut != axis) return {index * tile, size};
         const int block = static_cast<int>(p.block.value), parts = (block + tile - 1) / tile;
         line = index / parts;
         const int end = (line + 1) * block;
-        return {line * block + (index - line * parts) * tile, end < size ? end : size, false};
+        return {line * block + (index - line * parts) * tile, end < size ? end : size};
     }
 };
 
@@ -170,6 +170,19 @@ __device__ __forceinline__ void drop(const LinearProduct<E>& p, const Live& live
     }
 }
 
+// Results by position of listed columns, which have room for it, are filled up with zeros to whole
+// chunks: products over them read those.
+template <class E>
+__device__ __forceinline__ void store_padded(const LinearProduct<E>& p, E* target,
+                                             const EightColumns& eight, int row, int column,
+                                             float (&values)[kEight]) {
+    const bool whole = (eight.all() || p.listed == Axis::columns) && is_aligned(p.stride);
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) values[i] = i < eight.count ? values[i] : 0.0f;
+    store_eight(target + static_cast<std::int64_t>(row) * p.stride + column, eight.count, whole,
+                values);
+}
+
 template <class E>
 __device__ __forceinline__ void finish_forward(const LinearProduct<E>& p, const Live& live, int row,
                                                int column, int end, float (&values)[kEight]) {
@@ -184,8 +197,7 @@ __device__ __forceinline__ void finish_forward(const LinearProduct<E>& p, const 
     }
     activate(p.activation, values);
     drop(p, live, eight, row, values);
-    store_eight(p.result + static_cast<std::int64_t>(row) * p.stride + column, eight.count,
-                eight.all() && is_aligned(p.stride), values);
+    store_padded(p, p.result, eight, row, column, values);
 }
 
 // Eight values and their gates, `column` a multiple of 16.
@@ -220,22 +232,20 @@ __device__ __forceinline__ void finish_backward(const LinearProduct<E>& p, const
                                                 int row, int column, int end,
                                                 float (&values)[kEight]) {
     const EightColumns eight(live, p.listed == Axis::columns, column, end);
-    const std::int64_t at = static_cast<std::int64_t>(row) * p.stride + column;
-    const bool whole = eight.all() && is_aligned(p.stride);
+    float h[kEight];
     if (p.pre_activation != nullptr) {
-        float h[kEight];
         load_eight(
             p.pre_activation + static_cast<std::int64_t>(row) * p.pre_activation_stride + column,
             eight.count, eight.all() && is_aligned(p.pre_activation_stride), h);
         multiply_by_slope(p.activation, h, values);
         drop(p, live, eight, row, values);
-        if (p.hidden != nullptr) {
-            activate(p.activation, h);
-            drop(p, live, eight, row, h);
-            store_eight(p.hidden + at, eight.count, whole, h);
-        }
     }
-    if (p.result != nullptr) store_eight(p.result + at, eight.count, whole, values);
+    if (p.result != nullptr) store_padded(p, p.result, eight, row, column, values);
+    if (p.hidden != nullptr) {
+        activate(p.activation, h);
+        drop(p, live, eight, row, h);
+        store_padded(p, p.hidden, eight, row, column, h);
+    }
 }
 
 // Stores eight neighbouring sums by element.
@@ -254,7 +264,8 @@ __device__ __forceinline__ void finish_weights(const LinearProduct<E>& p, const 
     }
 }
 
-template <class E, Pass pass, class Shape>
+// gathered: depth is the listed axis, and b has it by element.
+template <class E, Pass pass, class Shape, bool gathered>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     linear_kernel(const LinearProduct<E> p) {
     using Product = typename Shape::template Product<E, pass>;
@@ -263,7 +274,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     TilePlace place(p, Shape::kRows, Shape::kColumns, static_cast<int>(blockIdx.x));
     const Live live = p.list.of_line(place.line);
     const int plane = static_cast<int>(blockIdx.y);
-    Range k{0, p.depth, false};
+    Range k{0, p.depth};
     if constexpr (pass == Pass::weights) {
         k.begin = plane * p.span;
         k.end = p.depth - k.begin < p.span ? p.depth : k.begin + p.span;
@@ -276,37 +287,45 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     clip(k, Axis::depth);
     if (place.rows.begin >= place.rows.end || place.columns.begin >= place.columns.end) return;
 
-    const auto side = [&](Range range, Axis axis, bool by_element) {
-        range.by_element = by_element && p.listed == axis;
-        return range;
-    };
-    const Range rows = side(place.rows, Axis::rows, p.a_by_element);
-    const Range columns = side(place.columns, Axis::columns, p.b_by_element);
-    const Range k_of_a = side(k, Axis::depth, p.a_by_element);
-    const Range k_of_b = side(k, Axis::depth, p.b_by_element);
     constexpr int step = Shape::template kDepth<E>;
     const int steps = k.end > k.begin ? (k.end - k.begin + step - 1) / step : 0;
+    // The element of a position of the listed rows or columns; negative if there is none.
+    const auto element_of = [&](Axis axis, bool by_element) {
+        return [&live, lookup = by_element && p.listed == axis](int position) {
+            if (!lookup) return position;
+            const int element = live.element(position);
+            return element < live.elements ? element : -1;
+        };
+    };
+    using TileA = typename Product::A;
+    using TileB = typename Product::B;
+    const auto rows_of_a = element_of(Axis::rows, p.a_by_element);
+    const auto columns_of_b = element_of(Axis::columns, p.b_by_element);
 
     Product product;
     if constexpr (pass == Pass::weights) {
-        product.add(shared, steps,
-                    SourceAcross<E, typename Product::A, threads>(p.a, live, rows, k_of_a),
-                    SourceAcross<E, typename Product::B, threads>(p.b, live, columns, k_of_b));
+        SourceAcross<E, TileA, threads, false> a(p.a, live, place.rows, k, rows_of_a);
+        SourceAcross<E, TileB, threads, false> b(p.b, live, place.columns, k, columns_of_b);
+        product.add(shared, steps, [&](int) { return a.next(); }, [&](int) { return b.next(); });
     } else {
-        const SourceAlong<E, typename Product::A, threads> a(p.a, live, rows, k_of_a,
-                                                             [](int position) { return position; });
+        WalkAlong<E, gathered, TileA::kChunks> walk(live, k);
+        const SourceAlong<E, TileA, threads> a(p.a, place.rows, rows_of_a);
+        const auto next_of_a = [&](int) {
+            walk.advance();
+            return a.at(p.a_by_element ? walk.element : walk.position, walk.inside);
+        };
         if constexpr (pass == Pass::backward) {
-            product.add(shared, steps, a,
-                        SourceAcross<E, typename Product::B, threads>(p.b, live, columns, k_of_b));
+            SourceAcross<E, TileB, threads, gathered> b(p.b, live, place.columns, k, columns_of_b);
+            product.add(shared, steps, next_of_a, [&](int) { return b.next(); });
         } else {
-            product.add(shared, steps, a,
-                        SourceAlong<E, typename Product::B, threads>(
-                            p.b, live, columns, k_of_b, [&](int position) {
-                                if (p.gates == 0) return element_at(live, columns, position);
-                                const int at = position / 16 * 8 + position % 8;
-                                if (at >= p.gates) return -1;
-                                return position % 16 < 8 ? at : p.gates + at;
-                            }));
+            static_assert(TileA::kChunks == TileB::kChunks);
+            const SourceAlong<E, TileB, threads> b(p.b, place.columns, [&](int position) {
+                if (p.gates == 0) return columns_of_b(position);
+                const int at = position / 16 * 8 + position % 8;
+                return at >= p.gates ? -1 : position % 16 < 8 ? at : p.gates + at;
+            });
+            product.add(shared, steps, next_of_a,
+                        [&](int) { return b.at(walk.element, walk.inside); });
         }
     }
 

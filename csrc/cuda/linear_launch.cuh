@@ -42,7 +42,7 @@ class LinearRun {
     std::int64_t bytes_ = 0;
 };
 
-// A matrix whose rows lie anywhere.
+// A matrix whose rows lie anywhere. They are aligned where chunks of them can be read whole.
 template <class E>
 struct Rows {
     const E* values;
@@ -52,7 +52,7 @@ struct Rows {
     bool is_aligned() const {
         const auto address = reinterpret_cast<std::uintptr_t>(values);
         const bool rows_are = rows <= 1 || stride * static_cast<std::int64_t>(sizeof(E)) % 16 == 0;
-        return address % 16 == 0 && rows_are && stride <= INT32_MAX;
+        return address % 16 == 0 && rows_are && columns % kPerChunk<E> == 0 && stride <= INT32_MAX;
     }
 };
 

@@ -10,8 +10,17 @@ void launch_tile(const LinearRun& run, const LinearProduct<E>& p) {
     const std::int64_t tiles =
         static_cast<std::int64_t>(TilePlace::tiles(p, Axis::rows, p.rows, Shape::kRows)) *
         TilePlace::tiles(p, Axis::columns, p.columns, Shape::kColumns);
-    run.launch<linear_kernel<E, pass, Shape>>(tiles, p.plane_count, Shape::kThreads,
-                                              Shape::template Product<E, pass>::kSharedBytes, p);
+    const auto start = [&]<bool gathered>() {
+        run.launch<linear_kernel<E, pass, Shape, gathered>>(
+            tiles, p.plane_count, Shape::kThreads, Shape::template Product<E, pass>::kSharedBytes,
+            p);
+    };
+    if constexpr (pass != Pass::weights) {
+        if (p.listed == Axis::depth && p.b_by_element && !p.list.everything) {
+            return start.template operator()<true>();
+        }
+    }
+    start.template operator()<false>();
 }
 
 template <Pass pass, class E>

@@ -37,7 +37,7 @@ struct Live {
     __device__ __forceinline__ int element(int position) const {
         if (everything) return position;
         const int at = width.quotient(position);
-        int id = ids[at];
+        int id = __ldg(ids + at);
         id = id < 0 ? 0 : id >= things ? things - 1 : id;
         return id * static_cast<int>(width.value) + position - at * static_cast<int>(width.value);
     }
@@ -72,12 +72,12 @@ struct LiveList {
         if (everything) return {true, nullptr, elements, elements, 0, width};
         int begin = 0, count = 0;
         if (offsets != nullptr) {
-            begin = clamped(offsets[line]);
-            count = clamped(offsets[line + 1]) - begin;
+            begin = clamped(__ldg(offsets + line));
+            count = clamped(__ldg(offsets + line + 1)) - begin;
             count = count < 0 ? 0 : count > things ? things : count;
         } else {
             for (int i = static_cast<int>(threadIdx.x) % 32; i < capacity; i += 32) {
-                count += ids[i] < things;
+                count += __ldg(ids + i) < things;
             }
 #pragma unroll
             for (int bits = 16; bits > 0; bits /= 2) count += __shfl_xor_sync(~0u, count, bits);

@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(kRowThreads)
                   values);
 }
 
-// The gradient of the pre-activations, in rows of `stride`, from that of y, `width` columns.
+// The gradient of the pre-activations, in rows of `stride`, a multiple of 8, filled up with zeros,
+// from that of y, `width` columns.
 template <class E>
 __global__ void __launch_bounds__(kRowThreads)
     activation_gradient_kernel(Matrix<E> grad_y, const E* pre_activation, E* grad, int stride,
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kRowThreads)
         load_columns(pre_activation + static_cast<std::int64_t>(place.row) * width, width,
                      place.column, width, h);
         multiply_by_slope(activation, h, g);
-        store_columns(target, stride, place.column, width, g);
+        store_eight(target + place.column, kEight, true, g);  // zeros behind the last column
         return;
     }
     const E* row = pre_activation + static_cast<std::int64_t>(place.row) * 2 * width;
@@ -78,6 +79,9 @@ __global__ void __launch_bounds__(kRowThreads)
     }
     store_columns(target, stride, place.column, width, g);
     store_columns(target + width, width, place.column, width, gates);
+    if (place.column + kEight >= width) {
+        for (int i = 2 * width; i < stride; ++i) target[i] = narrow<E>(0.0f);
+    }
 }
 
 }  // namespace dmao

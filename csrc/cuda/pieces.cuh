@@ -2,8 +2,8 @@
 #pragma once
 
 #include "cuts.h"
-#include "tables.cuh"
 #include "quads.cuh"
+#include "tables.cuh"
 
 namespace dmao {
 

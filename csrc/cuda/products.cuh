@@ -63,27 +63,29 @@ struct SharedTile {
             const int at = thread + i * threads;
             if (kLines * kChunks % threads != 0 && at >= kLines * kChunks) break;
             const int line = at / kChunks, chunk = at % kChunks;
-            Chunk found;
             if constexpr (numbered) {
-                found = source(i, line, chunk);
+                constexpr int apart = threads / kChunks;
+                static_assert(kCopies<threads> == 1 || apart % 8 == 0);
+                const Chunk found = source(i, line, chunk);
+                ptx::async_copy(place(lines(tile, i * apart), line - i * apart, chunk),
+                                found.source, found.bytes);
             } else {
-                found = source(line, chunk);
+                const Chunk found = source(line, chunk);
+                ptx::async_copy(place(tile, line, chunk), found.source, found.bytes);
             }
-            ptx::async_copy(place(tile, line, chunk), found.source, found.bytes);
         }
     }
 
     // Words of k ... k + 2 kChunk - 1 in 16 rows of A from `first` on.
     __device__ static __forceinline__ void read_rows(unsigned char* tile, int first, int k,
-                                                     unsigned (&words)[4],
-                                                     int lane = own_lane()) {
+                                                     unsigned (&words)[4], int lane = own_lane()) {
         if constexpr (layout == Layout::lines_of_k) {
             const int chunk = k / kPerChunk<E> + lane / 16;
-            ptx::load_matrices(words, place(tile, first + lane % 16, chunk));
+            ptx::load_matrices(words, place(lines(tile, first), lane % 16, chunk));
             round(words);
         } else if constexpr (sizeof(E) == 2) {
-            const int line = k + lane / 16 * 8 + lane % 8, chunk = first / 8 + lane / 8 % 2;
-            ptx::load_transposed(words, place(tile, line, chunk));
+            const int line = lane / 16 * 8 + lane % 8, chunk = first / 8 + lane / 8 % 2;
+            ptx::load_transposed(words, place(lines(tile, k), line, chunk));
         } else {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -98,12 +100,12 @@ struct SharedTile {
                                                         int lane = own_lane()) {
         unsigned words[4];
         if constexpr (layout == Layout::lines_of_k) {
-            const int line = first + lane % 8 + lane / 16 * 8;
-            ptx::load_matrices(words, place(tile, line, k / kPerChunk<E> + lane / 8 % 2));
+            const int line = lane % 8 + lane / 16 * 8, chunk = k / kPerChunk<E> + lane / 8 % 2;
+            ptx::load_matrices(words, place(lines(tile, first), line, chunk));
             round(words);
         } else if constexpr (sizeof(E) == 2) {
-            const int line = k + lane % 8 + lane / 8 % 2 * 8, chunk = first / 8 + lane / 16;
-            ptx::load_transposed(words, place(tile, line, chunk));
+            const int line = lane % 8 + lane / 8 % 2 * 8, chunk = first / 8 + lane / 16;
+            ptx::load_transposed(words, place(lines(tile, k), line, chunk));
         } else {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -120,22 +122,21 @@ struct SharedTile {
     // registers: for float32 the places t and t + 4 of a step are the lines 2 t and 2 t + 1.
     __device__ static __forceinline__ void read_rows_of_sums(unsigned char* tile, int first, int k,
                                                              unsigned (&words)[4],
-                                                     int lane = own_lane()) {
+                                                             int lane = own_lane()) {
         static_assert(layout == Layout::lines_across && kTurn == 1);
         if constexpr (sizeof(E) == 2) {
             read_rows(tile, first, k, words);
         } else {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                words[i] =
-                    element(tile, k + lane % 4 * 2 + i / 2, first + lane / 4 + i % 2 * 8);
+                words[i] = element(tile, k + lane % 4 * 2 + i / 2, first + lane / 4 + i % 2 * 8);
             }
         }
     }
     __device__ static __forceinline__ void read_columns_of_sums(unsigned char* tile, int first,
                                                                 int k, unsigned (&left)[2],
                                                                 unsigned (&right)[2],
-                                                        int lane = own_lane()) {
+                                                                int lane = own_lane()) {
         static_assert(layout == Layout::lines_across && kTurn == 1);
         if constexpr (sizeof(E) == 2) {
             read_columns(tile, first, k, left, right);
@@ -151,6 +152,10 @@ struct SharedTile {
 
   private:
     __device__ static __forceinline__ int own_lane() { return static_cast<int>(threadIdx.x) % 32; }
+    // From a line on that is a multiple of 8: chunks change places alike there.
+    __device__ static __forceinline__ unsigned char* lines(unsigned char* tile, int first) {
+        return tile + first * (kChunks * kChunkBytes);
+    }
     __device__ static __forceinline__ unsigned char* place(unsigned char* tile, int line,
                                                            int chunk) {
         return chunk_in<kChunks, kTurn>(tile, line, chunk);
@@ -195,16 +200,21 @@ struct TileProduct {
         }
     }
 
-    // a(step) and b(step) return the sources of a step's tiles. All threads of the block call this;
-    // shared memory may be used again after a __syncthreads().
+    // a(step) and b(step) return the sources of a step's tiles, step by step. All threads of the
+    // block call this; shared memory may be used again after a __syncthreads().
     template <class SourceA, class SourceB>
     __device__ __forceinline__ void add(unsigned char* shared, int steps, const SourceA& a,
                                         const SourceB& b) {
+        int filled = 0, read = 0;  // where the stages begin
+        const auto next = [](int stage) {
+            return stage == kSharedBytes - kStageBytes ? 0 : stage + kStageBytes;
+        };
         const auto fetch = [&](int step) {
             if (step < steps) {
-                unsigned char* stage = shared + step % kStages * kStageBytes;
+                unsigned char* stage = shared + filled;
                 A::template fetch<kThreads>(stage, a(step));
                 B::template fetch<kThreads>(stage + A::kBytes, b(step));
+                filled = next(filled);
             }
             ptx::async_commit();  // also of nothing: groups are counted
         };
@@ -213,7 +223,8 @@ struct TileProduct {
             ptx::async_wait<kStages - 2>();
             __syncthreads();  // all copies of this step are there, and nobody reads the last one
             fetch(step + kStages - 1);
-            multiply(shared + step % kStages * kStageBytes);
+            multiply(shared + read);
+            read = next(read);
         }
     }
 
@@ -259,7 +270,7 @@ struct TileProduct {
                     pair[8 * stride + 1] = sums[i][j][3];
                 }
             }
-            __syncwarp();
+            __syncwarp();  // the slab is there
 #pragma unroll 1
             for (int at = lane; at < runs; at += 32) {
                 const int row = at / (columns / kRun), column = at % (columns / kRun) * kRun;
@@ -275,7 +286,7 @@ struct TileProduct {
                 }
                 visit(first_row() + high * 16 + row, first_column() + column, values);
             }
-            __syncwarp();
+            __syncwarp();  // the slab may be written again
         }
     }
 

@@ -151,4 +151,8 @@ struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
 inline float __fdividef(float a, float b) { return a / b; }
+template <class T>
+T __ldg(const T* p) {
+    return *p;
+}
 inline float __uint_as_float(unsigned bits) { return __builtin_bit_cast(float, bits); }

@@ -1,7 +1,7 @@
 // component_ffn SEED: forward and backward over live lists, with dropout, against loops in double;
 // prints "right: ... conflicts", "wrong: ..." or "error: ...".
 #include "component_ffn_launch.cuh"
-#include "linear.h"
+#include "linear_layers.h"
 
 namespace dmao {
 namespace {

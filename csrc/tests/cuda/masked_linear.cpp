@@ -1,6 +1,6 @@
 // masked_linear SEED: forward and backward, masks of every block size, against loops in double;
 // prints "right: ... conflicts", "wrong: ..." or "error: ...".
-#include "linear.h"
+#include "linear_layers.h"
 #include "masked_linear_launch.cuh"
 
 namespace dmao {
