@@ -151,12 +151,8 @@ struct SharedTile {
     }
 
   private:
-<<<<<<< HEAD
     __device__ static __forceinline__ int own_lane() { return static_cast<int>(threadIdx.x) % 32; }
-    // From a line on that is a multiple of 8: chunks change places alike there.
-=======
     // From a line on that is a multiple of 8 / kTurn: chunks change places alike there.
->>>>>>> cu_lin
     __device__ static __forceinline__ unsigned char* lines(unsigned char* tile, int first) {
         return tile + first * (kChunks * kChunkBytes);
     }
