@@ -57,7 +57,7 @@ struct AdamWEntry {
     const void* grad;
     void *average, *square;  // moments; null: it is only scored
     Cut cut;
-    std::int64_t sums;  // where they begin; negative: it has none
+    std::int64_t sums;     // where they begin; negative: it has none
     std::int32_t factors;  // their place
     std::int32_t end;      // behind its last piece
 };
@@ -79,27 +79,34 @@ __global__ void __launch_bounds__(kPieceThreads, kAdamWBlocks)
         StepFactors factor{};
         if (updated) factor = factors[entry.factors];
         float terms[kVector] = {};
-        walk_entries(piece, [&](std::int64_t at, int count) {
-            float w[kVector], g[kVector] = {};
-            load_vector(weights + at, count, w);
-            if (updated || scoring.grad) load_vector(grads + at, count, g);
+        const bool reads_grad = updated || scoring.grad;
+        const auto starts_quads = [&](std::int64_t at) {
+            return starts_quad(weights + at) && (!reads_grad || starts_quad(grads + at)) &&
+                   (!updated || (starts_quad(averages + at) && starts_quad(squares + at)));
+        };
+        walk_entries(piece, starts_quads, [&](auto kind, std::int64_t at, int count) {
+            const Eight<E> weight = load_eight(kind, weights + at, count);
+            Eight<E> grad{}, average{}, square{};
+            if (reads_grad) grad = load_eight(kind, grads + at, count);
+            if (updated) {
+                average = load_eight(kind, averages + at, count);
+                square = load_eight(kind, squares + at, count);
+            }
 #pragma unroll
-            for (int i = 0; i < kVector; ++i) terms[i] += score_entry(scoring, w[i], g[i]);
+            for (int i = 0; i < kVector; ++i) terms[i] += score_entry(scoring, weight[i], grad[i]);
             if (!updated) return;
-            float m[kVector], v[kVector];
-            load_vector(averages + at, count, m);
-            load_vector(squares + at, count, v);
+            float w[kVector], m[kVector], v[kVector];
 #pragma unroll
             for (int i = 0; i < kVector; ++i) {
-                const float scaled = g[i] * factor.grad;
-                m[i] += factor.average * (scaled - m[i]);
-                v[i] = factor.decay * v[i] + factor.square * scaled * scaled;
-                w[i] = factor.keep * w[i] -
+                const float scaled = grad[i] * factor.grad;
+                m[i] = average[i] + factor.average * (scaled - average[i]);
+                v[i] = factor.decay * square[i] + factor.square * scaled * scaled;
+                w[i] = factor.keep * weight[i] -
                        factor.rate * (m[i] / (sqrtf(v[i]) * factor.root + factor.eps));
             }
-            store_vector(averages + at, count, m);
-            store_vector(squares + at, count, v);
-            store_vector(weights + at, count, w);
+            store_eight(kind, averages + at, count, m);
+            store_eight(kind, squares + at, count, v);
+            store_eight(kind, weights + at, count, w);
         });
         if (piece.sums >= 0) store_sums(piece, terms, sums);
     });

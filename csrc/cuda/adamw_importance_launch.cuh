@@ -24,8 +24,8 @@ class AdamWLaunch {
     // without it the step is `done`. Returns the place of the factors.
     std::int32_t add_step(const double* group, float* step, float done) {
         const auto place = static_cast<std::int32_t>(steps_.size());
-        steps_.push_back({group[0], group[1], group[2], group[3], group[4], group[5], step, done,
-                          place});
+        steps_.push_back(
+            {group[0], group[1], group[2], group[3], group[4], group[5], step, done, place});
         return place;
     }
 
@@ -41,9 +41,7 @@ class AdamWLaunch {
     }
 
     // Floats.
-    std::int64_t scratch() const {
-        return factor_floats() + sums_.scratch(averages_.components);
-    }
+    std::int64_t scratch() const { return factor_floats() + sums_.scratch(averages_.components); }
 
     // scratch: so many floats on the GPU. grad_factor: null, or what gradients are multiplied by.
     void run(const Gpu& gpu, const float* grad_factor, float* scratch) {
@@ -60,8 +58,7 @@ class AdamWLaunch {
                 [](const AdamWEntry& entry) { return entry.cut.pieces(); },
                 [&](const Table<AdamWEntry>& table, Grid grid) {
                     launch<step_adamw<E>>(gpu, grid, kPieceThreads, 0, table,
-                                          static_cast<const StepFactors*>(factors), scoring_,
-                                          sums);
+                                          static_cast<const StepFactors*>(factors), scoring_, sums);
                 });
         });
         sums_.average(gpu, averages_, sums);

@@ -15,8 +15,7 @@ namespace dmao::attention {
 //     for (Walk ...; !walk.done();) stages.turn(walk, fetch, compute)
 // fetch(stage, tile) starts copies, compute(stage, tile) uses them; all threads of the block.
 template <int kStages, class Walk, class Fetch, class Compute>
-__device__ __forceinline__ void go_through(Walk& walk, const Fetch& fetch,
-                                           const Compute& compute) {
+__device__ __forceinline__ void go_through(Walk& walk, const Fetch& fetch, const Compute& compute) {
     int stage = 0;
     if (!walk.done()) fetch(0, walk.tile());
     ptx::async_commit();
@@ -52,8 +51,7 @@ struct Forward {
     static constexpr int kStageBytes = (2 * kKeys + (kPositions ? kBand : 0)) * kLine;
     static constexpr int kSharedBytes =
         attention_shared_bytes(AttentionPass::forward, kWidth, kElement, kPositions);
-    static_assert(kSharedBytes ==
-                  (kPositions ? 2 : 1) * kQueries * kLine + kStages * kStageBytes);
+    static_assert(kSharedBytes == (kPositions ? 2 : 1) * kQueries * kLine + kStages * kStageBytes);
 };
 
 template <class E, int kWidth, bool kPositions>
@@ -100,7 +98,7 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads)
     Sight sight[kHigh];
 #pragma unroll
     for (int h = 0; h < kHigh; ++h) sight[h] = Sight(a, query + row + 16 * h, span.length);
-    Kept<kHigh> dropout(a, span.utterance, head);
+    Kept<kHigh> dropout;
     float sums[kHigh][kWidth / 8][4], top[kHigh][2], total[kHigh][2];
     clear(sums);
 #pragma unroll
@@ -114,10 +112,10 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads)
     go_through<Use::kStages>(walk, fetch, [&](int stage, const Visits& here) {
         unsigned char* const own = stages + stage * Use::kStageBytes;
         const int key = here.tile() * kKeys;
+        if (a.seed != nullptr) dropout.draw(a, span, head, query + row, key);
         float scores[kHigh][kGroups][4];
         score<E, kWidth, kPositions>(scores, content, position, row, own, 0,
                                      own + 2 * kKeys * Use::kLine, kQueries - 16 - row);
-        if (a.seed != nullptr) dropout.draw(query + row, key);
 #pragma unroll
         for (int h = 0; h < kHigh; ++h) {
 #pragma unroll
@@ -125,15 +123,15 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) scores[h][j][i] *= factor;
             }
-            sight[h].apply(scores[h], key, here.live(row / 16 + h),
+            sight[h].apply(a, scores[h], key, here.live(row / 16 + h),
                            [](float& hidden) { hidden = -INFINITY; });
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 float largest = top[h][half];
 #pragma unroll
                 for (int j = 0; j < kGroups; ++j) {
-                    largest = fmaxf(largest, fmaxf(scores[h][j][2 * half],
-                                                   scores[h][j][2 * half + 1]));
+                    largest =
+                        fmaxf(largest, fmaxf(scores[h][j][2 * half], scores[h][j][2 * half + 1]));
                 }
                 largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, 1));
                 largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, 2));
@@ -161,9 +159,8 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads)
                 for (int j = 0; j < kGroups; ++j) {
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        scores[h][j][i] = dropout.kept(h, key, j, i)
-                                              ? scores[h][j][i] * a.keep_factor
-                                              : 0.0f;
+                        scores[h][j][i] =
+                            dropout.kept(h, key, j, i) ? scores[h][j][i] * a.keep_factor : 0.0f;
                     }
                 }
             }

@@ -10,8 +10,9 @@
 
 namespace dmao::attention {
 
-// What the passes by keys and positions share: squares of scores, whose rows of 16 queries are dealt
-// to warps (several for a row where it is long enough), and then other rows and columns of the sums.
+// What the passes by keys and positions share: squares of scores, whose rows of 16 queries are
+// dealt to warps (several for a row where it is long enough), and then other rows and columns of
+// the sums.
 template <class E, int kWidth, bool kPositions, AttentionPass pass>
 struct Squares {
     static constexpr int kElement = static_cast<int>(sizeof(E));
@@ -23,8 +24,7 @@ struct Squares {
     static constexpr int kScoreParts = kParts < kGroups ? kParts : kGroups;
     static constexpr int kPartKeys = kSide / kScoreParts;  // of a warp, in scores
     static constexpr int kPartWidth = kWidth / kParts;
-    static constexpr int kSharedBytes =
-        attention_shared_bytes(pass, kWidth, kElement, kPositions);
+    static constexpr int kSharedBytes = attention_shared_bytes(pass, kWidth, kElement, kPositions);
     static_assert(kTile.keys == kSide && kTile.warps % kGroups == 0 && kPartWidth % 16 == 0);
 };
 
@@ -34,8 +34,10 @@ __device__ __forceinline__ void differentiate_again(
     const AttentionBackward& problem, const Span& span, int head, float (&scores)[1][kKeys / 8][4],
     float (&products)[1][kKeys / 8][4], unsigned char* content, unsigned char* position,
     unsigned char* gradients, int row, int query, unsigned char* keys, unsigned char* values,
-    int column, int key, unsigned char* band, int distance, Kept<1>& dropout, unsigned live) {
+    int column, int key, unsigned char* band, int distance, unsigned live) {
     const Attention& a = problem.attention;
+    Kept<1> dropout;
+    if (a.seed != nullptr) dropout.draw(a, span, head, query, key);
     score<E, kWidth, kPositions>(scores, content, position, row, keys, column, band, distance);
     clear(products);
     add_products<E, kWidth>(products, gradients, row, values, column);
@@ -48,9 +50,8 @@ __device__ __forceinline__ void differentiate_again(
         log_sums[half] = problem.lse[line];
         inner[half] = problem.inner[line];
     }
-    if (a.seed != nullptr) dropout.draw(query, key);
-    differentiate(a, scores[0], products[0], log_sums, inner, Sight(a, query, span.length),
-                  dropout, key, live);
+    differentiate(a, scores[0], products[0], log_sums, inner, Sight(a, query, span.length), dropout,
+                  key, live);
 }
 
 // sums[place] = scale times the sum over lines of weights[line] times the line of a tile; by all
@@ -120,7 +121,6 @@ __global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads)
 
     const int group = warp() % Use::kGroups, part = warp() / Use::kGroups;
     const bool biased = a.content_bias != nullptr && part == 0;
-    Kept<1> dropout(a, span.utterance, head);
     float key_sums[1][Use::kPartWidth / 8][4], value_sums[1][Use::kPartWidth / 8][4];
     float key_totals[1][4] = {}, none[1][4];
     clear(key_sums);
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads)
             differentiate_again<E, kWidth, kPositions, kPartKeys>(
                 problem, span, head, scores, products, content, position, gradients, row,
                 query + row, keys, values, column, key + column, band, kSide - 16 - row + column,
-                dropout, live >> column / 16);
+                live >> column / 16);
             const auto one = [](int, int) { return 1.0f; };
             put_sums<E, kScoreWidth>(weights, row, column, products, one);
             put_sums<E, kScoreWidth>(grad_scores, row, column, scores, one);
@@ -166,9 +166,8 @@ __global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads)
     __syncthreads();
     if (a.content_bias != nullptr) {
         const std::int64_t line = std::int64_t{head} * gridDim.x + blockIdx.x;
-        store_weighted_lines<E, kSide, kWidth, kThreads>(keys, totals, a.scale,
-                                                         problem.content_sums + line * a.width,
-                                                         a.width);
+        store_weighted_lines<E, kSide, kWidth, kThreads>(
+            keys, totals, a.scale, problem.content_sums + line * a.width, a.width);
         __syncthreads();
     }
     // The tiles of keys and values are no longer needed: that is where the gradients pass.

@@ -10,9 +10,7 @@ namespace dmao {
 struct AttentionScratch {
     std::int64_t inner, content_sums, position_bias_sums, position_sums;
 
-    std::int64_t total() const {
-        return inner + content_sums + position_bias_sums + position_sums;
-    }
+    std::int64_t total() const { return inner + content_sums + position_bias_sums + position_sums; }
     void place(float* memory, AttentionBackward& problem) const {
         problem.inner = memory;
         problem.content_sums = problem.inner + inner;
@@ -40,7 +38,8 @@ class Launches {
                                         (!positions || fits(AttentionPass::positions))
                                   : fits(AttentionPass::forward);
         return all ? nullptr
-                   : "this GPU has too little shared memory for float32 heads of more than 128 with "
+                   : "this GPU has too little shared memory for float32 heads of more than 128 "
+                     "with "
                      "relative positions";
     }
 
@@ -86,9 +85,8 @@ class Launches {
                 static_cast<unsigned>(a.heads)};
     }
     static std::int64_t key_blocks(const Attention& a) {
-        const int side = attention_tile(AttentionPass::keys, kWidth, kElement,
-                                        a.rel_pos.data != nullptr)
-                             .keys;
+        const int side =
+            attention_tile(AttentionPass::keys, kWidth, kElement, a.rel_pos.data != nullptr).keys;
         return a.rows / side + a.utterances;
     }
     static AttentionDiagonals diagonals_of(const Attention& a) {

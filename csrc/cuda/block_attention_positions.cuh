@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(Positions<E, kWidth>::kThreads)
     unsigned char* const band = values + Use::kTileBytes;
     unsigned char* const grad_scores = band + kBand * Use::kLine;
     const Rows<E> distances(a.rel_pos, head, 0);
-    fetch_band<E, kBand, kWidth, kThreads>(band, distances, (own - 1) * kSide + 1, a.reach, a.width);
+    fetch_band<E, kBand, kWidth, kThreads>(band, distances, (own - 1) * kSide + 1, a.reach,
+                                           a.width);
     ptx::async_commit();
     // Row m has scores in the columns from kSide - 1 - m on; the others stay zero.
     for (int at = static_cast<int>(threadIdx.x); at < kSide * Tile::kChunks; at += kThreads) {
@@ -60,7 +61,6 @@ __global__ void __launch_bounds__(Positions<E, kWidth>::kThreads)
         const Span span = span_of(a, u, head);
         const Rows<E> q(a.q, head, span.first), k(a.k, head, span.first), v(a.v, head, span.first);
         const Rows<E> grad_out(problem.grad_out, head, span.first);
-        Kept<1> dropout(a, span.utterance, head);
         const int tiles = (span.length + kSide - 1) / kSide;
         const int begin =
             own == diagonals.first ? smaller(larger(1 - tiles, diagonals.least), own) : own;
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(Positions<E, kWidth>::kThreads)
                     differentiate_again<E, kWidth, true, kPartKeys>(
                         problem, span, head, scores, products, content, position, gradients, row,
                         query + row, keys, values, column, key + column, band,
-                        kSide - 16 - row + column, dropout, walk.live(group) >> column / 16);
+                        kSide - 16 - row + column, walk.live(group) >> column / 16);
 #pragma unroll
                     for (int j = 0; j < kPartKeys / 8; ++j) {
 #pragma unroll
@@ -152,7 +152,8 @@ __global__ void __launch_bounds__(kSumThreads)
     const int least = (diagonals.first - 1) * side + 1, last = 2 * a.reach;
     const int all = diagonals.count(), count = (all + 1) * side;  // distances with sums
     const int at = row - a.reach - least;
-    const int begin = row == 0 ? 0 : larger(at, 0), end = row == last ? count : smaller(at + 1, count);
+    const int begin = row == 0 ? 0 : larger(at, 0),
+              end = row == last ? count : smaller(at + 1, count);
     for (int place = static_cast<int>(threadIdx.x); place < a.width; place += kSumThreads) {
         float sum = 0.0f;
         for (int part = 0; part < parts; ++part) {
@@ -166,8 +167,9 @@ __global__ void __launch_bounds__(kSumThreads)
                 if (i >= side) sum += first[-side * a.width];
             }
         }
-        static_cast<E*>(problem.grad_rel_pos)[(std::int64_t{row} * a.heads + head) * a.width +
-                                              place] = rounded<E>(sum);
+        static_cast<E*>(
+            problem.grad_rel_pos)[(std::int64_t{row} * a.heads + head) * a.width + place] =
+            rounded<E>(sum);
     }
 }
 

@@ -9,7 +9,8 @@
 namespace dmao::attention {
 
 // Weights of 16 queries after dropout, and in the place of `scores` the gradients of their scaled
-// scores. products: of the queries' gradients with the values; log_sums, inner: of this lane's rows.
+// scores. products: of the queries' gradients with the values; log_sums, inner: of this lane's
+// rows.
 template <int kWide>
 __device__ __forceinline__ void differentiate(const Attention& a, float (&scores)[kWide][4],
                                               float (&products)[kWide][4],
@@ -24,7 +25,7 @@ __device__ __forceinline__ void differentiate(const Attention& a, float (&scores
             scores[j][i] = ptx::exp2(scores[j][i] * factor - log_sums[i / 2]);
         }
     }
-    sight.apply(scores, key, live, [](float& hidden) { hidden = 0.0f; });
+    sight.apply(a, scores, key, live, [](float& hidden) { hidden = 0.0f; });
 #pragma unroll
     for (int j = 0; j < kWide; ++j) {
 #pragma unroll
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads)
         if (own < span.length) log_sums[half] = problem.lse[line + own];
     }
     const Sight sight(a, query + row, span.length);
-    Kept<1> dropout(a, span.utterance, head);
+    Kept<1> dropout;
     float sums[1][kWidth / 8][4];
     clear(sums);
 
@@ -127,11 +128,11 @@ __global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads)
         unsigned char* const own = stages + stage * Use::kStageBytes;
         unsigned char* const band = own + 2 * kKeys * Use::kLine;
         const int key = here.tile() * kKeys, distance = kQueries - 16 - row;
+        if (a.seed != nullptr) dropout.draw(a, span, head, query + row, key);
         float scores[1][kKeys / 8][4], products[1][kKeys / 8][4];
         score<E, kWidth, kPositions>(scores, content, position, row, own, 0, band, distance);
         clear(products);
         add_products<E, kWidth>(products, gradients, row, own + kKeys * Use::kLine, 0);
-        if (a.seed != nullptr) dropout.draw(query + row, key);
         differentiate(a, scores[0], products[0], log_sums, inner, sight, dropout, key,
                       here.live(row / 16));
         add_weighted<E, kWidth>(sums, scores, own, 0);

@@ -49,18 +49,22 @@ struct Rows {
 template <class E, int kRows, int kWidth, int threads>
 __device__ __forceinline__ void fetch_rows(unsigned char* tile, const Rows<E>& rows, int first,
                                            int end, int width) {
-    Along<E, kRows, kWidth>::template fetch<threads>(tile, [&](int line, int chunk) {
+    const auto source = [&](int line, int chunk) {
         return rows.chunk(first + line, chunk, width, first + line < end);
-    });
+    };
+    Along<E, kRows, kWidth>::template fetch<threads>(tile, source,
+                                                     ptx::fresh(static_cast<int>(threadIdx.x)));
 }
 
 // The rows of rel_pos for kRows distances from `first` on.
 template <class E, int kRows, int kWidth, int threads>
 __device__ __forceinline__ void fetch_band(unsigned char* tile, const Rows<E>& rows, int first,
                                            int reach, int width) {
-    Along<E, kRows, kWidth>::template fetch<threads>(tile, [&](int line, int chunk) {
+    const auto source = [&](int line, int chunk) {
         return rows.chunk(clamp(first + line + reach, 0, 2 * reach), chunk, width, true);
-    });
+    };
+    Along<E, kRows, kWidth>::template fetch<threads>(tile, source,
+                                                     ptx::fresh(static_cast<int>(threadIdx.x)));
 }
 
 // --- Single elements
@@ -77,8 +81,8 @@ __device__ __forceinline__ E rounded(float value) {
 template <class E, int kWidth>
 __device__ __forceinline__ E& element(unsigned char* tile, int line, int place) {
     constexpr int chunks = kWidth / kPerChunk<E>;
-    return reinterpret_cast<E*>(chunk_in<chunks>(tile, line, place / kPerChunk<E>))
-        [place % kPerChunk<E>];
+    return reinterpret_cast<E*>(
+        chunk_in<chunks>(tile, line, place / kPerChunk<E>))[place % kPerChunk<E>];
 }
 
 // Two neighbouring elements, the first at an even place.
@@ -107,9 +111,9 @@ __device__ __forceinline__ void add_biases(const Attention& a, int head, unsigne
     for (int at = static_cast<int>(threadIdx.x); at < kRows * chunks; at += threads) {
         const int line = at / chunks, chunk = at % chunks;
         E* const own = reinterpret_cast<E*>(chunk_in<chunks>(content, line, chunk));
-        E* const other = position == nullptr ? nullptr
-                                             : reinterpret_cast<E*>(
-                                                   chunk_in<chunks>(position, line, chunk));
+        E* const other = position == nullptr
+                             ? nullptr
+                             : reinterpret_cast<E*>(chunk_in<chunks>(position, line, chunk));
 #pragma unroll
         for (int i = 0; i < kPerChunk<E>; ++i) {
             const int place = chunk * kPerChunk<E> + i;
@@ -132,10 +136,9 @@ __device__ __forceinline__ void put_sums(unsigned char* tile, int line, int colu
             const float scale = factor(h, half);
 #pragma unroll
             for (int j = 0; j < kWide; ++j) {
-                put_pair<E, kLineWidth>(tile, line + 16 * h + row_of_lane(half),
-                                        column + 8 * j + column_of_lane(),
-                                        sums[h][j][2 * half] * scale,
-                                        sums[h][j][2 * half + 1] * scale);
+                put_pair<E, kLineWidth>(
+                    tile, line + 16 * h + row_of_lane(half), column + 8 * j + column_of_lane(),
+                    sums[h][j][2 * half] * scale, sums[h][j][2 * half + 1] * scale);
             }
         }
     }
@@ -143,9 +146,8 @@ __device__ __forceinline__ void put_sums(unsigned char* tile, int line, int colu
 
 // Lines `line` ... of a tile (chunks from `chunk` on) to rows of a tensor, by the lanes of a warp.
 template <class E, int kLineWidth, int kRows, int kChunks>
-__device__ __forceinline__ void store_lines(unsigned char* tile, int line, int first_chunk,
-                                            E* rows, std::int64_t stride, int row, int end,
-                                            int width) {
+__device__ __forceinline__ void store_lines(unsigned char* tile, int line, int first_chunk, E* rows,
+                                            std::int64_t stride, int row, int end, int width) {
     for (int at = lane(); at < kRows * kChunks; at += 32) {
         const int own = at / kChunks, chunk = first_chunk + at % kChunks;
         const int left = width - chunk * kPerChunk<E>;
@@ -183,15 +185,16 @@ template <class E, int kWidth, int kHigh, int kWide>
 __device__ __forceinline__ void add_products(float (&sums)[kHigh][kWide][4], unsigned char* a,
                                              int row, unsigned char* b, int column) {
     using Tile = Along<E, 16, kWidth>;  // however many lines it has
+    const int own = ptx::fresh(lane());
 #pragma unroll
     for (int k = 0; k < kWidth; k += 2 * kPerChunk<E>) {
         unsigned left[kHigh][4];
 #pragma unroll
-        for (int h = 0; h < kHigh; ++h) Tile::read_rows(a, row + 16 * h, k, left[h]);
+        for (int h = 0; h < kHigh; ++h) Tile::read_rows(a, row + 16 * h, k, left[h], own);
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             unsigned right[2][2];
-            Tile::read_columns(b, column + 8 * j, k, right[0], right[1]);
+            Tile::read_columns(b, column + 8 * j, k, right[0], right[1], own);
 #pragma unroll
             for (int h = 0; h < kHigh; ++h) {
                 ptx::multiply<E>(sums[h][j], left[h], right[0]);
@@ -208,7 +211,8 @@ __device__ __forceinline__ void as_rows(const float (&sums)[kWide][4], int j,
     if constexpr (sizeof(E) == 2) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            words[i] = ptx::round_pair(E{}, sums[j + i / 2][i % 2 * 2], sums[j + i / 2][i % 2 * 2 + 1]);
+            words[i] =
+                ptx::round_pair(E{}, sums[j + i / 2][i % 2 * 2], sums[j + i / 2][i % 2 * 2 + 1]);
         }
     } else {  // places t and t + 4 are columns 2 t and 2 t + 1: see read_columns_of_sums
 #pragma unroll
@@ -224,6 +228,7 @@ __device__ __forceinline__ void add_weighted(float (&sums)[kHigh][kWide][4],
                                              unsigned char* b, int line) {
     constexpr int kStep = 2 * kPerChunk<E>;
     using Tile = Across<E, 16, kWidth>;
+    const int own = ptx::fresh(lane());
 #pragma unroll
     for (int k = 0; k < 8 * kKeys; k += kStep) {
         unsigned left[kHigh][4];
@@ -232,7 +237,7 @@ __device__ __forceinline__ void add_weighted(float (&sums)[kHigh][kWide][4],
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             unsigned right[2][2];
-            Tile::read_columns_of_sums(b, 8 * j, line + k, right[0], right[1]);
+            Tile::read_columns_of_sums(b, 8 * j, line + k, right[0], right[1], own);
 #pragma unroll
             for (int h = 0; h < kHigh; ++h) {
                 ptx::multiply<E>(sums[h][j], left[h], right[0]);
@@ -253,18 +258,20 @@ __device__ __forceinline__ void add_across(float (&sums)[kHigh][kWide][4],
                          : std::is_same_v<E, float16> ? 0x3C003C00
                                                       : 0x3F800000;
     const unsigned ones[2] = {one, one};
+    const int own = ptx::fresh(lane());
 #pragma unroll
     for (int k = 0; k < kLines; k += 2 * kPerChunk<E>) {
         unsigned left[kHigh][4];
 #pragma unroll
         for (int h = 0; h < kHigh; ++h) {
-            Tile::read_rows_of_sums(scores, row + 16 * h, k, left[h]);
+            Tile::read_rows_of_sums(scores, row + 16 * h, k, left[h], own);
             if (with_totals) ptx::multiply<E>(totals[h], left[h], ones);
         }
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             unsigned right[2][2];
-            Across<E, kLines, kWidth>::read_columns_of_sums(b, column + 8 * j, k, right[0], right[1]);
+            Across<E, kLines, kWidth>::read_columns_of_sums(b, column + 8 * j, k, right[0],
+                                                            right[1], own);
 #pragma unroll
             for (int h = 0; h < kHigh; ++h) {
                 ptx::multiply<E>(sums[h][j], left[h], right[0]);
@@ -289,8 +296,8 @@ __device__ __forceinline__ void skew(const float (&band)[kWide + 2][4], float (&
     for (int j = 0; j < kWide; ++j) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float(&near)[4] = band[j + 1 - half];
-            const float(&far)[4] = band[j + 2 - half];
+            const float (&near)[4] = band[j + 1 - half];
+            const float (&far)[4] = band[j + 2 - half];
             // Who is asked for an element knows from its place which of the two groups is meant.
             const float first = at < shift ? far[2 * half] : near[2 * half];
             const float second = at + 1 < shift ? far[2 * half + 1] : near[2 * half + 1];
@@ -327,8 +334,8 @@ __device__ __forceinline__ void unskew(const float (&scores)[kWide][4],
     }
 }
 
-// Scores without their scale, of lines `row` ... of queries and `key` ... of keys. band: the rows of
-// rel_pos, of which line `distance` is for the first key and the last of each 16 queries.
+// Scores without their scale, of lines `row` ... of queries and `key` ... of keys. band: the rows
+// of rel_pos, of which line `distance` is for the first key and the last of each 16 queries.
 template <class E, int kWidth, bool kPositions, int kHigh, int kWide>
 __device__ __forceinline__ void score(float (&scores)[kHigh][kWide][4], unsigned char* content,
                                       unsigned char* position, int row, unsigned char* keys,

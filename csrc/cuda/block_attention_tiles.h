@@ -32,8 +32,8 @@ constexpr AttentionTile attention_tile(AttentionPass pass, int width, int elemen
     if (pass == AttentionPass::forward && !positions) {
         if (line <= 128) return {128, 64, 4, 2};  // 32 rows a warp; 2 / 2 blocks, by registers
         if (line == 192) return {128, 64, 8, 2};
-        if (line == 256) return element_bytes == 2 ? AttentionTile{128, 64, 8, 2}
-                                                   : AttentionTile{64, 64, 4, 2};
+        if (line == 256)
+            return element_bytes == 2 ? AttentionTile{128, 64, 8, 2} : AttentionTile{64, 64, 4, 2};
         return line == 512 ? AttentionTile{64, 64, 4, 1} : AttentionTile{32, 32, 2, 1};
     }
     if (pass == AttentionPass::forward) {
@@ -100,7 +100,7 @@ constexpr int shared_bytes_of(int architecture) {
 struct AttentionDiagonals {
     int first, last;      // those with sums of their own; beyond them all distances are clamped
     int least, greatest;  // those where anything is seen
-    int count() const { return last - first + 1; }
+    constexpr int count() const { return last - first + 1; }
 };
 
 inline AttentionDiagonals attention_diagonals(int left, int right, int chunk, int left_chunks,

@@ -92,8 +92,8 @@ __device__ __forceinline__ Range all_of(const Attention& a, int first, int rows,
     return {begin, larger(last.end, begin)};
 }
 
-// --- Tiles of the other side that a tile visits, ascending; blocks of a mask are made of squares of
-// 16 x 16, which live or not. All lanes of a warp call all of this; lane i keeps the list of the
+// --- Tiles of the other side that a tile visits, ascending; blocks of a mask are made of squares
+// of 16 x 16, which live or not. All lanes of a warp call all of this; lane i keeps the list of the
 // i-th 16 rows of the own side.
 
 template <int kRows, int kTile>
@@ -170,38 +170,44 @@ class Walk {
     unsigned live_ = 0;
 };
 
-// --- The scores that a lane has: two rows of 16 (`half` 0 and 1), in every 8 columns two neighbours
+// --- The scores that a lane has: two rows of 16 (`half` 0 and 1), in every 8 columns two
+// neighbours
 
 __device__ __forceinline__ int row_of_lane(int half) { return lane() / 4 + 8 * half; }
 __device__ __forceinline__ int column_of_lane() { return lane() % 4 * 2; }
 
-// Which keys 16 queries see.
+// Which keys 16 queries see. Ranges of single queries are computed where a tile is not seen as a
+// whole: they would take registers from all others.
 struct Sight {
-    Range keys[2];     // of this lane's queries
-    int begin, end;    // keys that all of them see, by position
+    int query, length;
+    int begin, end;  // keys that all of them see, by position
 
     Sight() = default;
-    __device__ __forceinline__ Sight(const Attention& a, int query, int length) {
-        keys[0] = keys_of(a, query + row_of_lane(0), length);
-        keys[1] = keys_of(a, query + row_of_lane(1), length);
-        begin = keys_of(a, query + 15, length).begin;
-        end = query + 15 < length ? keys_of(a, query, length).end : 0;
-    }
+    __device__ __forceinline__ Sight(const Attention& a, int first, int rows)
+        : query(first),
+          length(rows),
+          begin(keys_of(a, first + 15, rows).begin),
+          end(first + 15 < rows ? keys_of(a, first, rows).end : 0) {}
 
     // hide(sum) for what is not visible among sums of keys from `key` on.
     template <int kWide, class Hide>
-    __device__ __forceinline__ void apply(float (&sums)[kWide][4], int key, unsigned live,
-                                          const Hide& hide) const {
+    __device__ __forceinline__ void apply(const Attention& a, float (&sums)[kWide][4], int key,
+                                          unsigned live, const Hide& hide) const {
         constexpr unsigned all = (1u << kWide / 2) - 1;
         if (begin <= key && key + 8 * kWide <= end && (live & all) == all) return;
 #pragma unroll
-        for (int j = 0; j < kWide; ++j) {
+        for (int half = 0; half < 2; ++half) {
+            const Range range = keys_of(a, query + row_of_lane(half), length);
+            const int from = range.begin - key - column_of_lane();
+            const int to = range.end - key - column_of_lane();
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int at = key + 8 * j + column_of_lane() + i % 2;
-                const Range& range = keys[i / 2];
-                if (at < range.begin || at >= range.end || (live >> j / 2 & 1) == 0) {
-                    hide(sums[j][i]);
+            for (int j = 0; j < kWide; ++j) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const int at = 8 * j + i;
+                    if (at < from || at >= to || (live >> j / 2 & 1) == 0) {
+                        hide(sums[j][2 * half + i]);
+                    }
                 }
             }
         }
@@ -212,25 +218,22 @@ struct Sight {
 template <int kHigh>
 class Kept {
   public:
-    __device__ __forceinline__ Kept(const Attention& a, int utterance, int head)
-        : philox_(a.seed == nullptr ? 0 : *a.seed),
-          threshold_(a.threshold),
-          utterance_(static_cast<unsigned>(utterance)),
-          head_(static_cast<unsigned>(head)) {}
-
-    __device__ __forceinline__ void draw(int query, int key) {
+    __device__ __forceinline__ void draw(const Attention& a, const Span& span, int head, int query,
+                                         int key) {
         if (query == query_ && key / 128 == group_) return;
         query_ = query;
         group_ = key / 128;
+        const Philox philox(a.seed);
 #pragma unroll
         for (int half = 0; half < 2 * kHigh; ++half) {
             bits_[half] = 0;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int column = i / 2 * 8 + column_of_lane() + i % 2;
-                bits_[half] |= philox_.keep_bits(static_cast<unsigned>(query + row_of_lane(half)),
-                                                 static_cast<unsigned>(group_ * 16 + column),
-                                                 threshold_, utterance_, head_)
+                bits_[half] |= philox.keep_bits(static_cast<unsigned>(query + row_of_lane(half)),
+                                                static_cast<unsigned>(group_ * 16 + column),
+                                                a.threshold, static_cast<unsigned>(span.utterance),
+                                                static_cast<unsigned>(head))
                                << 8 * i;
             }
         }
@@ -241,8 +244,6 @@ class Kept {
     }
 
   private:
-    Philox philox_;
-    unsigned threshold_, utterance_, head_;
     int query_ = -1, group_ = -1;
     unsigned bits_[2 * kHigh];
 };

@@ -11,8 +11,8 @@ inline constexpr int kElementTypes = 3;
 constexpr int place_of(ElementType type) { return static_cast<int>(type); }
 
 template <class E>
-inline constexpr ElementType type_of = sizeof(E) == 4 ? ElementType::float32
-                                                      : ElementType::bfloat16;
+inline constexpr ElementType type_of =
+    sizeof(E) == 4 ? ElementType::float32 : ElementType::bfloat16;
 template <>
 inline constexpr ElementType type_of<float16> = ElementType::float16;
 

@@ -4,8 +4,8 @@
 // Floor: one read and one write of the new tensors at memory bandwidth.
 #pragma once
 
-#include "tables.cuh"
 #include "quads.cuh"
+#include "tables.cuh"
 
 namespace dmao {
 
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks)
             const std::uint32_t offset =
                 (i * kGatherThreads + static_cast<std::uint32_t>(threadIdx.x)) * kPerQuad<E>;
             if (offset >= left) return;
-            const int count = left - offset < kPerQuad<E> ? static_cast<int>(left - offset)
-                                                          : kPerQuad<E>;
+            const int count =
+                left - offset < kPerQuad<E> ? static_cast<int>(left - offset) : kPerQuad<E>;
             const Quad quad = make_entries(gather, offset, count);
             if (count == kPerQuad<E>) {  // new memory: it begins at a multiple of 16 bytes
                 *reinterpret_cast<Quad*>(out + offset) = quad;

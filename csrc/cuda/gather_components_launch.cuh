@@ -50,7 +50,8 @@ class GatherLaunch {
         GatherRow* rows = static_cast<GatherRow*>(scratch);
         GatherRow* next = rows;
         by_tables(rows_, [&](const Table<GatherRow>& table) {
-            const auto blocks = static_cast<unsigned>((table.count + kRowThreads - 1) / kRowThreads);
+            const auto blocks =
+                static_cast<unsigned>((table.count + kRowThreads - 1) / kRowThreads);
             launch<write_rows>(gpu, Grid{blocks}, kRowThreads, 0, table, next);
             next += table.count;
         });

@@ -26,11 +26,16 @@ __global__ void __launch_bounds__(kPieceThreads, kImportanceBlocks)
         const W* weights = static_cast<const W*>(entry.weight);
         const G* grads = static_cast<const G*>(entry.grad);
         float terms[kVector] = {};
-        walk_entries(piece, [&](std::int64_t at, int count) {
-            float weight[kVector] = {}, grad[kVector] = {};
-            if (scoring.weight) load_vector(weights + at, count, weight);
-            if (scoring.grad) load_vector(grads + at, count, grad);
-            // What is not there is zero in what was read.
+        const auto starts_quads = [&](std::int64_t at) {
+            return (!scoring.weight || starts_quad(weights + at)) &&
+                   (!scoring.grad || starts_quad(grads + at));
+        };
+        walk_entries(piece, starts_quads, [&](auto kind, std::int64_t at, int count) {
+            // What is not there is zero in what is read.
+            Eight<W> weight{};
+            Eight<G> grad{};
+            if (scoring.weight) weight = load_eight(kind, weights + at, count);
+            if (scoring.grad) grad = load_eight(kind, grads + at, count);
 #pragma unroll
             for (int i = 0; i < kVector; ++i) terms[i] += score_entry(scoring, weight[i], grad[i]);
         });

@@ -20,7 +20,8 @@ class ImportanceLaunch {
         : scoring_(scoring_of(metric)), averages_(averages) {}
 
     void add(const ImportanceTensor& tensor) {
-        const auto& [weight, grad, weight_type, grad_type, repeats, components, run, first] = tensor;
+        const auto& [weight, grad, weight_type, grad_type, repeats, components, run, first] =
+            tensor;
         const std::int64_t sums = sums_.add(repeats, components, run, first);
         entries_[place_of(weight_type)][place_of(grad_type)].push_back(
             {weight, grad, cut_of(repeats, components, run), sums, 0});

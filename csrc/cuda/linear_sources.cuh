@@ -131,16 +131,17 @@ class SourceAcross {
 
   private:
     __device__ __forceinline__ void look_up(int first) {
-        if constexpr (!gathered) return;
-        // Within a thing, and a step begins a thing or goes on with one.
-        const bool together = live_.keeps_together(Tile::kLines);
+        if constexpr (gathered) {
+            // Within a thing, and a step begins a thing or goes on with one.
+            const bool together = live_.keeps_together(Tile::kLines);
 #pragma unroll
-        for (int i = 0; i < kCopies; ++i) {
-            const int position = first + i * kApart;
-            if (i > 0 && together) {
-                rows_[i] = rows_[0] + i * kApart;
-            } else {
-                rows_[i] = position < end_ ? live_.element(position) : 0;
+            for (int i = 0; i < kCopies; ++i) {
+                const int position = first + i * kApart;
+                if (i > 0 && together) {
+                    rows_[i] = rows_[0] + i * kApart;
+                } else {
+                    rows_[i] = position < end_ ? live_.element(position) : 0;
+                }
             }
         }
     }

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "cuts.h"
-#include "tables.cuh"
 #include "quads.cuh"
+#include "tables.cuh"
 
 namespace dmao {
 
@@ -38,17 +38,23 @@ __device__ __forceinline__ Piece piece_of(const Cut& cut, std::int64_t sums, std
             cut.folded};
 }
 
-// Calls visit(place, count) for what this thread has of a piece: `count` of eight entries from
-// `place` on. Warps take rows in turns, so that a row is read in one go.
-template <class Visit>
-__device__ __forceinline__ void walk_entries(const Piece& piece, const Visit& visit) {
+// Calls visit(kind, place, count) for what this thread has of a piece: `count` of eight entries
+// from `place` on, which are Whole where they are eight and starts_quads(place), else Broken. Warps
+// take rows in turns, so that a row is read in one go.
+template <class StartsQuads, class Visit>
+__device__ __forceinline__ void walk_entries(const Piece& piece, const StartsQuads& starts_quads,
+                                             const Visit& visit) {
     const int column = static_cast<int>(threadIdx.x) % 32 * kVector;
     for (int row = static_cast<int>(threadIdx.x) / 32; row < piece.rows; row += kPieceWarps) {
         const std::int64_t begin = row * piece.stride + column;
         std::int64_t count = piece.rest - begin;
         if (count > piece.columns - column) count = piece.columns - column;
-        if (count > kVector) count = kVector;
-        if (count > 0) visit(piece.first + begin, static_cast<int>(count));
+        if (count >= kVector && starts_quads(piece.first + begin)) {
+            visit(Whole{}, piece.first + begin, kVector);
+        } else if (count > 0) {
+            visit(Broken{}, piece.first + begin,
+                  count < kVector ? static_cast<int>(count) : kVector);
+        }
     }
 }
 

@@ -54,12 +54,13 @@ struct SharedTile {
     static constexpr int kCopies = (kLines * kChunks + threads - 1) / threads;
 
     template <int threads, class Source>
-    __device__ static __forceinline__ void fetch(unsigned char* tile, const Source& source) {
+    __device__ static __forceinline__ void fetch(unsigned char* tile, const Source& source,
+                                                 int thread = static_cast<int>(threadIdx.x)) {
         constexpr bool numbered = std::is_invocable_v<const Source&, int, int, int>;
         static_assert(!numbered || threads % kChunks == 0);
 #pragma unroll
         for (int i = 0; i < kCopies<threads>; ++i) {
-            const int at = static_cast<int>(threadIdx.x) + i * threads;
+            const int at = thread + i * threads;
             if (kLines * kChunks % threads != 0 && at >= kLines * kChunks) break;
             const int line = at / kChunks, chunk = at % kChunks;
             if constexpr (numbered) {
@@ -77,8 +78,7 @@ struct SharedTile {
 
     // Words of k ... k + 2 kChunk - 1 in 16 rows of A from `first` on.
     __device__ static __forceinline__ void read_rows(unsigned char* tile, int first, int k,
-                                                     unsigned (&words)[4]) {
-        const int lane = static_cast<int>(threadIdx.x) % 32;
+                                                     unsigned (&words)[4], int lane = own_lane()) {
         if constexpr (layout == Layout::lines_of_k) {
             const int chunk = k / kPerChunk<E> + lane / 16;
             ptx::load_matrices(words, place(lines(tile, first), lane % 16, chunk));
@@ -96,8 +96,8 @@ struct SharedTile {
 
     // The same of 16 columns of B, as two fragments of 8.
     __device__ static __forceinline__ void read_columns(unsigned char* tile, int first, int k,
-                                                        unsigned (&left)[2], unsigned (&right)[2]) {
-        const int lane = static_cast<int>(threadIdx.x) % 32;
+                                                        unsigned (&left)[2], unsigned (&right)[2],
+                                                        int lane = own_lane()) {
         unsigned words[4];
         if constexpr (layout == Layout::lines_of_k) {
             const int line = lane % 8 + lane / 16 * 8, chunk = k / kPerChunk<E> + lane / 8 % 2;
@@ -121,12 +121,12 @@ struct SharedTile {
     // The same of a tile with lines across and kTurn 1, with k in the order in which sums lie in
     // registers: for float32 the places t and t + 4 of a step are the lines 2 t and 2 t + 1.
     __device__ static __forceinline__ void read_rows_of_sums(unsigned char* tile, int first, int k,
-                                                             unsigned (&words)[4]) {
+                                                             unsigned (&words)[4],
+                                                             int lane = own_lane()) {
         static_assert(layout == Layout::lines_across && kTurn == 1);
         if constexpr (sizeof(E) == 2) {
             read_rows(tile, first, k, words);
         } else {
-            const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 words[i] = element(tile, k + lane % 4 * 2 + i / 2, first + lane / 4 + i % 2 * 8);
@@ -135,12 +135,13 @@ struct SharedTile {
     }
     __device__ static __forceinline__ void read_columns_of_sums(unsigned char* tile, int first,
                                                                 int k, unsigned (&left)[2],
-                                                                unsigned (&right)[2]) {
+                                                                unsigned (&right)[2],
+                                                                int lane = own_lane()) {
         static_assert(layout == Layout::lines_across && kTurn == 1);
         if constexpr (sizeof(E) == 2) {
             read_columns(tile, first, k, left, right);
         } else {
-            const int lane = static_cast<int>(threadIdx.x) % 32, line = k + lane % 4 * 2;
+            const int line = k + lane % 4 * 2;
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 left[i] = element(tile, line + i, first + lane / 4);
@@ -150,6 +151,7 @@ struct SharedTile {
     }
 
   private:
+    __device__ static __forceinline__ int own_lane() { return static_cast<int>(threadIdx.x) % 32; }
     // From a line on that is a multiple of 8 / kTurn: chunks change places alike there.
     __device__ static __forceinline__ unsigned char* lines(unsigned char* tile, int first) {
         return tile + first * (kChunks * kChunkBytes);

@@ -112,7 +112,16 @@ __device__ __forceinline__ float exp2(float value) {
     return power;
 }
 
+// The same number, of which the compiler knows nothing: so that what follows from it is computed
+// here, and not ahead of a loop for registers to keep.
+__device__ __forceinline__ int fresh(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 #else
+
+inline int fresh(int value) { return value; }
 
 inline void load_matrices(unsigned (&words)[4], const void* row) {
     cuda_on_host::load_matrices(words, row, false);

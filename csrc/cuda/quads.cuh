@@ -1,5 +1,5 @@
-// Eight neighbouring elements as floats: what a thread reads and writes at once, by 16 bytes where
-// their address allows it.
+// Eight neighbouring elements: what a thread reads and writes at once, by quads of 16 bytes where
+// addresses allow it.
 #pragma once
 
 #include "ptx.cuh"
@@ -54,37 +54,53 @@ __device__ __forceinline__ Quad quad_of(const float* values) {
     return quad;
 }
 
-// The first `count` of eight elements, and zeros behind them.
+// The bits of eight elements.
 template <class E>
-__device__ __forceinline__ void load_vector(const E* p, int count, float (&values)[kVector]) {
-    if (count == kVector && starts_quad(p)) {
-#pragma unroll
-        for (int q = 0; q < kVector / kPerQuad<E>; ++q) {
-            const Quad quad = reinterpret_cast<const Quad*>(p)[q];
-#pragma unroll
-            for (int i = 0; i < kPerQuad<E>; ++i) {
-                values[q * kPerQuad<E> + i] = ptx::widen(element_of<E>(quad, i));
-            }
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) values[i] = i < count ? ptx::widen(p[i]) : 0.0f;
+struct Eight {
+    Quad quads[kVector / kPerQuad<E>];
+
+    __device__ __forceinline__ float operator[](int i) const {
+        return ptx::widen(element_of<E>(quads[i / kPerQuad<E>], i % kPerQuad<E>));
     }
+};
+
+// Whether all of eight elements are there, and start a quad. As the type of an argument, since the
+// two cases must not meet before all that is loaded is there: what one does with elements that it
+// has loaded one by one would wait for the quads of the other.
+struct Whole {
+    static constexpr bool value = true;
+};
+struct Broken {
+    static constexpr bool value = false;
+};
+
+// The first `count` of eight elements, and zeros behind them.
+template <class E, class Kind>
+__device__ __forceinline__ Eight<E> load_eight(Kind, const E* p, int count) {
+    Eight<E> eight{};
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+        const int quad = i / kPerQuad<E>, place = i % kPerQuad<E>;
+        if constexpr (Kind::value) {
+            if (place == 0) eight.quads[quad] = reinterpret_cast<const Quad*>(p)[quad];
+        } else {
+            if (i < count) set_element(eight.quads[quad], place, p[i]);
+        }
+    }
+    return eight;
 }
 
-template <class E>
-__device__ __forceinline__ void store_vector(E* p, int count, const float (&values)[kVector]) {
-    const bool whole = count == kVector && starts_quad(p);
+template <class E, class Kind>
+__device__ __forceinline__ void store_eight(Kind, E* p, int count, const float (&values)[kVector]) {
 #pragma unroll
-    for (int q = 0; q < kVector / kPerQuad<E>; ++q) {
-        const Quad quad = quad_of<E>(values + q * kPerQuad<E>);
-        if (whole) {
-            reinterpret_cast<Quad*>(p)[q] = quad;
+    for (int i = 0; i < kVector; i += kPerQuad<E>) {
+        const Quad quad = quad_of<E>(values + i);
+        if constexpr (Kind::value) {
+            *reinterpret_cast<Quad*>(p + i) = quad;
         } else {
 #pragma unroll
-            for (int i = 0; i < kPerQuad<E>; ++i) {
-                const int at = q * kPerQuad<E> + i;
-                if (at < count) p[at] = element_of<E>(quad, i);
+            for (int k = 0; k < kPerQuad<E>; ++k) {
+                if (i + k < count) p[i + k] = element_of<E>(quad, k);
             }
         }
     }

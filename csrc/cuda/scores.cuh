@@ -24,10 +24,10 @@ __device__ __forceinline__ float score_entry(const Scoring& scoring, float weigh
 // A tensor [.., components, ..] of which the sums of pieces are there. In a table tensors stand in
 // the order of `first`.
 struct ScoredRange {
-    std::int64_t sums;                    // where they begin
-    std::int32_t rows, columns, stride;   // of a component's sums (SumsOfComponent)
-    std::int32_t first, end;              // components of the averages
-    std::int32_t reach;                   // greatest `end` of this and of all before
+    std::int64_t sums;                   // where they begin
+    std::int32_t rows, columns, stride;  // of a component's sums (SumsOfComponent)
+    std::int32_t first, end;             // components of the averages
+    std::int32_t reach;                  // greatest `end` of this and of all before
 };
 
 // Averages of all components, and what was found so far of the sums where they fill many tables.
@@ -37,7 +37,7 @@ struct Averages {
     const float* sums;
     float* carried;  // [2, components]: sum, and whether there is one
     std::int32_t components;
-    float beta, rest;  // weights of the old average and of the mean
+    float beta, rest;   // weights of the old average and of the mean
     bool begins, ends;  // whether this table is the first one, the last one
 };
 
@@ -63,8 +63,8 @@ static __global__ void __launch_bounds__(kAverageThreads)
     average_scores(DMAO_BY_VALUE(Table<ScoredRange>) table, Averages all) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int warps = static_cast<int>(gridDim.x) * (kAverageThreads / 32);
-    int component = static_cast<int>(blockIdx.x) * (kAverageThreads / 32) +
-                    static_cast<int>(threadIdx.x) / 32;
+    int component =
+        static_cast<int>(blockIdx.x) * (kAverageThreads / 32) + static_cast<int>(threadIdx.x) / 32;
     for (; component < all.components; component += warps) {
         float sum = 0.0f;
         bool scored = false;
@@ -73,8 +73,8 @@ static __global__ void __launch_bounds__(kAverageThreads)
             if (range.reach <= component) break;
             if (range.end <= component) continue;
             scored = true;
-            const float* own = all.sums + range.sums +
-                               std::int64_t{component - range.first} * range.columns;
+            const float* own =
+                all.sums + range.sums + std::int64_t{component - range.first} * range.columns;
             const std::uint32_t columns = static_cast<std::uint32_t>(range.columns);
             const std::uint32_t places = static_cast<std::uint32_t>(range.rows) * columns;
             for (std::uint32_t place = lane; place < places; place += 32) {

@@ -47,9 +47,15 @@ class Sums {
     void average(const Gpu& gpu, const ScoreAverages& scores, float* scratch) {
         std::stable_sort(ranges_.begin(), ranges_.end(),
                          [](const auto& a, const auto& b) { return a.first < b.first; });
-        Averages all{scores.ema, scores.inverse_count, scratch, scratch + count_,
-                     in_32_bits(scores.components), static_cast<float>(scores.beta),
-                     static_cast<float>(1.0 - scores.beta), true, false};
+        Averages all{scores.ema,
+                     scores.inverse_count,
+                     scratch,
+                     scratch + count_,
+                     in_32_bits(scores.components),
+                     static_cast<float>(scores.beta),
+                     static_cast<float>(1.0 - scores.beta),
+                     true,
+                     false};
         constexpr int kWarps = kAverageThreads / 32;
         const std::int64_t blocks = std::min(ceil_div(scores.components, kWarps),
                                              std::int64_t{gpu.processors} * kAverageBlocks);

@@ -27,8 +27,8 @@ struct Table {
     Entry entries[kCapacity];
 };
 
-// Calls visit(entry, index) for those pieces of all entries that are this block's. Every entry has a
-// number of pieces, and `end` is behind its last one among those of its table.
+// Calls visit(entry, index) for those pieces of all entries that are this block's. Every entry has
+// a number of pieces, and `end` is behind its last one among those of its table.
 template <class Entry, class Visit>
 __device__ __forceinline__ void walk_pieces(const Table<Entry>& table, const Visit& visit) {
     const int all = table.entries[table.count - 1].end;

@@ -7,7 +7,8 @@
 
 namespace dmao {
 
-// groups [n, 6], the numbers of each (GROUP_COLUMNS of the reference); group_of [count], rows of it.
+// groups [n, 6], the numbers of each (GROUP_COLUMNS of the reference); group_of [count], rows of
+// it.
 inline void check_groups(const char* op, const Tensor& groups, const Tensor& group_of,
                          std::int64_t count) {
     check_tensor(op, "groups", groups, ScalarType::Double);

@@ -3,7 +3,6 @@ unnoticed."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor
 import dmao_kernels
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.testing import outputs_and_gradients
-from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
 from tests.native.probe import ROOT
 from tests.ops.attention_problems import Problem, check_against_oracle, make, packed, random_mask
 from tests.ops.common import SEED, ids
@@ -22,8 +20,8 @@ SOURCE = ROOT / "csrc/tests/cuda/block_attention.cpp"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS = torch.tensor([True, False, True])
 
-# TF32 has 13 bits less than float32, in which the rule of comparison counts.
-TF32_SLACK = 2.0**13
+# TF32 has 13 bits less than float32, in which the rule of comparison counts; scores are sums of several products.
+TF32_SLACK = 2.0**15
 
 
 def check(problem: Problem, **conditions: Any) -> None:

@@ -1,10 +1,9 @@
 // adamw_importance_ on GPUs: checks, the steps that are counted on the host, and which parameters
 // are updated and scored.
-#include "adamw_importance_launch.cuh"
-
 #include <optional>
 
 #include "../groups.h"
+#include "adamw_importance_launch.cuh"
 #include "averages.cuh"
 
 namespace dmao::cuda {

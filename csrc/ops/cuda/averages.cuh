@@ -8,8 +8,7 @@
 
 namespace dmao {
 
-inline ElementType element_type(const char* op, const std::string& argument,
-                                const Tensor& tensor) {
+inline ElementType element_type(const char* op, const std::string& argument, const Tensor& tensor) {
     return with_elements(op, argument, tensor, [](auto e) { return type_of<decltype(e)>; });
 }
 

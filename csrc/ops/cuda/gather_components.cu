@@ -1,11 +1,10 @@
 // gather_components on GPUs: checks, and the new tensors.
-#include "gather_components_launch.cuh"
-
 #include <map>
 #include <utility>
 
 #include "../component_rows.h"
 #include "common.cuh"
+#include "gather_components_launch.cuh"
 
 namespace dmao::cuda {
 namespace {
@@ -18,8 +17,8 @@ using Tensors = std::vector<Tensor>;
 GatheredTensor describe(std::size_t i, const Tensor& x, const Tensor& rows, const Tensor& given) {
     const std::string number = "[" + std::to_string(i) + "]";
     GatheredTensor tensor{};
-    tensor.type = with_elements(kOp, "tensors" + number, x,
-                                [](auto e) { return type_of<decltype(e)>; });
+    tensor.type =
+        with_elements(kOp, "tensors" + number, x, [](auto e) { return type_of<decltype(e)>; });
     check_beside(kOp, "tensors" + number, x, x, x.scalar_type());
     check_beside(kOp, "given" + number, given, x, x.scalar_type());
     check(x.is_contiguous() && given.is_contiguous(), kOp, ": tensors", number, " and given",

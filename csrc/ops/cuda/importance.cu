@@ -1,7 +1,6 @@
 // importance_ on GPUs: checks, and which tensors are scored.
-#include "importance_launch.cuh"
-
 #include "averages.cuh"
+#include "importance_launch.cuh"
 
 namespace dmao::cuda {
 namespace {
@@ -25,8 +24,8 @@ void importance_(const Tensor& ema, const std::vector<Tensor>& weights,
         tensor.weight = weight.const_data_ptr();
         tensor.grad = grad.const_data_ptr();
         tensor.weight_type = check_readable(kOp, "weights" + place, weight, ema);
-        tensor.grad_type = without_grad ? tensor.weight_type
-                                        : check_readable(kOp, "grads" + place, grad, ema);
+        tensor.grad_type =
+            without_grad ? tensor.weight_type : check_readable(kOp, "grads" + place, grad, ema);
         check(without_grad || grad.numel() == weight.numel(), kOp, ": grads", place, " has ",
               grad.numel(), " elements, but its weight has ", weight.numel());
         tensor.repeats = s.repeats;

@@ -1,11 +1,10 @@
 // adamw_importance SEED: parameters of all types, updated, scored or both, against loops in
 // float64; scores against those of importance, to the bit; prints "right" or "wrong: ...".
-#include "adamw_importance_launch.cuh"
-
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
+#include "adamw_importance_launch.cuh"
 #include "importance_launch.cuh"
 #include "values.h"
 
@@ -25,7 +24,8 @@ struct Parameter {
     bool updated() const { return kind != Kind::scored; }
 };
 
-constexpr double kGroups[][6] = {{1e-2, 0.9, 0.999, 1e-8, 0.1, 0.0}, {3e-3, 0.8, 0.95, 1e-6, 0.0, 1.0}};
+constexpr double kGroups[][6] = {{1e-2, 0.9, 0.999, 1e-8, 0.1, 0.0},
+                                 {3e-3, 0.8, 0.95, 1e-6, 0.0, 1.0}};
 const double* group_of(std::size_t i) { return kGroups[i % 2]; }
 
 // What one rounding to the type may change.
@@ -58,8 +58,8 @@ void check_parameter(const Parameter& before, const Parameter& after, const doub
 }
 
 Parameter copy(const Parameter& p) {
-    return {p.kind, p.repeats, p.components, p.run, p.first, p.weight.copy(), p.grad.copy(),
-            p.average.copy(), p.square.copy(), p.step, p.on_gpu};
+    return {p.kind,        p.repeats,        p.components,    p.run,  p.first, p.weight.copy(),
+            p.grad.copy(), p.average.copy(), p.square.copy(), p.step, p.on_gpu};
 }
 
 void check(std::vector<Parameter>& parameters, int components, Metric metric,
@@ -112,16 +112,23 @@ void check(std::vector<Parameter>& parameters, int components, Metric metric,
 Parameter random_parameter(int repeats, int components, int run, int first, int skip) {
     const int size = repeats * components * run;
     const ElementType type = random_type();
-    Parameter p{static_cast<Kind>(random_below(3)), repeats, components, run, first,
-                Values(type, size, skip), Values(type, size, skip), Values(type, size, skip),
-                Values(type, size, skip), static_cast<float>(random_below(9)),
+    Parameter p{static_cast<Kind>(random_below(3)),
+                repeats,
+                components,
+                run,
+                first,
+                Values(type, size, skip),
+                Values(type, size, skip),
+                Values(type, size, skip),
+                Values(type, size, skip),
+                static_cast<float>(random_below(9)),
                 random_below(2) == 1};
     p.square.fill(0.25f);
     return p;
 }
 
 void check_shapes(int skip, Metric metric, const float* grad_factor) {
-    constexpr int shapes[][3] = {{1, 1, 1},  {1, 17, 1},   {3, 5, 7},    {7, 2, 256},
+    constexpr int shapes[][3] = {{1, 1, 1},   {1, 17, 1},  {3, 5, 7},    {7, 2, 256},
                                  {7, 2, 255}, {8, 1, 264}, {1, 2, 8200}, {33, 3, 86}};
     std::vector<Parameter> parameters;
     int first = 0;

@@ -1,10 +1,9 @@
 // importance SEED: all metrics and types, on tensors of many shapes and numbers, against loops in
 // float64; prints "right: ..." or "wrong: ...".
-#include "importance_launch.cuh"
-
 #include <cstdio>
 #include <cstdlib>
 
+#include "importance_launch.cuh"
 #include "values.h"
 
 namespace dmao {
@@ -83,13 +82,20 @@ Tensor random_tensor(const Shape& shape, int first, int skip) {
 
 // Every component in one tensor.
 void check_shapes(int skip) {
-    for (Metric metric : {Metric::taylor, Metric::gradient, Metric::magnitude,
-                          Metric::signed_taylor}) {
+    for (Metric metric :
+         {Metric::taylor, Metric::gradient, Metric::magnitude, Metric::signed_taylor}) {
         std::vector<Tensor> tensors;
         int first = 2;  // nobody scores the first ones
-        for (const Shape& shape :
-             {Shape{1, 1, 1}, {1, 17, 1}, {3, 5, 7}, {7, 2, 256}, {7, 2, 255}, {8, 1, 264},
-              {1, 2, 8200}, {2, 1, 8192}, {33, 3, 86}, {65, 2, 4}}) {
+        for (const Shape& shape : {Shape{1, 1, 1},
+                                   {1, 17, 1},
+                                   {3, 5, 7},
+                                   {7, 2, 256},
+                                   {7, 2, 255},
+                                   {8, 1, 264},
+                                   {1, 2, 8200},
+                                   {2, 1, 8192},
+                                   {33, 3, 86},
+                                   {65, 2, 4}}) {
             tensors.push_back(random_tensor(shape, first, skip));
             first += shape.components;
         }

@@ -44,8 +44,8 @@ void check(int repeats, int components, int run) {
     const SumsOfComponent own = sums_of_component(cut, repeats, components, run);
     for (int c = 0; c < components; ++c) {
         for (int place = 0; place < own.rows * own.columns; ++place) {
-            int& found = owner[c * own.columns + place / own.columns * own.stride +
-                               place % own.columns];
+            int& found =
+                owner[c * own.columns + place / own.columns * own.stride + place % own.columns];
             expect(found == c, name + ": a sum belongs to another component");
             found = -2;
         }
