@@ -85,8 +85,16 @@ Tensor random_tensor(const Shape& shape, int first, int skip, ElementType weight
 void check_shapes(Metric metric, int skip, const ElementType* type) {
     std::vector<Tensor> tensors;
     int first = 2;  // nobody scores the first ones
-    for (const Shape& shape : {Shape{1, 1, 1}, {1, 17, 1}, {3, 5, 7}, {7, 2, 256}, {7, 2, 255},
-                               {8, 1, 264}, {1, 2, 8200}, {2, 1, 8192}, {33, 3, 86}, {65, 2, 4}}) {
+    for (const Shape& shape : {Shape{1, 1, 1},
+                               {1, 17, 1},
+                               {3, 5, 7},
+                               {7, 2, 256},
+                               {7, 2, 255},
+                               {8, 1, 264},
+                               {1, 2, 8200},
+                               {2, 1, 8192},
+                               {33, 3, 86},
+                               {65, 2, 4}}) {
         tensors.push_back(random_tensor(shape, first, skip, type ? *type : random_type(),
                                         type ? *type : random_type()));
         first += shape.components;
