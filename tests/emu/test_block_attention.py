@@ -3,7 +3,6 @@ unnoticed."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor
 import dmao_kernels
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.testing import outputs_and_gradients
-from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
 from tests.native.probe import ROOT
 from tests.ops.attention_problems import Problem, check_against_oracle, make, packed, random_mask
 from tests.ops.common import SEED, ids

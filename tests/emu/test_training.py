@@ -12,7 +12,7 @@ from tests.triton.test_trainer import train
 
 
 @pytest.fixture
-def _by_operation(emulated: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def by_operation(emulated: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What has CUDA kernels runs them, the others stay where they are; gives the operations that did."""
     ran: list[str] = []
 
@@ -37,9 +37,9 @@ EXPECTED = {
 @pytest.mark.parametrize(
     ("model", "storage"), [("feed-forward", "slots"), pytest.param("conformer", "tight", marks=pytest.mark.slow)]
 )
-def test_as_on_the_cpu(model: str, storage: str, _by_operation: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_on_the_cpu(model: str, storage: str, by_operation: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = train(model, "cpu", storage)
-    assert set(_by_operation) >= EXPECTED[model]
+    assert set(by_operation) >= EXPECTED[model]
     monkeypatch.undo()
     expected = train(model, "cpu", storage)
     assert len(found["events"]) == len(expected["events"]) > 0
