@@ -42,7 +42,7 @@ def blocks_per_processor(gpu: GPU, registers: int, shared: int, warps: int) -> t
     """How many blocks of an NVIDIA GPU run at a time on one processor, and what limits them.
 
     Equal to NVIDIA's cuda_occupancy.h: registers are handed out to warps by 256, to each of four partitions on its
-    own; a block takes a kibibyte of shared memory more than it asks for.
+    own; a block takes a kibibyte of shared memory more than it asks for, by 128 bytes.
 
     Args:
         registers: per thread.
@@ -52,7 +52,7 @@ def blocks_per_processor(gpu: GPU, registers: int, shared: int, warps: int) -> t
     of_a_warp = -(-registers * gpu.warp_size // 256) * 256
     limits = {
         "registers": gpu.registers_per_processor // 4 // of_a_warp * 4 // warps,
-        "shared memory": gpu.shared_per_processor // (shared + _KIB),
+        "shared memory": gpu.shared_per_processor // (-(-(shared + _KIB) // 128) * 128),
         "warps": gpu.warps_per_processor // warps,
         "blocks": gpu.blocks_per_processor,
     }

@@ -44,19 +44,17 @@ MUTANTS = {
     ),
     "no barrier before the next piece": Mutant("__syncthreads();  // totals", "// totals", "data race", "threads"),
     "barrier of some": Mutant(
-        "__syncthreads();  // totals", "if (thread < piece.columns) __syncthreads();  //", "deadlock"
+        "__syncthreads();  // totals", "if (thread < piece.columns) __syncthreads();  //", "divergent barrier"
     ),
     "rows of another warp": Mutant("row += kPieceWarps)", "row += kPieceWarps - 1)", "wrong"),
     "behind the last row": Mutant("count = piece.rest - begin", "count = piece.rest - begin + 1", "overflow", "memory"),
-    "behind the last column": Mutant(
-        "if (count > piece.columns - column) count = piece.columns - column;", "", "wrong"
-    ),
+    "a matrix too long": Mutant("cut.size - begin", "cut.size", "wrong"),
     "sums of another column": Mutant(
         "if (thread < piece.columns) {", "if (thread <= piece.columns) {", "data race", "threads"
     ),
-    "lanes of the sums": Mutant("parts[thread * 2 + 1]", "parts[thread * 2 ^ 1]", "wrong"),
+    "lanes of the sums": Mutant("quad_of<float>(terms + 4)", "quad_of<float>(terms)", "wrong"),
     "addresses that are not aligned": Mutant(
-        "count == kVector && starts_quad(p)) {\n#pragma", "count == kVector) {\n#pragma", "misaligned", "memory"
+        "count >= kVector && starts_quads(piece.first + begin)", "count >= kVector", "misaligned", "memory"
     ),
     "sums that are not carried on": Mutant("sum += carried[0];", "", "wrong"),
     "a range too far": Mutant("range.end <= component", "range.end < component", "wrong"),

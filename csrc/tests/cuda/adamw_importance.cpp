@@ -65,7 +65,7 @@ Parameter copy(const Parameter& p) {
 void check(std::vector<Parameter>& parameters, int components, Metric metric,
            const float* grad_factor) {
     std::vector<float> ema(components, 0.5f), same = ema, inverse(components, 0.01f);
-    const Gpu gpu{80, 3, nullptr};
+    const Gpu gpu{80, 1, nullptr};
     ImportanceLaunch importance(metric, {same.data(), inverse.data(), components, 0.9});
     AdamWLaunch launch(metric, {ema.data(), inverse.data(), components, 0.9});
     std::vector<Parameter> before;
