@@ -90,14 +90,25 @@ def kind_of(dtype: torch.dtype) -> str:
     return "tf32" if precision(dtype) == "tf32" else "float32"
 
 
+def options_of(config: Config) -> dict[str, int]:
+    """Triton's own options in a configuration, by which kernels are launched."""
+    return {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
+
+
 def candidates(table: Table, kind: str, device: torch.device) -> list[Config]:
     """The configurations of a kind for a device, the one to take without measurements first."""
     arch = architecture(device)
-    if isinstance(arch, int):
-        arch = max((entry for entry in table if isinstance(entry, int) and entry <= arch), default=80)
-    elif arch not in table:
-        arch = 80 if arch == "interpreter" else "hip"
+    if arch not in table:
+        arch = _nearest(arch, tuple(table))
     return table[arch][kind]
+
+
+@functools.cache
+def _nearest(arch: int | str, entries: tuple[int | str, ...]) -> int | str:
+    """Of the entries of a table the one for an architecture that has none of its own."""
+    if isinstance(arch, int):
+        return max((entry for entry in entries if isinstance(entry, int) and entry <= arch), default=80)
+    return 80 if arch == "interpreter" else "hip"
 
 
 def choose(

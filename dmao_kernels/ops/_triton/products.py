@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.config import Config, Table, cdiv
+from dmao_kernels.ops._triton.launch import kernel
 
 _PLANE_TILE = 1024
 _LONGEST_VECTOR = 16
@@ -193,7 +194,7 @@ def token_spans(tokens: int, tiles: int, wanted: int, step: int) -> tuple[int, i
     return max(cdiv(tokens, length), 1) if length else 1, max(length, step)
 
 
-@triton.jit(do_not_specialize=["size", "planes"])
+@kernel(varying=["size", "planes"])
 def _sum_planes_kernel(source, target, size, planes, TILE: tl.constexpr):
     # Floor: 4 bytes read per plane and element.
     at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.config import cdiv
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
     ROWS,
@@ -188,7 +189,7 @@ class _Tables:
 _RECENT: Recent[_Tables] = Recent()
 
 
-@triton.jit
+@kernel()
 def steps_kernel(steps, groups, group_of, factors, count):
     """Counts the steps of some parameters, and makes of each group's numbers the factors of the new step."""
     i = tl.program_id(0) * _STEPS + tl.arange(0, _STEPS)
@@ -221,7 +222,7 @@ def _power(base, exponent):
     return tl.where(base > 0, tl.exp2(exponent * tl.log2(tl.where(base > 0, base, 1.0))), 0.0)
 
 
-@triton.jit
+@kernel()
 def adamw_kernel(
     owners, shapes, table, param_of, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr
 ):
