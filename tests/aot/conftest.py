@@ -27,6 +27,11 @@ COLUMNS = (
     *("matrix", "asynchronous", "instructions per matrix", "flops per byte"),
 )
 
+BESIDE = (
+    *("GPU", "problem", "kernel", "peer", "tile, warps, stages", "blocks", "flops per byte"),
+    *("blocks of the peer", "flops per byte of the peer", "why ours is behind"),
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-budgets", action="store_true", help="replaces the budgets of what runs, for review")
@@ -49,6 +54,23 @@ def record():
     return keep
 
 
+@pytest.fixture
+def record_peer():
+    """record_peer(arch, problem, kernel, peer, tile, ours, theirs, why) keeps a row of the table of equal tiles."""
+
+    def keep(
+        arch: int, problem: str, kernel: str, peer: str, tile: tuple[int, ...], ours: Code, theirs: Code, why: str
+    ) -> None:
+        cells = [str(arch), problem, kernel, peer, "x".join(map(str, tile))]
+        for code in (ours, theirs):
+            cells += [str(code.blocks), _number(code.loop.flops_per_byte)]
+        line = "| " + " | ".join([*cells, why]) + " |"
+        with (ROWS / f"{arch} {problem}.beside").open("a") as file:
+            file.write(line + "\n")
+
+    return keep
+
+
 def _plain(code: Code) -> dict[str, Any]:
     loop = {"per_matrix": code.loop.per_matrix, "flops_per_byte": code.loop.flops_per_byte}
     return {**{field.name: getattr(code, field.name) for field in dataclasses.fields(code)}, "loop": None, **loop}
@@ -56,12 +78,15 @@ def _plain(code: Code) -> dict[str, Any]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     rows = [row for path in sorted(ROWS.glob("*.json")) for row in json.loads(path.read_text())]
-    if not rows:
+    beside = sorted({line for path in ROWS.glob("*.beside") for line in path.read_text().splitlines()})
+    if not rows and not beside:
         return
     if config.getoption("--write-budgets"):
         budgets.write(rows)
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    lines += ["", "Beside peers with the same tile, warps and stages:", ""]
+    lines += ["| " + " | ".join(BESIDE) + " |", "|" + "---|" * len(BESIDE), *beside]
     (BUILD / "aot.md").write_text(
         "\n".join(["# Compiled Triton kernels", "", "Made by `make test-aot`.", "", *lines, ""])
     )
@@ -70,11 +95,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(line)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.3g}"
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
+
+def _cells(row: dict[str, Any]) -> list[str]:
     names = ("arch", "dtype", "problem", "kernel", "registers", "stack", "local", "shared", "warps", "blocks", "limit")
     matrix = " ".join(f"{count} {kind}" for kind, count in Counter(row["matrix"]).items())
     cells = ["" if row[name] is None else str(row[name]) for name in names]
-    return [*cells, matrix, str(row["asynchronous"]), number(row["per_matrix"]), number(row["flops_per_byte"])]
+    return [*cells, matrix, str(row["asynchronous"]), _number(row["per_matrix"]), _number(row["flops_per_byte"])]

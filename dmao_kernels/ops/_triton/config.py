@@ -96,11 +96,15 @@ def options_of(config: Config) -> dict[str, int]:
 
 
 def candidates(table: Table, kind: str, device: torch.device) -> list[Config]:
-    """The configurations of a kind for a device, the one to take without measurements first."""
+    """The configurations of a kind for a device, the one to take without measurements first.
+
+    A kind of several words without an entry of its own is one of the words before the last.
+    """
     arch = architecture(device)
     if arch not in table:
         arch = _nearest(arch, tuple(table))
-    return table[arch][kind]
+    kinds = table[arch]
+    return kinds[kind] if kind in kinds else kinds[kind.rpartition(" ")[0]]
 
 
 @functools.cache
@@ -152,12 +156,17 @@ def choose_tiles(
     shape: tuple[int, int],
     key: tuple[int | str, ...] = (),
     run: Callable[[Config], object] | None = None,
+    end: str = "",
 ) -> Config:
-    """`choose` for a result of `shape` cut into ROWS x COLUMNS: "... few" where that would not fill the chip."""
+    """`choose` for a result of `shape` cut into ROWS x COLUMNS: "... few" where that would not fill the chip.
+
+    end: the kind's last word where it does.
+    """
     kind = kind_of(dtype)
-    first = candidates(table, kind, device)[0]
+    many = f"{kind} {end}" if end else kind
+    first = candidates(table, many, device)[0]
     tiles = cdiv(shape[0], first["ROWS"]) * cdiv(shape[1], first["COLUMNS"])
-    return choose(op, table, kind if tiles >= processors(device) else f"{kind} few", device, key, run)
+    return choose(op, table, many if tiles >= processors(device) else f"{kind} few", device, key, run)
 
 
 def _file(arch: int | str) -> Path:

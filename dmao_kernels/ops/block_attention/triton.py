@@ -36,7 +36,7 @@ _ROOMY_TILES: dict[str, tuple[tuple[int, ...], ...]] = {
     "half 128": ((64, 8, 2, 128), (64, 4, 1), (64, 4, 1), (32, 8, 1), (32, 4, 1), (32, 8, 1), (16, 8, 1)),
     "half 256": ((64, 8, 1, 128), (32, 4, 1), (32, 4, 1), *[(16, 4, 1)] * 4),
     "float32 64": ((32, 8, 1),) * 7,
-    "float32 128": ((32, 8, 1), *[(16, 8, 1)] * 6),
+    "float32 128": ((32, 8, 1), *[(16, 8, 1)] * 4, (16, 4, 1), (16, 8, 1)),
     "float32 256": ((16, 8, 1),) * 7,
 }
 _TIGHT_TILES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -64,12 +64,23 @@ def _named(table: dict[str, tuple[tuple[int, ...], ...]]) -> dict[str, list[Conf
 
 _ROOMY, _TIGHT = _named(_ROOMY_TILES), _named(_TIGHT_TILES)
 _SMALL = {name: _configs(16 if "float32" in name else 32, 4, 1) for name in _ROOMY}
+# Measured on one H200, docs/GPU.md; all others are chosen by what the machine code asks for.
+_HOPPER = _ROOMY | {
+    "half 64 forward": _configs(64, 4, 3),
+    "half 64 queries": _configs(64, 4, 3),
+    "half 64 keys": _configs(64, 4, 3),
+    "half 64 forward with positions": _configs(64, 4, 3),
+    "half 64 queries with positions": _configs(64, 4, 2),
+    "half 64 keys with positions": _configs(64, 4, 2),
+    "half 64 positions": _configs(32, 4, 2),
+}
 # sm_80 has registers for less, and sm_100 tensor memory: there eight warps share the columns.
 _AMPERE = _ROOMY | {
     "half 64 keys": _configs(64, 4, 1),
     "half 64 forward with positions": _configs(32, 4, 2),
     "half 64 queries with positions": _configs(32, 4, 2),
     "half 64 positions": _configs(32, 8, 1),
+    "float32 64 forward": _configs(32, 8, 2),
 }
 _BLACKWELL = _ROOMY | {f"half 64 {kernel} with positions": _configs(64, 8, 2) for kernel in _KERNELS[:3]}
 _AMD = (
@@ -83,7 +94,7 @@ _AMD = (
 _TABLE: Table = {
     80: _AMPERE,
     86: _TIGHT,
-    90: _ROOMY,
+    90: _HOPPER,
     100: _BLACKWELL,
     120: _TIGHT,
     "hip": _AMD,
