@@ -86,7 +86,10 @@ def count_steps(steps: Sequence[Tensor], groups: Tensor, group_of: Tensor, devic
     counted = [step for step in steps if step.numel()]
     torch._foreach_add_(counted, 1)
     where = torch.device("cpu") if all(step.is_cpu for step in counted) else device
-    done = torch.stack([(step if step.numel() else _ONE_STEP).to(where, non_blocking=True) for step in steps])
+    counts = [step if step.numel() else _ONE_STEP for step in steps]
+    if where != _ONE_STEP.device:
+        counts = [step.to(where, non_blocking=True) for step in counts]
+    done = torch.stack(counts)
     numbers = upload(groups, where).index_select(0, upload(group_of, where))
     lr, beta1, beta2, eps, weight_decay, maximize = numbers.unbind(1)
     factors = [
