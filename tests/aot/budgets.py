@@ -71,5 +71,5 @@ def _budget_of(row: dict[str, Any], old: Budget) -> Budget:
     budget |= {"matrix": sorted(row["matrix"]), "asynchronous": row["asynchronous"] > 0}
     if row["per_matrix"] is not None:
         budget["per_matrix"] = math.ceil(1.1 * row["per_matrix"])
-    budget |= {name: row[name] for name in ("stack", "local") if row[name]}
-    return budget | ({"why": old["why"]} if "why" in old else {})
+    spills = {name: row[name] for name in ("stack", "local") if row[name]}
+    return budget | spills | ({"why": old["why"]} if spills and "why" in old else {})
