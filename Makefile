@@ -31,8 +31,8 @@ export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 export TRITON_HOME := $(CURDIR)/build/cache
 
-.PHONY: help setup demo test test-all test-interp test-aot test-emu test-zoo test-integrations sanitize emulate bench \
-    bench-quick lint format clean distclean
+.PHONY: help setup demo test test-all test-interp test-aot test-emu test-cuda-build test-zoo test-integrations sanitize \
+    emulate bench bench-quick wheel lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -42,6 +42,8 @@ help:
 	@echo "make test-interp  every Triton kernel without a GPU, in Triton's interpreter, in two orders of programs"
 	@echo "make test-aot   every Triton kernel compiled for GPUs that are not there, within budgets; build/aot.md"
 	@echo "make test-emu   CUDA kernels on the host, under ASan, UBSan and TSan as well, with faults planted"
+	@echo "make test-cuda-build  the wheel, and what nvcc made of the CUDA kernels in it, within budgets; build/cuda.md"
+	@echo "make wheel      one wheel for every Python, with CUDA kernels for all architectures, by nvcc or its pip packages; dist"
 	@echo "make test-integrations  Lightning, transformers, accelerate, peft, ONNX, in an environment of their own beside .venv"
 	@echo "make test-zoo   grow and drop on models of other packages, in an environment of their own; build/zoo.md"
 	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
@@ -87,6 +89,19 @@ test-emu: $(NATIVE)
 	@mkdir -p build
 	$(PYTEST) -m "" tests/emu $(ARGS)
 
+# One wheel for every Python from 3.10 on; nvcc is that of PATH or, without one, of the pinned packages.
+CUDA_TOOLS := .venv-cuda/.installed
+wheel: $(NATIVE) $(if $(shell command -v nvcc),,$(CUDA_TOOLS))
+	@rm -rf dist build/lib.* build/bdist.*
+	DMAO_NO_CUDA=0 CMAKE_ARGS=-DDMAO_WERROR=ON CUDACXX="$$(command -v nvcc || echo .venv-cuda/lib/python3*/site-packages/nvidia/cu*/bin/nvcc)" \
+	    $(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	@ls -l dist
+
+# What nvcc made: resources of every kernel, and the wheel in an environment of its own.
+test-cuda-build: wheel
+	@mkdir -p build
+	$(PYTEST) -m "" tests/cuda $(ARGS)
+
 test-integrations: $(INTEGRATIONS)
 	@mkdir -p build
 	OMP_NUM_THREADS=1 $(dir $(INTEGRATIONS))bin/python -m pytest -q -rs --basetemp build/pytest-integrations tests/integrations $(ARGS)
@@ -124,7 +139,7 @@ clean:
 	find dmao_kernels -name '*.so' -delete 2>/dev/null || true
 
 distclean: clean
-	rm -rf $(VENV) $(ZOO) $(dir $(INTEGRATIONS))
+	rm -rf $(VENV) $(ZOO) $(dir $(INTEGRATIONS)) $(dir $(CUDA_TOOLS))
 
 $(ENVIRONMENT):
 	@command -v $(PYTHON) >/dev/null || { echo "dmao: '$(PYTHON)' not found: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
@@ -147,6 +162,11 @@ $(INTEGRATIONS): requirements/integrations.txt $(NATIVE)
 
 $(NATIVE): $(TOOLS) $(NATIVE_SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[recipes,dev]'
+	@touch $@
+
+$(CUDA_TOOLS): requirements/cuda.txt
+	$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install -q -r requirements/cuda.txt
 	@touch $@
 
 # torchaudio's compiled parts need CUDA; without them it imports, and its models are pure Python.

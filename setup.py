@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import site
 import subprocess
@@ -49,7 +50,7 @@ def find_nvcc() -> Path | None:
     if named := os.environ.get("CUDACXX"):
         if shutil.which(named) is None:
             raise SystemExit(f"dmao_kernels: CUDACXX must name an nvcc, found none at {named}")
-        return Path(str(shutil.which(named)))
+        return Path(str(shutil.which(named))).absolute()
     if found := shutil.which("nvcc"):
         return Path(found)
     packages = [Path(directory, "nvidia") for directory in [*sys.path, sysconfig.get_path("purelib")]]
@@ -117,6 +118,7 @@ class CMakeBuild(build_ext):
             f"-DDMAO_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             *(cuda_options(NVCC) if NVCC else []),
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
         try:

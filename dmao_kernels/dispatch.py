@@ -105,10 +105,8 @@ def can_run(op: str, *tensors: torch.Tensor | None, backend: str = "cpu") -> tup
     kind = _KINDS[backend]
     if op not in _DTYPES[backend]:
         return False, f"{op} has no {kind} kernel"
-    if reason := _WHY_NOT.get(backend, ""):
+    if reason := _why_not_installed(backend):
         return False, reason
-    if backend == "triton" and not _has_triton():
-        return False, "Triton is not installed (pip install 'dmao-kernels[triton]')"
     devices = _DEVICES[backend]
     for tensor in tensors:
         if tensor is None:
@@ -126,6 +124,29 @@ def can_run(op: str, *tensors: torch.Tensor | None, backend: str = "cpu") -> tup
 
 def _refuses_float32(backend: str) -> bool:
     return backend.startswith("cuda") and not torch.backends.cuda.matmul.allow_tf32
+
+
+def why_not(backend: str) -> str:
+    """Why a backend cannot run on this machine, whatever the operation: "" where it can."""
+    if (reason := _why_not_installed(backend)) or backend not in ("triton", "cuda"):
+        return reason
+    return _why_not_gpu() if torch.cuda.is_available() else "there is no GPU"
+
+
+def _why_not_installed(backend: str) -> str:
+    if backend == "triton" and not _has_triton():
+        return "Triton is not installed (pip install 'dmao-kernels[triton]')"
+    return _WHY_NOT.get(backend, "")
+
+
+def supported() -> dict[str, dict[str, list[str]]]:
+    """Of every operation the backends that have kernels, and for which dtypes."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for backend, operations in _DTYPES.items():
+        for op, dtypes in operations.items():
+            names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+            found.setdefault(op, {})[backend] = names
+    return {op: found[op] for op in sorted(found)}
 
 
 def choose_backend(op: str, *tensors: torch.Tensor | None) -> str:
@@ -152,7 +173,6 @@ def _kernels_of(op: str, tensors: tuple[torch.Tensor | None, ...]) -> str:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _is_faster_in_cuda(op: str) -> bool:
     return not _WHY_NOT["cuda"] and gpu_choice.fastest(op) == "cuda"
 

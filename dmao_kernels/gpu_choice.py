@@ -10,12 +10,26 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 CHOICES = ("triton", "cuda")
 _SHIPPED: dict[str, dict[str, str]] = {}
+_preferred: str | None = None
+
+
+@contextmanager
+def preferring(backend: str) -> Iterator[None]:
+    """Takes this one of the two wherever it can run, whatever was measured."""
+    global _preferred
+    before, _preferred = _preferred, backend
+    try:
+        yield
+    finally:
+        _preferred = before
 
 
 def path() -> Path:
@@ -33,6 +47,8 @@ def architecture() -> str | None:
 
 def fastest(op: str) -> str:
     """The backend that was measured to be the faster one on the current GPU."""
+    if _preferred is not None:
+        return _preferred
     name = architecture()
     if name is None:
         return "triton"

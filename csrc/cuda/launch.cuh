@@ -10,6 +10,9 @@
 
 #include <stdexcept>
 #include <string>
+#else
+#include <cstdio>
+#include <cstdlib>
 #endif
 
 namespace dmao {
@@ -50,6 +53,14 @@ void launch(const Gpu& gpu, Grid grid, int threads, std::size_t shared_bytes,
 }
 
 #else
+
+// The GPU to choose tiles for: "architecture,processors" in DMAO_CUDA_GPU.
+inline Gpu gpu_on_host() {
+    Gpu gpu{80, 4, nullptr};
+    const char* text = std::getenv("DMAO_CUDA_GPU");
+    if (text != nullptr) std::sscanf(text, "%d,%d", &gpu.architecture, &gpu.processors);
+    return gpu;
+}
 
 template <auto kernel, class... Arguments>
 void launch(const Gpu&, Grid grid, int threads, std::size_t shared_bytes, Arguments... arguments) {

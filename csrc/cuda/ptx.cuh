@@ -105,7 +105,23 @@ __device__ __forceinline__ unsigned round_to_tf32(float value) {
     return word;
 }
 
+// "Floating Point Instructions: ex2": 2 to the power of the value, with an error of 2^-22.
+__device__ __forceinline__ float exp2(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
+}
+
+// The same number, of which the compiler knows nothing: so that what follows from it is computed
+// here, and not ahead of a loop for registers to keep.
+__device__ __forceinline__ int fresh(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 #else
+
+inline int fresh(int value) { return value; }
 
 inline void load_matrices(unsigned (&words)[4], const void* row) {
     cuda_on_host::load_matrices(words, row, false);
@@ -151,6 +167,7 @@ inline float widen(float16 value) {
 inline unsigned round_to_tf32(float value) {
     return (std::bit_cast<std::uint32_t>(value) + 0x1000) & 0xFFFFE000;
 }
+inline float exp2(float value) { return std::exp2f(value); }
 
 #endif
 

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "component_chunks.h"
+#include "groups.h"
 
 namespace dmao {
 namespace {
@@ -77,19 +78,6 @@ AdamWFactors factors_of(const double* group, double step, double grad_factor) {
     return f;
 }
 
-void check_groups(const Tensor& groups, const Tensor& group_of, std::int64_t count) {
-    check_tensor(kOp, "groups", groups, ScalarType::Double);
-    check_tensor(kOp, "group_of", group_of, ScalarType::Long);
-    check(groups.dim() == 2 && groups.size(1) == 6, kOp, ": groups must be [n, 6]");
-    check(group_of.numel() == count, kOp, ": group_of must have ", count, " elements, got ",
-          group_of.numel());
-    const std::int64_t* rows = group_of.const_data_ptr<std::int64_t>();
-    for (std::int64_t i = 0; i < count; ++i) {
-        check(rows[i] >= 0 && rows[i] < groups.size(0), kOp, ": group_of[", i, "] names row ",
-              rows[i], " of ", groups.size(0), " groups");
-    }
-}
-
 // Counts every parameter's step and returns the factors of the new one.
 std::vector<AdamWFactors> count_steps(const Parameters& all, const Tensor& groups,
                                       const Tensor& group_of, double grad_factor) {
@@ -113,7 +101,7 @@ void adamw_importance_(const Tensors& params, const Tensors& grads, const Tensor
     const Parameters all{params, grads, exp_avgs, exp_avg_sqs, steps};
     all.check_lengths();
     for (std::size_t i = 0; i < params.size(); ++i) all.check_one(i);
-    check_groups(groups, group_of, static_cast<std::int64_t>(params.size()));
+    check_groups(kOp, groups, group_of, static_cast<std::int64_t>(params.size()));
     double factor = 1.0;
     if (grad_factor) {
         check_tensor(kOp, "grad_factor", *grad_factor, ScalarType::Float);
@@ -122,11 +110,7 @@ void adamw_importance_(const Tensors& params, const Tensors& grads, const Tensor
     }
     const Metric metric = parse_metric(kOp, metric_name);
     const std::vector<Segment> scored = read_segments(kOp, ema, segments, inverse_count, params);
-    std::vector<bool> named(params.size(), false);
-    for (const Segment& s : scored) {
-        check(!named[s.tensor], kOp, ": segments name tensor ", s.tensor, " twice");
-        named[s.tensor] = true;
-    }
+    const std::vector<bool> named = scored_once(kOp, scored, params.size());
 
     const std::vector<AdamWFactors> factors = count_steps(all, groups, group_of, factor);
     std::vector<AdamWChunk> chunks;

@@ -1,4 +1,4 @@
-// What scoring operations share: segments, the cut of tensors into chunks, and the way of the
+// What scoring operations on the CPU share: the cut of tensors into chunks, and the way of the
 // chunks' sums into the moving averages.
 #pragma once
 
@@ -7,11 +7,9 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
-#include <string>
 #include <vector>
 
-#include "common.h"
-#include "dmao/importance.h"
+#include "segments.h"
 
 namespace dmao {
 
@@ -19,58 +17,15 @@ namespace dmao {
 // the cost of handing out a chunk, small enough to balance two threads on a small model.
 inline constexpr std::int64_t kChunk = 1 << 16;
 
-struct Segment {
-    std::int64_t tensor, repeats, components, run, first;
-};
-
-inline Metric parse_metric(const char* op, const std::string& name) {
-    if (name == "taylor") return Metric::taylor;
-    if (name == "gradient") return Metric::gradient;
-    if (name == "magnitude") return Metric::magnitude;
-    check(name == "signed", op, ": metric must be taylor, gradient, magnitude or signed, got '",
-          name, "'");
-    return Metric::signed_taylor;
-}
-
-// What is asked of one segment: that it lies inside its tensors and inside ema. Products that
-// overflow fail the first test, because each factor is bounded by numel before it is multiplied.
-inline void check_segment(const char* op, std::int64_t row, const Segment& s,
-                          const std::vector<Tensor>& weights, std::int64_t components) {
-    const std::int64_t tensors = static_cast<std::int64_t>(weights.size());
-    check(s.tensor >= 0 && s.tensor < tensors, op, ": segments[", row, "] names tensor ", s.tensor,
-          " of ", tensors);
-    check(s.repeats >= 0 && s.components >= 0 && s.run >= 0, op, ": segments[", row,
-          "] has a negative repeats, components or run");
-    const std::int64_t numel = weights[s.tensor].numel();
-    const bool empty = s.repeats == 0 || s.components == 0 || s.run == 0;
-    const bool fits = empty ? numel == 0
-                            : s.repeats <= numel && s.components <= numel / s.repeats &&
-                                  s.run == numel / s.repeats / s.components &&
-                                  s.repeats * s.components * s.run == numel;
-    check(fits, op, ": segments[", row, "] is ", s.repeats, " x ", s.components, " x ", s.run,
-          ", but weights[", s.tensor, "] has ", numel, " elements");
-    check(s.first >= 0 && s.first <= components && s.components <= components - s.first, op,
-          ": segments[", row, "] holds components ", s.first, " to ", s.first + s.components - 1,
-          ", but ema has ", components);
-}
-
 // The rows of `segments`, each checked; and the tables that they go with.
 inline std::vector<Segment> read_segments(const char* op, const Tensor& ema, const Tensor& segments,
                                           const Tensor& inverse_count,
                                           const std::vector<Tensor>& weights) {
     check_tensor(op, "ema", ema, ScalarType::Float);
     check_tensor(op, "inverse_count", inverse_count, ScalarType::Float);
-    check_tensor(op, "segments", segments, ScalarType::Long);
-    check(segments.dim() == 2 && segments.size(1) == 5, op, ": segments must be [n, 5]");
     check(inverse_count.numel() == ema.numel(), op, ": inverse_count must have ", ema.numel(),
           " elements, got ", inverse_count.numel());
-    std::vector<Segment> found;
-    const std::int64_t* rows = segments.const_data_ptr<std::int64_t>();
-    for (std::int64_t i = 0; i < segments.size(0); ++i, rows += 5) {
-        found.push_back({rows[0], rows[1], rows[2], rows[3], rows[4]});
-        check_segment(op, i, found.back(), weights, ema.numel());
-    }
-    return found;
+    return read_segments(op, segments, weights, ema.numel());
 }
 
 // Calls visit(chunk) for every chunk of a tensor that is not empty; `chunk` is `tensor` with its

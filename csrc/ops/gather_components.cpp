@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "common.h"
+#include "component_rows.h"
 
 namespace dmao {
 namespace {
@@ -15,27 +15,13 @@ constexpr std::int64_t kChunk = 1 << 16;
 
 using Tensors = std::vector<Tensor>;
 
-void check_index(std::size_t i, const Tensor& rows, const GatherTensor& tensor) {
-    const std::int64_t* row = tensor.index;
-    for (std::int64_t j = 0; j < rows.size(0); ++j, row += 2) {
-        check(row[0] >= -1 && row[0] < tensor.components && row[1] >= -1 &&
-                  row[1] < tensor.given_components,
-              kOp, ": index[", i, "][", j, "] is (", row[0], ", ", row[1], "), but there are ",
-              tensor.components, " components and ", tensor.given_components, " given ones");
-    }
-}
-
 // One tensor, all but its result.
 GatherTensor describe(std::size_t i, const Tensor& x, const Tensor& rows, const Tensor& given) {
     const std::string number = "[" + std::to_string(i) + "]";
     GatherTensor tensor{};
     tensor.dtype = float_dtype(kOp, "tensors" + number, x);
-    check(x.dim() == 3, kOp, ": tensors", number, " must be [repeats, components, run]");
-    check_tensor(kOp, "index" + number, rows, ScalarType::Long);
-    check(rows.dim() == 2 && rows.size(1) == 2, kOp, ": index", number, " must be [n, 2]");
     check_tensor(kOp, "given" + number, given, x.scalar_type());
-    check(given.dim() == 3 && given.size(0) == x.size(0) && given.size(2) == x.size(2), kOp,
-          ": given", number, " must be [repeats, n, run] as tensors", number);
+    check_component_rows(kOp, i, x, rows, given);
     tensor.x = x.const_data_ptr();
     tensor.given = given.const_data_ptr();
     tensor.index = rows.const_data_ptr<std::int64_t>();
@@ -43,7 +29,6 @@ GatherTensor describe(std::size_t i, const Tensor& x, const Tensor& rows, const 
     tensor.given_components = given.size(1);
     tensor.count = rows.size(0);
     tensor.run = x.size(2);
-    check_index(i, rows, tensor);
     return tensor;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common.h"
+#include "linear.h"
 #include "live_pieces.h"
 #include "scratch.h"
 
@@ -18,15 +19,6 @@ namespace dmao {
 namespace {
 
 constexpr const char* kOp = "masked_linear";
-Activation parse_linear_activation(const std::string& name) {
-    if (name == "none") return Activation::none;
-    if (name == "silu") return Activation::silu;
-    if (name == "relu") return Activation::relu;
-    if (name == "gelu") return Activation::gelu;
-    check(name == "glu", kOp, ": activation must be none, silu, relu, gelu or glu, got '", name,
-          "'");
-    return Activation::glu;
-}
 
 Lines read_lines(const char* offsets_name, const Tensor& offsets, const char* ids_name,
                  const Tensor& ids, std::int64_t lines, std::int64_t others) {
@@ -54,50 +46,24 @@ Lines read_lines(const char* offsets_name, const Tensor& offsets, const char* id
     return {offset, id};
 }
 
-// A tensor [..., width] as a matrix with contiguous rows: in place where its strides allow that.
-struct Matrix {
-    Tensor tensor;
-    std::int64_t rows, width, stride;
-
-    Matrix(const char* name, const Tensor& given) : tensor(given) {
-        check(tensor.is_cpu(), kOp, ": ", name, " must be a CPU tensor");
-        check(tensor.dim() >= 1, kOp, ": ", name, " must have at least one dimension");
-        width = tensor.size(tensor.dim() - 1);
-        if (!walk_rows()) {
-            tensor = torch::stable::contiguous(tensor);
-            walk_rows();
-        }
-    }
-
-  private:
-    // Counts the rows. Whether they are contiguous and at equal distances.
-    bool walk_rows() {
-        const std::int64_t last = tensor.dim() - 1;
-        rows = 1;
-        stride = width;
-        bool even = width <= 1 || tensor.stride(last) == 1;
-        for (std::int64_t i = last - 1; i >= 0; --i) {
-            if (tensor.size(i) == 1) continue;
-            if (rows == 1) stride = tensor.stride(i);
-            even = even && tensor.stride(i) == rows * stride;
-            rows *= tensor.size(i);
-        }
-        return even;
-    }
-};
+// The rows of a tensor on the CPU.
+TensorRows rows_of(const char* name, const Tensor& given) {
+    check(given.is_cpu(), kOp, ": ", name, " must be a CPU tensor");
+    return TensorRows(kOp, name, given);
+}
 
 using OptionalTensor = std::optional<Tensor>;
 
 // The inputs that both directions have, and the problem that points into them.
 struct Inputs {
-    Matrix x, w;
+    TensorRows x, w;
     std::optional<Lines> rows, columns;
     MaskedLinear linear{};
 
     Inputs(const Tensor& x_, const Tensor& w_, const OptionalTensor& row_offsets,
            const OptionalTensor& column_ids, const OptionalTensor& column_offsets,
            const OptionalTensor& row_ids, std::int64_t block, const std::string& activation)
-        : x("x", x_), w("w", w_) {
+        : x(rows_of("x", x_)), w(rows_of("w", w_)) {
         const Tensor &x = this->x.tensor, &w = this->w.tensor;
         check(w.dim() == 2, kOp, ": w must have two dimensions, got ", w.dim());
         linear.dtype = x.scalar_type() == ScalarType::Float ? DType::float32 : DType::bfloat16;
@@ -112,7 +78,7 @@ struct Inputs {
               linear.in_width, "], got [", w.size(0), ", ", w.size(1), "]");
         const std::int64_t most = std::numeric_limits<std::int32_t>::max() / 2;
         check(linear.in_width <= most && linear.out_width <= most, kOp, ": w is too large");
-        linear.activation = parse_linear_activation(activation);
+        linear.activation = parse_linear_activation(kOp, activation);
         check(linear.activation != Activation::glu || linear.out_width % 2 == 0, kOp,
               ": glu needs an even number of rows of w, got ", linear.out_width);
         linear.x = x.const_data_ptr();
@@ -130,13 +96,6 @@ struct Inputs {
     // Columns of y.
     std::int64_t result_width() const {
         return linear.activation == Activation::glu ? linear.out_width / 2 : linear.out_width;
-    }
-
-    std::vector<std::int64_t> leading_and(std::int64_t last) const {
-        std::vector<std::int64_t> sizes;
-        for (std::int64_t i = 0; i + 1 < x.tensor.dim(); ++i) sizes.push_back(x.tensor.size(i));
-        sizes.push_back(last);
-        return sizes;
     }
 
   private:
@@ -175,7 +134,7 @@ std::tuple<Tensor, Tensor> masked_linear(const Tensor& x, const Tensor& w, const
         check(bias->dim() == 1 && bias->size(0) == f.out_width, kOp, ": b must be [", f.out_width,
               "]");
     }
-    Tensor y = torch::stable::new_empty(x, in.leading_and(in.result_width()));
+    Tensor y = torch::stable::new_empty(x, in.x.leading_and(in.result_width()));
     Tensor pre_activation =
         torch::stable::new_empty(x, std::vector<std::int64_t>{keep ? f.tokens : 0, f.out_width});
     const Cut cut = cut_for_y(f, in.result_width(), in.rows);
@@ -196,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
     const std::string& activation, bool need_x, bool need_w, bool need_b) {
     const Inputs in(x, w, row_offsets, column_ids, column_offsets, row_ids, block, activation);
     const MaskedLinear& f = in.linear;
-    const Matrix grad("grad_y", grad_y);
+    const TensorRows grad = rows_of("grad_y", grad_y);
     in.check_dtype("grad_y", grad.tensor);
     check(grad.rows == f.tokens && grad.width == in.result_width(), kOp, ": grad_y must be [",
           f.tokens, ", ", in.result_width(), "]");
@@ -208,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
               ": the backward pass needs the forward pass to keep its pre-activations (keep=True)");
     }
     Tensor grad_x = torch::stable::new_empty(
-        x, need_x ? in.leading_and(f.in_width) : std::vector<std::int64_t>{0});
+        x, need_x ? in.x.leading_and(f.in_width) : std::vector<std::int64_t>{0});
     Tensor grad_w =
         torch::stable::new_empty(w, need_w ? std::vector<std::int64_t>{f.out_width, f.in_width}
                                            : std::vector<std::int64_t>{0});

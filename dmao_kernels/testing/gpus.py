@@ -31,6 +31,11 @@ _ALL = (
     GPU("hip", "gfx942", "MI300X", 304, 64 * _KIB, 64 * _KIB, 32, 16, warp_size=64),
 )
 GPUS = {gpu.arch: gpu for gpu in _ALL}
+# For these, too, kernels in CUDA C++ are compiled.
+CUDA_GPUS = {gpu.arch: gpu for gpu in _ALL if gpu.backend == "cuda"} | {
+    86: GPU("cuda", 86, "RTX 3090", 82, 99 * _KIB, 100 * _KIB, 48, 16),
+    89: GPU("cuda", 89, "RTX 4090", 128, 99 * _KIB, 100 * _KIB, 48, 24),
+}
 
 
 def blocks_per_processor(gpu: GPU, registers: int, shared: int, warps: int) -> tuple[int, str]:

@@ -100,6 +100,7 @@ class Code:
     asynchronous: int  # copies from global to shared memory that nobody waits for, cp.async and TMA
     instructions: int
     loop: Loop
+    narrow: int = 0  # accesses to global memory of less than 16 bytes a thread
 
 
 def read(launch: Launch) -> Code:
@@ -107,12 +108,47 @@ def read(launch: Launch) -> Code:
     if launch.metadata.target.backend == "hip":
         return parse_amdgcn(launch.assembly("amdgcn"), launch.metadata.shared, launch.metadata.num_warps)
     metadata = launch.metadata
-    usage = _run("cuobjdump", "-res-usage", str(launch.binary))
-    sass = _run("nvdisasm", "-c", str(launch.binary))
+    usage = run_tool("cuobjdump", "-res-usage", str(launch.binary))
+    sass = run_tool("nvdisasm", "-c", str(launch.binary))
     return parse_sass(sass, usage, GPUS[metadata.target.arch], metadata.shared, metadata.num_warps)
 
 
-def _run(tool: str, *arguments: str) -> str:
+@dataclass(frozen=True)
+class Binary:
+    """One kernel of a cubin: what cuobjdump and nvdisasm print of it."""
+
+    usage: str
+    sass: str
+
+    def code(self, gpu: GPU, dynamic_shared: int, threads: int) -> Code:
+        """With what it is launched with."""
+        return parse_sass(self.sass, self.usage, gpu, dynamic_shared + self.static_shared, threads // _WARP_SIZE)
+
+    @property
+    def static_shared(self) -> int:
+        """Bytes of shared memory that the code names."""
+        found = re.search(r"SHARED:(\d+)", self.usage)
+        return int(found[1]) if found else 0
+
+
+def binaries(cubin: Path) -> dict[str, Binary]:
+    """All kernels of a cubin, by their symbols."""
+    usage = dict(re.findall(r"^ Function (\w+):\n(.*)$", run_tool("cuobjdump", "-res-usage", str(cubin)), re.M))
+    sections = re.split(r"^\s*\.section\s+\.text\.(\w+),.*$", run_tool("nvdisasm", "-c", str(cubin)), flags=re.M)
+    code = dict(zip(sections[1::2], sections[2::2], strict=True))
+    return {symbol: Binary(usage[symbol], text) for symbol, text in code.items() if symbol in usage}
+
+
+def extract(library: Path, folder: Path) -> list[Path]:
+    """The cubins in a library, of every source file and architecture, into a folder."""
+    subprocess.run(
+        [str(_TOOLS / "cuobjdump"), "-xelf", "all", str(library)], cwd=folder, capture_output=True, check=True
+    )
+    return sorted(folder.glob("*.cubin"))
+
+
+def run_tool(tool: str, *arguments: str) -> str:
+    """What one of the tools that Triton brings prints."""
     result = subprocess.run([str(_TOOLS / tool), *arguments], capture_output=True, text=True, check=True)
     return result.stdout
 
@@ -137,6 +173,7 @@ def parse_sass(sass: str, usage: str, gpu: GPU, shared: int, warps: int) -> Code
         sum(count for kind, count in kinds.items() if kind == "LDGSTS" or kind.startswith("UTMALDG")),
         len(instructions),
         hottest(loops),
+        sum(i.kind in ("LDG", "STG", "LDGSTS") and ".128" not in i.name for i in instructions),
     )
 
 

@@ -237,6 +237,20 @@ def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: 
         )
 
 
+@main.command(short_help="What is installed, what runs here, and why the rest does not.")
+@as_json_option
+def info(as_json: bool) -> None:
+    """Show versions, how the kernels were built, and which backend can run here (or why it cannot).
+
+    \b
+    Example:
+      dmao info --json
+    """
+    from dmao_kernels.info import describe, text
+
+    print_json(describe()) if as_json else click.echo(text())
+
+
 @main.command(short_help="Are the kernels right here, and how fast?")
 @click.option("--device", help="cpu or cuda.  [default: cuda where there is one]")
 @click.option("--out", type=FOLDER, default="selftest", show_default=True, help="Folder of the report.")
@@ -254,7 +268,8 @@ def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: 
     show_default=True,
     help="After so many no new problem is begun.",
 )
-def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], seconds: float) -> None:
+@click.option("--choose", is_flag=True, help="Keep which backend for this GPU was faster, for later runs.")
+def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], seconds: float, choose: bool) -> None:
     """Check all operations against float64, train with an event, time everything beside its peers.
 
     Writes report.json and report.md. An operation that is wrong has no times, and the exit status is 1.
@@ -266,7 +281,9 @@ def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], 
     from dmao_kernels.testing.selftest.run import PARTS, default_device
     from dmao_kernels.testing.selftest.run import selftest as run
 
-    report = run(device or default_device(), out, quick=quick, only=only or PARTS, seconds=seconds, say=click.echo)
+    report = run(
+        device or default_device(), out, quick=quick, only=only or PARTS, seconds=seconds, choose=choose, say=click.echo
+    )
     if report.wrong:
         click.get_current_context().exit(1)
 

@@ -2,7 +2,8 @@
 
 registers, shared, per_matrix (instructions per matrix instruction in the hottest loop) are upper bounds, blocks (that
 run at a time on one processor) is a lower one; matrix instructions are of these kinds; asynchronous says whether copies
-must be. Nothing may spill or have a stack, unless the entry says how much and why.
+must be. Nothing may spill or have a stack, unless the entry says how much and why. narrow, where it is given, bounds
+the accesses to global memory of less than 16 bytes a thread.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ PEER = "peer: "
 Budget = dict[str, Any]
 
 
-def load() -> dict[str, Budget]:
+def load(file: Path = FILE) -> dict[str, Budget]:
     """Budgets by key."""
-    budgets: dict[str, Budget] = json.loads(FILE.read_text()) if FILE.exists() else {}
+    budgets: dict[str, Budget] = json.loads(file.read_text()) if file.exists() else {}
     return budgets
 
 
@@ -33,6 +34,8 @@ def violations(code: Code, budget: Budget) -> list[str]:
     """What exceeds the budget, in words."""
     most = {name: budget[name] for name in ("registers", "shared")}
     most |= {name: budget.get(name, 0) for name in ("stack", "local")}
+    if "narrow" in budget:
+        most["narrow"] = budget["narrow"]
     found = [f"{name} {getattr(code, name)} > {bound}" for name, bound in most.items() if getattr(code, name) > bound]
     if any(most[name] for name in ("stack", "local")) and not budget.get("why"):
         found.append('a stack needs a reason, "why"')
@@ -48,9 +51,9 @@ def violations(code: Code, budget: Budget) -> list[str]:
     return found
 
 
-def write(rows: list[dict[str, Any]]) -> None:
+def write(rows: list[dict[str, Any]], file: Path = FILE) -> None:
     """Replaces the budgets of the problems in these rows of the table by what they are, a little rounded up."""
-    old = load()
+    old = load(file)
     names = {(row["arch"], row["dtype"], row["problem"]) for row in rows}
     prefixes = tuple(key(*name, "") for name in names)
     budgets = {name: budget for name, budget in old.items() if not name.startswith(prefixes)}
@@ -59,7 +62,7 @@ def write(rows: list[dict[str, Any]]) -> None:
             name = key(row["arch"], row["dtype"], row["problem"], row["kernel"])
             budgets[name] = _budget_of(row, old.get(name, {}))
     lines = [f"  {json.dumps(name)}: {json.dumps(budgets[name])}" for name in sorted(budgets)]
-    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _budget_of(row: dict[str, Any], old: Budget) -> Budget:
@@ -71,5 +74,6 @@ def _budget_of(row: dict[str, Any], old: Budget) -> Budget:
     budget |= {"matrix": sorted(row["matrix"]), "asynchronous": row["asynchronous"] > 0}
     if row["per_matrix"] is not None:
         budget["per_matrix"] = math.ceil(1.1 * row["per_matrix"])
-    spills = {name: row[name] for name in ("stack", "local") if row[name]}
-    return budget | spills | ({"why": old["why"]} if spills and "why" in old else {})
+    budget |= {name: row[name] for name in ("stack", "local", "narrow") if row[name]}
+    spills = row["stack"] or row["local"]
+    return budget | ({"why": old["why"]} if spills and "why" in old else {})

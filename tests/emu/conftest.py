@@ -30,3 +30,17 @@ def emulated(_operations: None) -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture
+def device(emulated: None) -> str:
+    """Where the tensors of tests are that run on GPUs, too (tests/triton)."""
+    return "cpu"
+
+
+@pytest.fixture
+def native() -> str:
+    """The backend of native kernels, for `with use_backend(native)`; skips the test where they are not there."""
+    if dmao_kernels.cpu_capability() is None:
+        pytest.skip("no native kernels to compare with")
+    return "cpu"

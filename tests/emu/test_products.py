@@ -23,8 +23,13 @@ def test_right_in_any_order(build: str, compiler: Compiler) -> None:
 
 # build, what stands in the kernel or its program, what takes its place, what is to be noticed
 MUTANTS = {
-    "no barrier": ("threads", "__syncthreads();", "", "data race"),
-    "barrier of one warp": ("threads", "__syncthreads();", "if (threadIdx.x < 32) __syncthreads();", "data race"),
+    "no barrier": ("threads", "__syncthreads();  // all copies", "//", "data race"),
+    "barrier of one warp": (
+        "threads",
+        "__syncthreads();  // all copies",
+        "if (threadIdx.x < 32) __syncthreads();  //",
+        "data race",
+    ),
     "weak wait": ("plain", "async_wait<kStages - 2>", "async_wait<kStages - 1>", "not been waited for"),
     "stage too early": ("plain", "fetch(step + kStages - 1)", "fetch(step + kStages)", "wrong"),
     "too little shared memory": ("memory", "kStages * kStageBytes;\n    static", "64;\n    static", "shared memory"),
@@ -48,7 +53,7 @@ def test_mutant_is_noticed(build: str, correct: str, wrong: str, message: str, c
 
 def test_bank_conflicts_are_seen(compiler: Compiler) -> None:
     """Where the chunks of a line lie side by side."""
-    plain = "chunks == 4 ? chunk ^ (line / 2 % 4) : chunk ^ (line % 8)"
+    plain = "chunk ^ (line / lines * turn % group)"
     status, printed = run(compiler.mutant(SOURCE, "plain", plain, "chunk"))
     assert status == 0
     assert int(re.findall(r"(\d+) conflicts", printed)[0]) > 0

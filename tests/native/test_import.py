@@ -120,7 +120,9 @@ def test_torch_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_backend(run_python: RunPython) -> None:
-    with pytest.raises(ValueError, match="use_backend: must be one of cpu, triton, cuda, cuda-emulated, reference, got 'gpu'"):
+    with pytest.raises(
+        ValueError, match="use_backend: must be one of cpu, triton, cuda, cuda-emulated, reference, got 'gpu'"
+    ):
         dmao_kernels.use_backend("gpu").__enter__()
     run = run_python("-c", "import dmao_kernels", DMAO_BACKEND="gpu", DMAO_NO_NATIVE="1")
     assert run.returncode != 0

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import dmao_kernels
 from dmao_kernels.testing.selftest import numerics, speed
-from dmao_kernels.testing.selftest.run import selftest
+from dmao_kernels.testing.selftest.report import Time
+from dmao_kernels.testing.selftest.run import _faster, selftest
 
 # TRITON_INTERPRET is of another process; see tests/triton for the kernels themselves.
 
@@ -86,3 +87,14 @@ def test_command_line(tmp_path: Path, run_python: Callable[..., object]) -> None
     )
     assert run.returncode == 0, run.stderr  # type: ignore[attr-defined]
     assert "training in slots storage: right" in run.stdout  # type: ignore[attr-defined]
+
+
+def test_the_faster_backend_by_all_its_problems() -> None:
+    times = [
+        Time("a", "1", "bfloat16", {"ours": 2.0, "triton": 2.0, "cuda": 1.0}),
+        Time("a", "2", "bfloat16", {"ours": 2.0, "triton": 2.0, "cuda": 3.0}),
+        Time("b", "1", "bfloat16", {"ours": 2.0, "triton": 2.0, "cuda": 3.0}),
+        Time("c", "1", "bfloat16", {"ours": 2.0, "eager": 3.0}),
+        Time("d", "1", "bfloat16", problem="not timed"),
+    ]
+    assert _faster(times) == {"a": "cuda", "b": "triton"}

@@ -14,7 +14,7 @@ from dmao_kernels.block_mask import BLOCK_SIZES
 from dmao_kernels.ops.masked_linear import LINEAR_ACTIVATIONS
 from dmao_kernels.ops.masked_linear.reference import masked_linear_reference
 from dmao_kernels.testing import outputs_and_gradients
-from tests.triton.common import DTYPES, check_against_oracle, random_tensors, same_bits
+from tests.triton.common import DTYPES, assert_close, check_against_oracle, random_tensors, same_bits
 
 # (tokens, d, d_out): both sides of tiles (32, 64) and vectors (4, 8, 16), and nothing.
 SIZES = [
@@ -176,9 +176,9 @@ def test_agrees_with_the_native_kernels(device, native):
     with dmao_kernels.use_backend(native):
         leaves = [tensor.detach().cpu().requires_grad_() for tensor in inputs]
         theirs = outputs_and_gradients(masked_linear, *leaves, mask.to("cpu"), activation="gelu", grad_output=grad)
-    torch.testing.assert_close(ours[0].cpu(), theirs[0])
+    assert_close(ours[0].cpu(), theirs[0])
     for key, gradient in theirs[1].items():
-        torch.testing.assert_close(ours[1][key].cpu(), gradient)
+        assert_close(ours[1][key].cpu(), gradient)
 
 
 def test_bits_do_not_change_when_run_again(device):

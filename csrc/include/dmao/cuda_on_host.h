@@ -59,8 +59,14 @@ void set_schedule(unsigned seed);
 
 void launch(Dim3 grid, Dim3 block, std::size_t shared_bytes, void (*kernel)(void*), void* context);
 
+// Where DMAO_CUDA_LAUNCHES names a file, launches are written into it instead of being run, a line
+// for each: where the kernel is in its library, threads, bytes of dynamic shared memory. Returns
+// whether that is so.
+bool record(const void* kernel, Dim3 block, std::size_t shared_bytes);
+
 template <class Kernel, class... Arguments>
 void run(Kernel kernel, Dim3 grid, Dim3 block, std::size_t shared_bytes, Arguments... arguments) {
+    if (record(reinterpret_cast<const void*>(kernel), block, shared_bytes)) return;
     auto call = [=] { kernel(arguments...); };
     launch(
         grid, block, shared_bytes,
@@ -134,5 +140,19 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
 }
 inline unsigned atomicAdd(unsigned* p, unsigned value) {
     return __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
+}
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+inline float __fdividef(float a, float b) { return a / b; }
+template <class T>
+T __ldg(const T* p) {
+    return *p;
 }
 inline float __uint_as_float(unsigned bits) { return __builtin_bit_cast(float, bits); }

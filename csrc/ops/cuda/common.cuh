@@ -27,10 +27,10 @@ class OnDevice {
         gpu.processors = attribute(device, cudaDevAttrMultiProcessorCount);
     }
 #else
-    explicit OnDevice(const Tensor&) {}
+    explicit OnDevice(const Tensor&) : gpu(gpu_on_host()) {}
 #endif
 
-    Gpu gpu{80, 4, nullptr};
+    Gpu gpu{};
 
 #if defined(__CUDACC__)
   private:

@@ -17,9 +17,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer dtypes, small sizes, no torch.compile")
     parser.add_argument("--only", action="append", choices=PARTS, help="parts to run; all by default")
     parser.add_argument("--seconds", type=float, default=180.0, help="after which no new problem is begun")
-    options = parser.parse_args()
-    only = tuple(options.only or PARTS)
-    report = selftest(options.device, options.out, quick=options.quick, only=only, seconds=options.seconds)
+    parser.add_argument("--choose", action="store_true", help="keep which backend for this GPU was faster")
+    options = vars(parser.parse_args())
+    options["only"] = tuple(options["only"] or PARTS)
+    report = selftest(options.pop("device"), options.pop("out"), **options)
     return 1 if report.wrong else 0
 
 

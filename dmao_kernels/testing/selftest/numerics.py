@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import dmao_kernels
-from dmao_kernels.dispatch import choose_backend
+from dmao_kernels.dispatch import choose_backend, why_not
+from dmao_kernels.gpu_choice import preferring
 from dmao_kernels.ops.adamw_importance.reference import adamw_importance_reference_
 from dmao_kernels.ops.gather_components.reference import gather_components_reference
 from dmao_kernels.ops.importance.reference import METRICS, importance_reference_
@@ -35,13 +36,24 @@ class Check:
 def checks(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[Check]:
     """All of them, one by one. What cannot run is a problem as well: the others are still looked at."""
     for dtype in dtypes:
-        label = str(dtype).removeprefix("torch.")
-        for problem in problems(device, dtype, large=torch.device(device).type == "cuda"):
-            backend = choose_backend(problem.op, *problem.tensors.values())
-            yield Check(problem.op, problem.name, label, backend, _caught(_check, problem, dtype))
-        for op, name, check in _IN_PLACE:
-            draw = Draw(device, dtype)
-            yield Check(op, name, label, choose_backend(op, draw(1)), _caught(check, draw))
+        yield from _checks_of(device, dtype, "")
+        if torch.device(device).type == "cuda" and not why_not("cuda"):
+            with preferring("cuda"):
+                yield from _checks_of(device, dtype, "cuda")
+
+
+def _checks_of(device: str, dtype: torch.dtype, backend: str) -> Iterator[Check]:
+    """backend: the only one that is to be checked, "" for the one that the library chooses."""
+    label = str(dtype).removeprefix("torch.")
+    for problem in problems(device, dtype, large=torch.device(device).type == "cuda"):
+        chosen = choose_backend(problem.op, *problem.tensors.values())
+        if backend in ("", chosen):
+            yield Check(problem.op, problem.name, label, chosen, _caught(_check, problem, dtype))
+    for op, name, check in _IN_PLACE:
+        draw = Draw(device, dtype)
+        chosen = choose_backend(op, draw(1))
+        if backend in ("", chosen):
+            yield Check(op, name, label, chosen, _caught(check, draw))
 
 
 def _caught(check: Callable[..., None], *arguments: object) -> str:

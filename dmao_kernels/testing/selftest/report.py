@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 import dmao_kernels
+from dmao_kernels import info
 from dmao_kernels.testing.selftest.numerics import Check
 from dmao_kernels.testing.selftest.training import Run
 
@@ -110,18 +109,6 @@ def _sanitizers() -> list[str]:
 
 def machine(device: str) -> dict[str, str]:
     """What all of this ran on."""
-    triton = __import__("triton").__version__ if find_spec("triton") is not None else "none"
-    found = {
-        "device": device,
-        "dmao_kernels": dmao_kernels.__version__,
-        "native kernels": str(dmao_kernels.cpu_capability()),
-        "torch": torch.__version__,
-        "triton": triton,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-    if torch.device(device).type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        memory = f"{properties.total_memory / 2**30:.0f} GiB, {properties.multi_processor_count} multiprocessors"
-        found["GPU"] = f"{properties.name}, sm_{properties.major}{properties.minor}, {memory}"
-    return found
+    found = {"device": device, "native kernels": str(dmao_kernels.cpu_capability()), **info.versions()}
+    index = torch.device(device)
+    return {**found, "GPU": info.gpu(index.index or 0)} if index.type == "cuda" else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from dmao_kernels import gpu_choice
+from dmao_kernels.dispatch import supported, why_not
 from dmao_kernels.testing.selftest import speed
 from dmao_kernels.testing.selftest.numerics import checks
 from dmao_kernels.testing.selftest.problems import Draw, first_line
@@ -29,13 +32,15 @@ def selftest(
     quick: bool = False,
     only: tuple[str, ...] = PARTS,
     seconds: float = 180.0,
+    choose: bool = False,
     say: Say = print,
 ) -> Report:
     """Runs the parts in `only` and writes the report into `out`, anew after every part.
 
     Nothing is timed that was not found right before: "speed" asks for "numerics".
 
-    quick: fewer dtypes, small sizes, no torch.compile.  seconds: after which no new problem is begun.
+    quick: fewer dtypes, small sizes, no torch.compile.  seconds: after which no new problem is begun.  choose: keeps,
+    for the processes to come, which of two backends for this GPU was faster (dmao_kernels.gpu_choice).
     """
     end = time.monotonic() + seconds
     report = Report(machine(device))
@@ -51,6 +56,8 @@ def selftest(
         if "speed" in only:
             _time(report, device, quick, end, say)
             report.write(out)
+            if choose and (choices := _faster(report.times)):
+                say(f"choices: {gpu_choice.write(choices)}")
         if "numerics" in only and torch.device(device).type == "cuda" and not quick:
             _check(report, device, (torch.float16,), end, say)
             report.write(out)
@@ -98,11 +105,36 @@ def _time(report: Report, device: str, quick: bool, end: float, say: Say) -> Non
                 report.times.append(Time(make.__name__.strip("_"), "", _label(dtype), problem=first_line(error)))
 
 
+def _both(race: speed.Race) -> dict[str, Callable[[], object]]:
+    """Ours in each of two backends for GPUs, where both can run."""
+    if "cuda" not in supported().get(race.op, {}) or why_not("cuda") or why_not("triton"):
+        return {}
+
+    def preferring(backend: str) -> Callable[[], object]:
+        def call() -> object:
+            with gpu_choice.preferring(backend):
+                return race.calls[speed.OURS]()
+
+        return call
+
+    return {backend: preferring(backend) for backend in gpu_choice.CHOICES}
+
+
+def _faster(times: list[Time]) -> dict[str, str]:
+    """Of every operation that both backends ran: the one that took less, by the geometric mean over its problems."""
+    logs: dict[str, list[float]] = {}
+    for time_ in times:
+        taken = time_.microseconds
+        if all(backend in taken for backend in gpu_choice.CHOICES):
+            logs.setdefault(time_.op, []).append(math.log(taken["cuda"] / taken["triton"]))
+    return {op: "cuda" if sum(values) < 0 else "triton" for op, values in logs.items()}
+
+
 def _raced(race: speed.Race, dtype: torch.dtype, timer: Timer, limits: Limits, right: bool) -> Time:
     if not right:
         return Time(race.op, race.name, _label(dtype), problem="not timed: it is wrong, or was not checked")
     calls, absent = {}, {}
-    for name, call in race.calls.items():
+    for name, call in (dict(race.calls) | (_both(race) if timer.on_gpu else {})).items():
         try:
             call()
         except Exception as error:  # of a peer that this version or machine does not have

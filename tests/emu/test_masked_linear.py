@@ -1,0 +1,77 @@
+"""masked_linear in CUDA C++, on the host: what Triton's kernels are asked for, and a program of its own."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
+from tests.emu.mutants import Mutant, check_noticed, each
+from tests.native.probe import ROOT
+from tests.triton.test_masked_linear import (  # noqa: F401
+    test_a_full_mask_is_no_mask,
+    test_activations,
+    test_agrees_with_the_native_kernels,
+    test_all_blocks,
+    test_bits_do_not_change_when_run_again,
+    test_extreme_masks,
+    test_leading_dimensions_and_strides,
+    test_lists_out_of_range_read_nothing_out_of_bounds,
+    test_odd_sizes,
+    test_only_the_gradient_that_is_wanted,
+    test_sums_over_several_spans_of_tokens,
+    test_training_step,
+)
+
+PROGRAMS = ROOT / "csrc/tests/cuda"
+SOURCE = PROGRAMS / "masked_linear.cpp"
+
+
+def test_tiles_and_spans(compiler: Compiler) -> None:
+    assert run(compiler(PROGRAMS / "linear_tiles.cpp", "plain")) == (0, "right\n")
+
+
+@pytest.mark.parametrize("build", [slow_unless_plain(build) for build in BUILDS])
+def test_right_in_any_order(build: str, compiler: Compiler) -> None:
+    program = compiler(SOURCE, build)
+    for seed in (0, 1):
+        status, printed = run(program, seed)
+        assert status == 0, printed
+        assert re.fullmatch(r"right: [1-9]\d* mma, [1-9]\d* ldmatrix, 0 conflicts\n", printed)
+
+
+MUTANTS = {
+    "no barrier before results": Mutant("__syncthreads();  // nobody reads", "// nobody reads", "data race", "threads"),
+    "slab read too early": Mutant("__syncwarp();  // the slab is there", "", "data race", "threads"),
+    "slab written too early": Mutant("__syncwarp();  // the slab may be written again", "", "data race", "threads"),
+    "barrier of one warp": Mutant(
+        "__syncthreads();\n    float sum",
+        "if (threadIdx.x < 32) __syncthreads();\n    float sum",
+        "data race",
+        "threads",
+    ),
+    "weak wait": Mutant("async_wait<kStages - 2>", "async_wait<kStages - 1>", "not been waited for"),
+    "a token too many": Mutant(
+        "next_ + i * kApart < end_ &&", "next_ + i * kApart <= end_ &&", "the source is out of bounds", "memory"
+    ),
+    "last block": Mutant("(!gathered || rows[i] < live_.elements)", "true", "the source is out of bounds", "memory"),
+    "line of the list": Mutant("line = index / parts;", "line = 0;", "wrong: pre-activation"),
+    "end of a block": Mutant("end < size ? end : size", "size", "wrong: pre-activation"),
+    "one plane for all": Mutant(
+        "static_cast<std::int64_t>(plane) * p.rows", "static_cast<std::int64_t>(0) * p.rows", "data race", "threads"
+    ),
+    "sum of planes": Mutant("sums[i] += part[i];", "sums[i] = part[i];", "wrong: grad_w"),
+    "too little shared memory": Mutant("sums, kSumColumns * down", "sums, kSumColumns", "AddressSanitizer", "memory"),
+    "gates": Mutant("? at : p.gates + at", "? at : at", "wrong: pre-activation"),
+    "last step": Mutant("(k.end - k.begin + step - 1) / step", "(k.end - k.begin) / step", "wrong: pre-activation"),
+    "order of a pair": Mutant(
+        "round_pair(E{}, values[0], values[1])", "round_pair(E{}, values[1], values[0])", "wrong: pre-activation"
+    ),
+    "rounding": Mutant("bits + 0x7FFF + (bits >> 16 & 1)", "bits", "wrong"),
+}
+
+
+@each(MUTANTS)
+def test_mutant_is_noticed(mutant: Mutant, compiler: Compiler) -> None:
+    check_noticed(compiler, SOURCE, mutant)
