@@ -48,9 +48,11 @@ struct AttentionBackward {
     const float* lse;
     void *grad_q, *grad_k, *grad_v;  // [rows, heads, width]
     void *grad_rel_pos, *grad_content_bias, *grad_position_bias;
-    // Scratch, of as many floats as attention_scratch says.
-    float *inner;           // [heads, rows] grad_out . out
-    float *content_sums, *position_bias_sums, *position_sums;
+    // Scratch, of as many floats as AttentionScratch says; inner: [heads, rows] grad_out . out.
+    float* inner = nullptr;
+    float* content_sums = nullptr;
+    float* position_bias_sums = nullptr;
+    float* position_sums = nullptr;
 };
 
 // Nothing is farther away than an utterance is long: so what is unbounded, which is negative (chunk:
