@@ -11,7 +11,7 @@ namespace dmao {
 
 // The component of the old tensor and the given one of which a new component is made; negative:
 // none.
-struct GatherRow {
+struct alignas(8) GatherRow {
     std::int32_t source, value;
 };
 

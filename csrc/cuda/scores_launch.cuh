@@ -32,6 +32,7 @@ class Sums {
         const Cut cut = cut_of(repeats, components, run);
         const SumsOfComponent own = sums_of_component(cut, repeats, components, run);
         const std::int64_t begin = count_;
+        in_32_bits(own.rows * own.columns);
         ranges_.push_back({begin, in_32_bits(own.rows), in_32_bits(own.columns),
                            in_32_bits(own.stride), in_32_bits(first),
                            in_32_bits(first + components), 0});

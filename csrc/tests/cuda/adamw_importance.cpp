@@ -28,12 +28,10 @@ constexpr double kGroups[][6] = {{1e-2, 0.9, 0.999, 1e-8, 0.1, 0.0},
                                  {3e-3, 0.8, 0.95, 1e-6, 0.0, 1.0}};
 const double* group_of(std::size_t i) { return kGroups[i % 2]; }
 
-// What one rounding to the type may change.
+// What one rounding to the type may change, the smallest numbers of float16 included.
 double rounding(ElementType type, double value) {
-    const double relative = type == ElementType::float32    ? 1e-6
-                            : type == ElementType::bfloat16 ? 0.005
-                                                            : 0.0006;
-    return relative * std::fabs(value) + (type == ElementType::float16 ? 1e-7 : 1e-7);
+    constexpr double relative[kElementTypes] = {1e-6, 0.005, 0.0006};
+    return relative[place_of(type)] * std::fabs(value) + 1e-7;
 }
 
 void check_parameter(const Parameter& before, const Parameter& after, const double* group,
