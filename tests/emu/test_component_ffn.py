@@ -7,7 +7,6 @@ import re
 import pytest
 
 from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
-from tests.emu.mutants import Mutant, check_noticed, each
 from tests.native.probe import ROOT
 from tests.triton.test_component_ffn import (  # noqa: F401
     test_absent_biases,
@@ -36,33 +35,3 @@ def test_right_in_any_order(build: str, compiler: Compiler) -> None:
         status, printed = run(program, seed)
         assert status == 0, printed
         assert re.fullmatch(r"right: [1-9]\d* mma, [1-9]\d* ldmatrix, 0 conflicts\n", printed)
-
-
-MUTANTS = {
-    "a filler counts": Mutant("ids[i] < things;", "ids[i] <= things;", "wrong"),
-    "bit of dropout": Mutant("(i % 4 * 8 + shift)", "(i % 4 * 8)", "wrong: y"),
-    "one byte of dropout": Mutant("(element / 16 % 8) & 1) != 0", "(element / 16 % 4) & 1) != 0", "wrong: y"),
-    "two write bits": Mutant(
-        "(before * width + width - 1) / 128 == first) return;",
-        "(before * width + width - 1) / 128 == first) {}",
-        "data race",
-        "threads",
-    ),
-    "neighbours": Mutant("static_cast<int>(width.value) % count == 0", "count > 0", "wrong"),
-    "chunks of w2": Mutant(
-        "layer.live.width.value) % kPerChunk<E> == 0", "layer.live.width.value) % 4 == 0", "wrong: y"
-    ),
-    "quotient": Mutant("low + 1 : low", "low : low", "wrong"),
-    "row of a unit": Mutant("rows_listed ? live.element(row) : row", "row", "wrong: grad_w1"),
-    "behind the list": Mutant("clip(k, Axis::depth);", "", "wrong: y"),
-    "no barrier before results": Mutant("__syncthreads();  // nobody reads", "// nobody reads", "data race", "threads"),
-    "slope": Mutant(
-        "factors[i] *= fmaf(h[i] * s, 1.0f - s, s);", "factors[i] *= fmaf(h[i] * s, 1.0f + s, s);", "wrong: grad_x"
-    ),
-    "kept hidden layer": Mutant("drop(p, live, eight, row, h);", "", "wrong: grad_w2"),
-}
-
-
-@each(MUTANTS)
-def test_mutant_is_noticed(mutant: Mutant, compiler: Compiler) -> None:
-    check_noticed(compiler, SOURCE, mutant)

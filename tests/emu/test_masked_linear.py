@@ -7,7 +7,6 @@ import re
 import pytest
 
 from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
-from tests.emu.mutants import Mutant, check_noticed, each
 from tests.native.probe import ROOT
 from tests.triton.test_masked_linear import (  # noqa: F401
     test_a_full_mask_is_no_mask,
@@ -39,39 +38,3 @@ def test_right_in_any_order(build: str, compiler: Compiler) -> None:
         status, printed = run(program, seed)
         assert status == 0, printed
         assert re.fullmatch(r"right: [1-9]\d* mma, [1-9]\d* ldmatrix, 0 conflicts\n", printed)
-
-
-MUTANTS = {
-    "no barrier before results": Mutant("__syncthreads();  // nobody reads", "// nobody reads", "data race", "threads"),
-    "slab read too early": Mutant("__syncwarp();  // the slab is there", "", "data race", "threads"),
-    "slab written too early": Mutant("__syncwarp();  // the slab may be written again", "", "data race", "threads"),
-    "barrier of one warp": Mutant(
-        "__syncthreads();\n    float sum",
-        "if (threadIdx.x < 32) __syncthreads();\n    float sum",
-        "data race",
-        "threads",
-    ),
-    "weak wait": Mutant("async_wait<kStages - 2>", "async_wait<kStages - 1>", "not been waited for"),
-    "a token too many": Mutant(
-        "next_ + i * kApart < end_ &&", "next_ + i * kApart <= end_ &&", "the source is out of bounds", "memory"
-    ),
-    "last block": Mutant("(!gathered || rows[i] < live_.elements)", "true", "the source is out of bounds", "memory"),
-    "line of the list": Mutant("line = index / parts;", "line = 0;", "wrong: pre-activation"),
-    "end of a block": Mutant("end < size ? end : size", "size", "wrong: pre-activation"),
-    "one plane for all": Mutant(
-        "static_cast<std::int64_t>(plane) * p.rows", "static_cast<std::int64_t>(0) * p.rows", "data race", "threads"
-    ),
-    "sum of planes": Mutant("sums[i] += part[i];", "sums[i] = part[i];", "wrong: grad_w"),
-    "too little shared memory": Mutant("sums, kSumColumns * down", "sums, kSumColumns", "AddressSanitizer", "memory"),
-    "gates": Mutant("? at : p.gates + at", "? at : at", "wrong: pre-activation"),
-    "last step": Mutant("(k.end - k.begin + step - 1) / step", "(k.end - k.begin) / step", "wrong: pre-activation"),
-    "order of a pair": Mutant(
-        "round_pair(E{}, values[0], values[1])", "round_pair(E{}, values[1], values[0])", "wrong: pre-activation"
-    ),
-    "rounding": Mutant("bits + 0x7FFF + (bits >> 16 & 1)", "bits", "wrong"),
-}
-
-
-@each(MUTANTS)
-def test_mutant_is_noticed(mutant: Mutant, compiler: Compiler) -> None:
-    check_noticed(compiler, SOURCE, mutant)
