@@ -30,7 +30,7 @@ const double* group_of(std::size_t i) { return kGroups[i % 2]; }
 
 // What one rounding to the type may change, the smallest numbers of float16 included.
 double rounding(ElementType type, double value) {
-    constexpr double relative[kElementTypes] = {1e-6, 0.0021, 0.0006};
+    constexpr double relative[kElementTypes] = {1e-6, 0.004, 0.0005};
     return relative[place_of(type)] * std::fabs(value) + 5e-7;
 }
 
