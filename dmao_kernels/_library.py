@@ -27,6 +27,7 @@ _REMEDY = "build it again: pip install . (or python setup.py build_ext --inplace
 _NATIVE = torch.library.Library("dmao", "DEF")
 _TRITON = torch.library.Library("dmao_triton", "DEF")
 _CUDA = torch.library.Library("dmao_cuda", "DEF")
+_LIBRARIES = {"dmao": _NATIVE, "dmao_triton": _TRITON, "dmao_cuda": _CUDA}
 _NAMESPACES = {
     "cpu": torch.ops.dmao,
     "triton": torch.ops.dmao_triton,
@@ -53,13 +54,21 @@ def define(schema: str, triton: str | None = None, cuda: bool = False) -> None:
 
 def _run_triton(module: str, op: str, *arguments: Any) -> Any:
     """On the GPU of the first tensor: Triton launches on the current one, whatever tensors it gets."""
-    with torch.cuda.device_of(_first_tensor(arguments)):
-        return _triton_function(module, op)(*arguments)
+    device = _first_tensor(arguments).device
+    function = _triton_function(module, op)
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return function(*arguments)
+    with torch.cuda.device(device):
+        return function(*arguments)
 
 
 def _first_tensor(arguments: Iterable[Any]) -> torch.Tensor:
-    flat = (item for value in arguments for item in (value if isinstance(value, (list, tuple)) else (value,)))
-    return next(item for item in flat if isinstance(item, torch.Tensor))
+    for value in arguments:
+        if isinstance(value, torch.Tensor):
+            return value
+        if isinstance(value, (list, tuple)) and value:
+            return _first_tensor(value)
+    raise ValueError("an operator without a tensor")
 
 
 @functools.cache
@@ -94,9 +103,42 @@ def register_autograd(op: str, backward: Callable[..., Any], setup_context: Call
     `backward` gets the operators of the same backend before the context and the gradients.
     """
     for namespace in _defined(op):
-        torch.library.register_autograd(
-            f"{namespace.name}::{op}", functools.partial(backward, namespace), setup_context=setup_context
-        )
+        overload = getattr(namespace, op).default
+        function = _differentiated(overload, functools.partial(backward, namespace), setup_context)
+        _LIBRARIES[namespace.name].impl(op, function, "Autograd", with_keyset=True)
+
+
+def _differentiated(
+    overload: Any, backward: Callable[..., Any], setup_context: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """What torch.library.register_autograd registers, but for its search for defaults, of which no schema here has any.
+
+    It takes 0.15 ms for 21 arguments: more than the launches.
+    """
+
+    def below(keys: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = below(inputs[-1], *inputs[:-1])
+            if setup_context is not None:
+                setup_context(ctx, inputs[:-1], output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            found = backward(ctx, *grads)
+            return (*found, None) if isinstance(found, tuple) else (found, None)
+
+    def run(keys: Any, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Function.apply(*arguments, keys)
+        return below(keys, *arguments)
+
+    return run
 
 
 def _why_not_native() -> str | None:

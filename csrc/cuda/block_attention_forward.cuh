@@ -55,7 +55,7 @@ struct Forward {
 };
 
 template <class E, int kWidth, bool kPositions>
-__global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads)
+__global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads, 2)
     forward(const AttentionForward problem) {
     using Use = Forward<E, kWidth, kPositions>;
     constexpr int kHigh = Use::kHigh, kKeys = Use::kKeys, kQueries = Use::kQueries;

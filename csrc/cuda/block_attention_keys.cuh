@@ -83,7 +83,7 @@ struct Keys : Squares<E, kWidth, kPositions, AttentionPass::keys> {
 };
 
 template <class E, int kWidth, bool kPositions>
-__global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads)
+__global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads, 2)
     key_gradients(const AttentionBackward problem) {
     using Use = Keys<E, kWidth, kPositions>;
     constexpr int kSide = Use::kSide, kThreads = Use::kThreads, kPartKeys = Use::kPartKeys;

@@ -22,7 +22,7 @@ struct Positions : Squares<E, kWidth, true, AttentionPass::positions> {
 // A block owns a diagonal, a head and a part of the utterances. The first and the last diagonal
 // stand for all beyond them as well, where distances are all clamped to one row.
 template <class E, int kWidth>
-__global__ void __launch_bounds__(Positions<E, kWidth>::kThreads)
+__global__ void __launch_bounds__(Positions<E, kWidth>::kThreads, 2)
     position_gradients(const AttentionBackward problem, const AttentionDiagonals diagonals) {
     using Use = Positions<E, kWidth>;
     constexpr int kSide = Use::kSide, kBand = Use::kBand, kThreads = Use::kThreads;

@@ -48,13 +48,15 @@ struct AttentionBackward {
     const float* lse;
     void *grad_q, *grad_k, *grad_v;  // [rows, heads, width]
     void *grad_rel_pos, *grad_content_bias, *grad_position_bias;
-    // Scratch, of as many floats as attention_scratch says.
-    float* inner;  // [heads, rows] grad_out . out
-    float *content_sums, *position_bias_sums, *position_sums;
+    // Scratch, of as many floats as AttentionScratch says; inner: [heads, rows] grad_out . out.
+    float* inner = nullptr;
+    float* content_sums = nullptr;
+    float* position_bias_sums = nullptr;
+    float* position_sums = nullptr;
 };
 
-// Nothing is farther away than an utterance is long: so what is unbounded, which is negative
-// (chunk: 0), has a bound like the rest.
+// Nothing is farther away than an utterance is long: so what is unbounded, which is negative (chunk:
+// 0), has a bound like the rest.
 inline void set_bounds(Attention& a, std::int64_t left, std::int64_t right, std::int64_t chunk,
                        std::int64_t left_chunks) {
     const auto least = [](std::int64_t x, int y) { return x < y ? static_cast<int>(x) : y; };

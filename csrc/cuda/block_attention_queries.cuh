@@ -56,7 +56,7 @@ struct Queries {
 };
 
 template <class E, int kWidth, bool kPositions>
-__global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads)
+__global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads, 2)
     query_gradients(const AttentionBackward problem) {
     using Use = Queries<E, kWidth, kPositions>;
     constexpr int kKeys = Use::kKeys, kQueries = Use::kQueries, kThreads = Use::kThreads;

@@ -100,7 +100,7 @@ constexpr int shared_bytes_of(int architecture) {
 struct AttentionDiagonals {
     int first, last;      // those with sums of their own; beyond them all distances are clamped
     int least, greatest;  // those where anything is seen
-    int count() const { return last - first + 1; }
+    constexpr int count() const { return last - first + 1; }
 };
 
 inline AttentionDiagonals attention_diagonals(int left, int right, int chunk, int left_chunks,

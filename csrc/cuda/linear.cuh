@@ -306,7 +306,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if constexpr (pass == Pass::weights) {
         SourceAcross<E, TileA, threads, false> a(p.a, live, place.rows, k, rows_of_a);
         SourceAcross<E, TileB, threads, false> b(p.b, live, place.columns, k, columns_of_b);
-        product.add(shared, steps, [&](int) { return a.next(); }, [&](int) { return b.next(); });
+        product.add(
+            shared, steps, [&](int at) { return a.at(at); }, [&](int at) { return b.at(at); });
     } else {
         WalkAlong<E, gathered, TileA::kChunks> walk(live, k);
         const SourceAlong<E, TileA, threads> a(p.a, place.rows, rows_of_a);
@@ -316,7 +317,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         };
         if constexpr (pass == Pass::backward) {
             SourceAcross<E, TileB, threads, gathered> b(p.b, live, place.columns, k, columns_of_b);
-            product.add(shared, steps, next_of_a, [&](int) { return b.next(); });
+            product.add(shared, steps, next_of_a, [&](int at) { return b.at(at); });
         } else {
             static_assert(TileA::kChunks == TileB::kChunks);
             const SourceAlong<E, TileB, threads> b(p.b, place.columns, [&](int position) {

@@ -104,25 +104,25 @@ class SourceAcross {
             places.begin + static_cast<int>(threadIdx.x) % Tile::kChunks * kPerChunk<E>;
         const int element = position < places.end ? element_of(position) : -1;
         end_ = element < 0 ? k.begin : k.end;
-        next_ = k.begin + line;
+        first_ = k.begin + line;
         column_ = matrix.values + (element < 0 ? 0 : element);
-        if (!gathered) column_ += static_cast<std::int64_t>(next_) * stride_;
-        look_up();
+        if (!gathered) column_ += static_cast<std::int64_t>(first_) * stride_;
+        look_up(first_);
     }
 
-    // The tile of the next step.
-    __device__ __forceinline__ auto next() {
+    // The tile of a step; steps follow each other.
+    __device__ __forceinline__ auto at(int step) {
         const E* column = column_;
+        const int first = first_ + step * Tile::kLines;
         int rows[kCopies];
         bool inside[kCopies];
 #pragma unroll
         for (int i = 0; i < kCopies; ++i) {
             rows[i] = gathered ? rows_[i] : i * kApart;
-            inside[i] = next_ + i * kApart < end_ && (!gathered || rows[i] < live_.elements);
+            inside[i] = first + i * kApart < end_ && (!gathered || rows[i] < live_.elements);
         }
-        next_ += Tile::kLines;
         if (!gathered) column_ += static_cast<std::int64_t>(Tile::kLines) * stride_;
-        look_up();
+        look_up(first + Tile::kLines);
         return [=, stride = stride_](int copy, int, int) {
             return whole_chunk(column + static_cast<std::int64_t>(rows[copy]) * stride,
                                inside[copy]);
@@ -130,18 +130,25 @@ class SourceAcross {
     }
 
   private:
-    __device__ __forceinline__ void look_up() {
-        if constexpr (!gathered) return;
+    __device__ __forceinline__ void look_up(int first) {
+        if constexpr (gathered) {
+            // Within a thing, and a step begins a thing or goes on with one.
+            const bool together = live_.keeps_together(Tile::kLines);
 #pragma unroll
-        for (int i = 0; i < kCopies; ++i) {
-            const int position = next_ + i * kApart;
-            rows_[i] = position < end_ ? live_.element(position) : 0;
+            for (int i = 0; i < kCopies; ++i) {
+                const int position = first + i * kApart;
+                if (i > 0 && together) {
+                    rows_[i] = rows_[0] + i * kApart;
+                } else {
+                    rows_[i] = position < end_ ? live_.element(position) : 0;
+                }
+            }
         }
     }
     static constexpr int kCopies = Tile::template kCopies<threads>;
     static constexpr int kApart = threads / Tile::kChunks;
     const E* column_;
-    int stride_, next_, end_;
+    int stride_, first_, end_;
     Live live_;
     int rows_[kCopies];  // gathered: of the next step
 };

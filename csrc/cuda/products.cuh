@@ -65,7 +65,7 @@ struct SharedTile {
             const int line = at / kChunks, chunk = at % kChunks;
             if constexpr (numbered) {
                 constexpr int apart = threads / kChunks;
-                static_assert(kCopies<threads> == 1 || apart % 8 == 0);
+                static_assert(kCopies<threads> == 1 || apart * kTurn % 8 == 0);
                 const Chunk found = source(i, line, chunk);
                 ptx::async_copy(place(lines(tile, i * apart), line - i * apart, chunk),
                                 found.source, found.bytes);
@@ -152,7 +152,7 @@ struct SharedTile {
 
   private:
     __device__ static __forceinline__ int own_lane() { return static_cast<int>(threadIdx.x) % 32; }
-    // From a line on that is a multiple of 8: chunks change places alike there.
+    // From a line on that is a multiple of 8 / kTurn: chunks change places alike there.
     __device__ static __forceinline__ unsigned char* lines(unsigned char* tile, int first) {
         return tile + first * (kChunks * kChunkBytes);
     }

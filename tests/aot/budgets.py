@@ -75,4 +75,5 @@ def _budget_of(row: dict[str, Any], old: Budget) -> Budget:
     if row["per_matrix"] is not None:
         budget["per_matrix"] = math.ceil(1.1 * row["per_matrix"])
     budget |= {name: row[name] for name in ("stack", "local", "narrow") if row[name]}
-    return budget | ({"why": old["why"]} if "why" in old else {})
+    spills = row["stack"] or row["local"]
+    return budget | ({"why": old["why"]} if spills and "why" in old else {})

@@ -32,5 +32,11 @@ def record():
     return TABLE.keep
 
 
+@pytest.fixture
+def record_peer():
+    """record_peer(arch, problem, kernel, peer, tile, ours, theirs, why) keeps a row of the table of equal tiles."""
+    return TABLE.keep_peer
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     TABLE.end(terminalreporter, config.getoption("--write-budgets"))

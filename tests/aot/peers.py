@@ -90,12 +90,16 @@ def flash_attention(
     tl.store(log_sum + tl.program_id(1) * frames + rows, largest + tl.math.log2(total), mask=rows < frames)
 
 
+def attend(dtype: torch.dtype, queries: int, keys: int, warps: int, stages: int) -> None:
+    """`flash_attention` at heads of 64."""
+    q, k, v, out = (torch.empty(6, ROWS, 64, dtype=dtype) for _ in range(4))
+    sizes = {"WIDTH": 64, "QUERIES": queries, "KEYS": keys, "num_warps": warps, "num_stages": stages}
+    flash_attention[(triton.cdiv(ROWS, queries), 6)](q, k, v, out, torch.empty(6, ROWS), ROWS, 0.125, **sizes)
+
+
 @peer("flash attention forward, D=64")
 def flash_attention_64(dtype: torch.dtype) -> None:
-    q, k, v, out = (torch.empty(6, ROWS, 64, dtype=dtype) for _ in range(4))
-    log_sum = torch.empty(6, ROWS)
-    arguments = (q, k, v, out, log_sum, ROWS, 0.125)
-    flash_attention[(triton.cdiv(ROWS, 128), 6)](*arguments, WIDTH=64, QUERIES=128, KEYS=64, num_warps=8, num_stages=2)
+    attend(dtype, 128, 64, 8, 2)
 
 
 @peer("torch.sparse bsr_dense_addmm 64x64")

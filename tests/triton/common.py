@@ -19,6 +19,21 @@ from dmao_kernels.testing import (
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+# Units of rounding of TF32, 2^-10, in those of float32, 2^-23.
+_TF32_UNITS = 2.0**13
+
+
+def multiplies_in_tf32() -> bool:
+    """Whether float32 may be multiplied in TF32; kernels in CUDA C++ have nothing else."""
+    return torch.backends.cuda.matmul.allow_tf32
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """Two ways to compute products in float32."""
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if multiplies_in_tf32() else {}
+    torch.testing.assert_close(ours, theirs, **tolerance)
+
+
 def random_tensors(device: str, dtype: torch.dtype, shapes: list[tuple[tuple[int, ...], float]]) -> list[Tensor]:
     """A leaf of normally distributed values for each (shape, scale); the same values on every device."""
     return [(torch.randn(shape) * scale).to(device, dtype).requires_grad_() for shape, scale in shapes]
@@ -37,6 +52,8 @@ def check_against_oracle(
 
     prepare: changes the copies of the inputs that op gets, where that must not matter (dead parts).
     """
+    if inputs[0].dtype == torch.float32 and multiplies_in_tf32():
+        slack *= _TF32_UNITS
     with torch.no_grad():
         shape = reference(*inputs, *rest, **options).shape
     grad = torch.randn(shape).to(next(tensor for tensor in inputs if tensor is not None))

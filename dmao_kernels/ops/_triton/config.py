@@ -90,14 +90,29 @@ def kind_of(dtype: torch.dtype) -> str:
     return "tf32" if precision(dtype) == "tf32" else "float32"
 
 
+def options_of(config: Config) -> dict[str, int]:
+    """Triton's own options in a configuration, by which kernels are launched."""
+    return {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
+
+
 def candidates(table: Table, kind: str, device: torch.device) -> list[Config]:
-    """The configurations of a kind for a device, the one to take without measurements first."""
+    """The configurations of a kind for a device, the one to take without measurements first.
+
+    A kind of several words without an entry of its own is one of the words before the last.
+    """
     arch = architecture(device)
+    if arch not in table:
+        arch = _nearest(arch, tuple(table))
+    kinds = table[arch]
+    return kinds[kind] if kind in kinds else kinds[kind.rpartition(" ")[0]]
+
+
+@functools.cache
+def _nearest(arch: int | str, entries: tuple[int | str, ...]) -> int | str:
+    """Of the entries of a table the one for an architecture that has none of its own."""
     if isinstance(arch, int):
-        arch = max((entry for entry in table if isinstance(entry, int) and entry <= arch), default=80)
-    elif arch not in table:
-        arch = 80 if arch == "interpreter" else "hip"
-    return table[arch][kind]
+        return max((entry for entry in entries if isinstance(entry, int) and entry <= arch), default=80)
+    return 80 if arch == "interpreter" else "hip"
 
 
 def choose(
@@ -141,12 +156,17 @@ def choose_tiles(
     shape: tuple[int, int],
     key: tuple[int | str, ...] = (),
     run: Callable[[Config], object] | None = None,
+    end: str = "",
 ) -> Config:
-    """`choose` for a result of `shape` cut into ROWS x COLUMNS: "... few" where that would not fill the chip."""
+    """`choose` for a result of `shape` cut into ROWS x COLUMNS: "... few" where that would not fill the chip.
+
+    end: the kind's last word where it does.
+    """
     kind = kind_of(dtype)
-    first = candidates(table, kind, device)[0]
+    many = f"{kind} {end}" if end else kind
+    first = candidates(table, many, device)[0]
     tiles = cdiv(shape[0], first["ROWS"]) * cdiv(shape[1], first["COLUMNS"])
-    return choose(op, table, kind if tiles >= processors(device) else f"{kind} few", device, key, run)
+    return choose(op, table, many if tiles >= processors(device) else f"{kind} few", device, key, run)
 
 
 def _file(arch: int | str) -> Path:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.config import Table, cdiv, choose, power_of_2
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.live import Channels, channels_of
 from dmao_kernels.ops._triton.search import Utterances, tile_rows
 from dmao_kernels.ops._triton.sums import add_parts
@@ -124,7 +125,7 @@ def tap_gradients(
     add_parts(partial, grad_weight, grad_bias, channels)
 
 
-@triton.jit(do_not_specialize=["taps", "components"])
+@kernel(varying=["taps", "components"])
 def _gather_taps(
     weight_ptr,
     bias_ptr,
@@ -195,7 +196,7 @@ def _ungate(grad, gates_ptr, row, stored, channel, inside):
     return place, grad * opening, for_gate
 
 
-@triton.jit(do_not_specialize=["utterances", "steps", "frames", "row_count", "taps", "components"])
+@kernel(varying=["utterances", "steps", "frames", "row_count", "taps", "components"])
 def _convolve(
     source_ptr,
     taps_ptr,
@@ -258,7 +259,7 @@ def _convolve(
             tl.store(out_ptr + row.to(tl.int64) * listed + columns, total.to(out_ptr.dtype.element_ty), written)
 
 
-@triton.jit(do_not_specialize=["utterances", "steps", "frames", "row_count", "tiles", "part_tiles", "taps"])
+@kernel(varying=["utterances", "steps", "frames", "row_count", "tiles", "part_tiles", "taps"])
 def _tap_sums(
     grad_ptr,
     source_ptr,

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.config import Config, Table, cdiv
+from dmao_kernels.ops._triton.launch import kernel
 
 _PLANE_TILE = 1024
 _LONGEST_VECTOR = 16
@@ -22,7 +23,9 @@ def _tile(rows: int, columns: int, step: int, num_warps: int, num_stages: int) -
     return {"ROWS": rows, "COLUMNS": columns, "STEP": step, "num_warps": num_warps, "num_stages": num_stages}
 
 
-# "... few": for layers and batches that would not fill the chip with the other tiles.
+# "... few": for layers and batches that would not fill the chip with the other tiles. "... hidden", "... weights": for
+# products that end with more than a sum, and for sums over tokens, where others were measured to be better on one H200
+# (docs/GPU.md). All else is chosen by what the machine code asks for.
 TILES: Table = {
     80: {
         "half": [_tile(128, 128, 32, 8, 4), _tile(128, 64, 32, 4, 4)],
@@ -33,6 +36,16 @@ TILES: Table = {
         "float32 few": [_tile(32, 64, 16, 4, 3)],
     },
     90: {
+        "half": [_tile(128, 128, 64, 8, 3), _tile(128, 256, 64, 8, 4)],
+        "half hidden": [_tile(64, 128, 64, 4, 3), _tile(128, 128, 64, 4, 3)],
+        "half weights": [_tile(128, 128, 64, 8, 5), _tile(128, 256, 64, 8, 4)],
+        "half few": [_tile(64, 128, 64, 4, 4), _tile(64, 64, 64, 4, 4)],
+        "tf32": [_tile(128, 128, 32, 8, 3)],
+        "tf32 few": [_tile(64, 64, 32, 4, 3)],
+        "float32": [_tile(64, 64, 16, 4, 3)],
+        "float32 few": [_tile(32, 64, 16, 4, 3)],
+    },
+    100: {
         "half": [_tile(128, 128, 64, 8, 3), _tile(128, 128, 64, 8, 4)],
         "half few": [_tile(64, 128, 64, 4, 4), _tile(64, 64, 64, 4, 4)],
         "tf32": [_tile(128, 128, 32, 8, 3)],
@@ -62,7 +75,7 @@ def vector_of(width: int) -> int:
 
 def rows_of(x: Tensor) -> Tensor:
     """x [..., width] as rows whose elements stand side by side; in place where that is so."""
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
 
 
@@ -193,7 +206,7 @@ def token_spans(tokens: int, tiles: int, wanted: int, step: int) -> tuple[int, i
     return max(cdiv(tokens, length), 1) if length else 1, max(length, step)
 
 
-@triton.jit(do_not_specialize=["size", "planes"])
+@kernel(varying=["size", "planes"])
 def _sum_planes_kernel(source, target, size, planes, TILE: tl.constexpr):
     # Floor: 4 bytes read per plane and element.
     at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.pieces import Cut
 from dmao_kernels.ops._triton.tables import upload
 
@@ -79,7 +80,7 @@ def terms_of(weight, grad, METRIC: tl.constexpr):
     return terms
 
 
-@triton.jit
+@kernel()
 def average_kernel(ema, sums, inverse_count, parts, ends, beta, rest):
     """One component: ema <- beta ema + rest * mean, where anything was scored and the mean is finite."""
     component = tl.program_id(0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.config import cdiv
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.live import Channels, channels_of
 
 _COLUMNS = 64
@@ -27,7 +27,7 @@ def add_parts(partial: Tensor, first: Tensor | None, last: Tensor | None, channe
     _add_parts[grid](partial, first, last, parts, rows, *channels.arguments, COLUMNS=_COLUMNS)
 
 
-@triton.jit(do_not_specialize=["parts", "rows", "components"])
+@kernel(varying=["parts", "rows", "components"])
 def _add_parts(
     partial_ptr,
     first_ptr,

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.config import cdiv
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
     ROWS,
@@ -85,7 +86,10 @@ def count_steps(steps: Sequence[Tensor], groups: Tensor, group_of: Tensor, devic
     counted = [step for step in steps if step.numel()]
     torch._foreach_add_(counted, 1)
     where = torch.device("cpu") if all(step.is_cpu for step in counted) else device
-    done = torch.stack([(step if step.numel() else _ONE_STEP).to(where, non_blocking=True) for step in steps])
+    counts = [step if step.numel() else _ONE_STEP for step in steps]
+    if where != _ONE_STEP.device:
+        counts = [step.to(where, non_blocking=True) for step in counts]
+    done = torch.stack(counts)
     numbers = upload(groups, where).index_select(0, upload(group_of, where))
     lr, beta1, beta2, eps, weight_decay, maximize = numbers.unbind(1)
     factors = [
@@ -188,7 +192,7 @@ class _Tables:
 _RECENT: Recent[_Tables] = Recent()
 
 
-@triton.jit
+@kernel()
 def steps_kernel(steps, groups, group_of, factors, count):
     """Counts the steps of some parameters, and makes of each group's numbers the factors of the new step."""
     i = tl.program_id(0) * _STEPS + tl.arange(0, _STEPS)
@@ -221,7 +225,7 @@ def _power(base, exponent):
     return tl.where(base > 0, tl.exp2(exponent * tl.log2(tl.where(base > 0, base, 1.0))), 0.0)
 
 
-@triton.jit
+@kernel()
 def adamw_kernel(
     owners, shapes, table, param_of, factors, grad_factor, sums, DTYPE: tl.constexpr, METRIC: tl.constexpr
 ):

@@ -6,9 +6,9 @@ in a fixed order. All passes cut queries and keys into tiles of one size, TILE.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops.block_attention._forward import VARYING
 from dmao_kernels.ops.block_attention._tile import (
     LOG2_E,
@@ -28,7 +28,7 @@ from dmao_kernels.ops.block_attention._tile import (
 )
 
 
-@triton.jit(do_not_specialize=VARYING)
+@kernel(varying=VARYING)
 def query_gradients(
     q,
     k,
@@ -170,7 +170,7 @@ def query_gradients(
         tl.store(bias_sums + D + column, tl.sum(position_sums, 0), mask=column < D)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@kernel(varying=VARYING)
 def key_gradients(
     q,
     k,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops.block_attention._tile import (
     LOG2_E,
     kept,
@@ -28,7 +28,7 @@ VARYING = [
 ]
 
 
-@triton.jit(do_not_specialize=VARYING)
+@kernel(varying=VARYING)
 def attention(
     q,
     k,

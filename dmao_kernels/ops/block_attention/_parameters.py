@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops.block_attention._forward import VARYING
 from dmao_kernels.ops.block_attention._tile import (
     LOG2_E,
@@ -20,7 +20,7 @@ from dmao_kernels.ops.block_attention._tile import (
 )
 
 
-@triton.jit(do_not_specialize=[*VARYING, "first_offset", "last_offset", "least_offset", "greatest_offset"])
+@kernel(varying=[*VARYING, "first_offset", "last_offset", "least_offset", "greatest_offset"])
 def position_gradients(
     q,
     k,
@@ -147,7 +147,7 @@ def position_gradients(
     tl.store(position_sums + place + TILE * D, far_sums * scale, mask=inside)
 
 
-@triton.jit(do_not_specialize=["reach", "first_offset", "diagonals", "parts"])
+@kernel(varying=["reach", "first_offset", "diagonals", "parts"])
 def sum_positions(
     position_sums,
     grad_rel_pos,
@@ -184,7 +184,7 @@ def sum_positions(
     tl.store(grad_rel_pos + place, sums.to(grad_rel_pos.dtype.element_ty), mask=tl.arange(0, WIDTH) < D)
 
 
-@triton.jit(do_not_specialize=["programs"])
+@kernel(varying=["programs"])
 def sum_bias(bias_sums, grad_bias, programs, D: tl.constexpr, WIDTH: tl.constexpr):
     """The gradient of a bias, of one head: the sum of what the programs of `query_gradients` left."""
     head = tl.program_id(0)

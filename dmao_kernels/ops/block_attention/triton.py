@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmao_kernels.ops._triton.config import Config, Table, cdiv, choose, kind_of, power_of_2, precision, processors
+from dmao_kernels.ops._triton.config import (
+    Config,
+    Table,
+    cdiv,
+    choose,
+    kind_of,
+    options_of,
+    power_of_2,
+    precision,
+    processors,
+)
 from dmao_kernels.ops._triton.philox import threshold_of
 from dmao_kernels.ops.block_attention import _backward, _forward, _parameters
 
@@ -26,7 +36,7 @@ _ROOMY_TILES: dict[str, tuple[tuple[int, ...], ...]] = {
     "half 128": ((64, 8, 2, 128), (64, 4, 1), (64, 4, 1), (32, 8, 1), (32, 4, 1), (32, 8, 1), (16, 8, 1)),
     "half 256": ((64, 8, 1, 128), (32, 4, 1), (32, 4, 1), *[(16, 4, 1)] * 4),
     "float32 64": ((32, 8, 1),) * 7,
-    "float32 128": ((32, 8, 1), *[(16, 8, 1)] * 6),
+    "float32 128": ((32, 8, 1), *[(16, 8, 1)] * 4, (16, 4, 1), (16, 8, 1)),
     "float32 256": ((16, 8, 1),) * 7,
 }
 _TIGHT_TILES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -54,12 +64,23 @@ def _named(table: dict[str, tuple[tuple[int, ...], ...]]) -> dict[str, list[Conf
 
 _ROOMY, _TIGHT = _named(_ROOMY_TILES), _named(_TIGHT_TILES)
 _SMALL = {name: _configs(16 if "float32" in name else 32, 4, 1) for name in _ROOMY}
+# Measured on one H200, docs/GPU.md; all others are chosen by what the machine code asks for.
+_HOPPER = _ROOMY | {
+    "half 64 forward": _configs(64, 4, 3),
+    "half 64 queries": _configs(64, 4, 3),
+    "half 64 keys": _configs(64, 4, 3),
+    "half 64 forward with positions": _configs(64, 4, 3),
+    "half 64 queries with positions": _configs(64, 4, 2),
+    "half 64 keys with positions": _configs(64, 4, 2),
+    "half 64 positions": _configs(32, 4, 2),
+}
 # sm_80 has registers for less, and sm_100 tensor memory: there eight warps share the columns.
 _AMPERE = _ROOMY | {
     "half 64 keys": _configs(64, 4, 1),
     "half 64 forward with positions": _configs(32, 4, 2),
     "half 64 queries with positions": _configs(32, 4, 2),
     "half 64 positions": _configs(32, 8, 1),
+    "float32 64 forward": _configs(32, 8, 2),
 }
 _BLACKWELL = _ROOMY | {f"half 64 {kernel} with positions": _configs(64, 8, 2) for kernel in _KERNELS[:3]}
 _AMD = (
@@ -73,7 +94,7 @@ _AMD = (
 _TABLE: Table = {
     80: _AMPERE,
     86: _TIGHT,
-    90: _ROOMY,
+    90: _HOPPER,
     100: _BLACKWELL,
     120: _TIGHT,
     "hip": _AMD,
@@ -126,51 +147,35 @@ class _Problem:
         if rel_pos is not None:
             rel_pos = _with_plain_rows(rel_pos)
             self.reach = rel_pos.shape[0] // 2
+        self.q, self.rel_pos = q, rel_pos
         threshold = threshold_of(p)
-        self.arguments: dict[str, Any] = {
-            "q": q,
-            "k": k,
-            "v": v,
-            "utterances": utterances.contiguous(),
-            "row_offsets": row_offsets,
-            "column_ids": column_ids,
-            "column_offsets": column_offsets,
-            "row_ids": row_ids,
-            "head_mask": None if head_mask is None else head_mask.contiguous().view(torch.uint8),
-            "rel_pos": rel_pos,
-            "content_bias": None if content_bias is None else content_bias.contiguous(),
-            "position_bias": None if position_bias is None else position_bias.contiguous(),
-            "seed": seed if threshold else None,
-            "rows": self.rows,
-            "batch": self.batch,
-            "frames": frames,
-            "mask_lines": 0 if row_offsets is None else row_offsets.shape[0] - 1,
-            "mask_count": 0 if column_ids is None else column_ids.shape[0],
-            "q_row": q.stride(0),
-            "q_head": q.stride(1),
-            "k_row": k.stride(0),
-            "k_head": k.stride(1),
-            "v_row": v.stride(0),
-            "v_head": v.stride(1),
-            "rel_row": 0 if rel_pos is None else rel_pos.stride(0),
-            "rel_head": 0 if rel_pos is None else rel_pos.stride(1),
-            "left": self.left,
-            "right": self.right,
-            "chunk": chunk,
-            "left_chunks": left_chunks,
-            "reach": self.reach,
-            "threshold": threshold,
-            "keep_factor": 1 / (1 - p),
-            "scale": float(scale),
-            "D": self.width,
-            "WIDTH": max(power_of_2(self.width), 16),
-            "BLOCK": block,
-            "PRECISION": precision(q.dtype),
-        }
+        # What all kernels take, in order: before the size of a tile, and behind it.
+        self._before: tuple[Any, ...] = (
+            *(q, k, v, utterances.contiguous()),
+            *(row_offsets, column_ids, column_offsets, row_ids),
+            None if head_mask is None else head_mask.contiguous().view(torch.uint8),
+            rel_pos,
+            None if content_bias is None else content_bias.contiguous(),
+            None if position_bias is None else position_bias.contiguous(),
+            seed if threshold else None,
+            *(self.rows, self.batch, frames),
+            0 if row_offsets is None else row_offsets.shape[0] - 1,
+            0 if column_ids is None else column_ids.shape[0],
+            *(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2]),
+            *((0, 0) if rel_pos is None else rel_pos.stride()[:2]),
+            *(self.left, self.right, chunk, left_chunks, self.reach),
+        )
+        self._behind = threshold, 1 / (1 - p), float(scale)
+        self.padded = max(power_of_2(self.width), 16)
+        self.constants = self.width, self.padded, block, precision(q.dtype)
+
+    def inputs(self, tile: int) -> tuple[Any, ...]:
+        """The first arguments of every kernel, from q to scale."""
+        return *self._before, tile, *self._behind
 
     def launch(self, name: str, run: Callable[[Config], Any]) -> Any:
         """run(config), with the configuration for the kernel of that name, whose tiles fit into the mask's blocks."""
-        q, width = self.arguments["q"], self.arguments["WIDTH"]
+        q, width = self.q, self.padded
         largest = self.block & -self.block or 128
 
         def fitting(config: Config) -> Any:
@@ -178,7 +183,7 @@ class _Problem:
             warps = config["num_warps"] * tiles["TILE"] // config["TILE"]
             return run(config | tiles | {"num_warps": max(warps, 1)})
 
-        with_positions = self.arguments["rel_pos"] is not None and name != "positions"
+        with_positions = self.rel_pos is not None and name != "positions"
         kernel = f"{name} with positions" if with_positions else name
         kind = f"{kind_of(q.dtype)} {max(width, 64)} {kernel}"
         return fitting(choose(f"block_attention {name}", _TABLE, kind, q.device, (width, largest), fitting))
@@ -199,11 +204,10 @@ def block_attention(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     out, lse = q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
     def run(config: Config) -> None:
-        config = {"QUERIES": config["TILE"]} | config
-        grid = problem.programs(config["QUERIES"]), problem.heads
-        _forward.attention[grid](
-            **problem.arguments, **config, size=config["TILE"], out=out, out_row=problem.out_row, lse=lse
-        )
+        tile, queries = config["TILE"], config.get("QUERIES", config["TILE"])
+        grid = problem.programs(queries), problem.heads
+        arguments = (*problem.inputs(tile), out, lse, problem.out_row, *problem.constants, tile, queries)
+        _forward.attention[grid](*arguments, **options_of(config))
 
     problem.launch("forward", run)
     return out, lse
@@ -220,33 +224,21 @@ def block_attention_backward(grad_out: Tensor, q: Tensor, *others: Any) -> tuple
     if problem.empty:
         return results
     grad_out = _with_plain_rows(grad_out)
-    problem.arguments |= {
-        "grad_out": grad_out,
-        "grad_out_row": grad_out.stride(0),
-        "grad_out_head": grad_out.stride(1),
-        "lse": lse,
-        "inner": torch.empty_like(lse),
-    }
+    gradients = (grad_out, *grad_out.stride()[:2], lse, torch.empty_like(lse))
 
     def by_queries(config: Config) -> Tensor:
-        grid = problem.programs(config["TILE"]), problem.heads
+        tile = config["TILE"]
+        grid = problem.programs(tile), problem.heads
         bias_sums = q.new_empty((grid[1], grid[0], 2, problem.width), dtype=torch.float32)
-        _backward.query_gradients[grid](
-            **problem.arguments,
-            **config,
-            size=config["TILE"],
-            out=out,
-            out_row=problem.out_row,
-            grad_q=grad_q,
-            bias_sums=bias_sums,
-        )
+        arguments = (*problem.inputs(tile), *gradients, out, problem.out_row, grad_q, bias_sums)
+        _backward.query_gradients[grid](*arguments, *problem.constants, tile, **options_of(config))
         return bias_sums
 
     def by_keys(config: Config) -> None:
-        grid = problem.programs(config["TILE"]), problem.heads
-        _backward.key_gradients[grid](
-            **problem.arguments, **config, size=config["TILE"], out_row=problem.out_row, grad_k=grad_k, grad_v=grad_v
-        )
+        tile = config["TILE"]
+        grid = problem.programs(tile), problem.heads
+        arguments = (*problem.inputs(tile), *gradients, grad_k, grad_v, problem.out_row)
+        _backward.key_gradients[grid](*arguments, *problem.constants, tile, **options_of(config))
 
     bias_sums = problem.launch("queries", by_queries)
     problem.launch("keys", by_keys)
@@ -255,17 +247,15 @@ def block_attention_backward(grad_out: Tensor, q: Tensor, *others: Any) -> tuple
     if position_bias is not None:
         _sum_bias(problem, bias_sums[:, :, 1], grad_biases[1])
     if rel_pos is not None:
-        problem.launch("positions", functools.partial(_position_gradients, problem, grad_rel_pos))
+        problem.launch("positions", functools.partial(_position_gradients, problem, gradients, grad_rel_pos))
     return results
 
 
 def _sum_bias(problem: _Problem, sums: Tensor, grad_bias: Tensor) -> None:
-    _parameters.sum_bias[(problem.heads,)](
-        sums, grad_bias, sums.shape[1], D=problem.width, WIDTH=problem.arguments["WIDTH"]
-    )
+    _parameters.sum_bias[(problem.heads,)](sums, grad_bias, sums.shape[1], problem.width, problem.padded)
 
 
-def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, config: Config) -> None:
+def _position_gradients(problem: _Problem, gradients: tuple[Any, ...], grad_rel_pos: Tensor, config: Config) -> None:
     tile, device = config["TILE"], grad_rel_pos.device
     least, greatest = -((tile - 1 - problem.least) // tile), (problem.greatest + tile - 1) // tile
     clamped = cdiv(problem.reach + tile - 1, tile)  # from here on all distances are
@@ -274,16 +264,9 @@ def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, config: Config)
     # Several programs for a diagonal where there are few.
     parts = min(problem.batch, cdiv(4 * processors(device), diagonals * problem.heads))
     sums = torch.empty((parts, problem.heads, diagonals, 2, tile, problem.width), dtype=torch.float32, device=device)
-    _parameters.position_gradients[diagonals, problem.heads, parts](
-        **problem.arguments,
-        **config,
-        size=tile,
-        position_sums=sums,
-        first_offset=first,
-        last_offset=last,
-        least_offset=least,
-        greatest_offset=greatest,
-    )
+    arguments = (*problem.inputs(tile), *gradients, sums, first, last, least, greatest)
+    grid = diagonals, problem.heads, parts
+    _parameters.position_gradients[grid](*arguments, *problem.constants, tile, **options_of(config))
     _parameters.sum_positions[grad_rel_pos.shape[0], problem.heads](
         sums,
         grad_rel_pos,
@@ -293,7 +276,7 @@ def _position_gradients(problem: _Problem, grad_rel_pos: Tensor, config: Config)
         diagonals,
         parts,
         D=problem.width,
-        WIDTH=problem.arguments["WIDTH"],
+        WIDTH=problem.padded,
         TILE=tile,
         DISTANCES=16,
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 from dmao_kernels.ops._triton.activation import activate, slope
 from dmao_kernels.ops._triton.config import cdiv, power_of_2
 from dmao_kernels.ops._triton.convolution import convolve, convolve_backward, gather_taps, tap_gradients
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.live import Channels, channels_of
 from dmao_kernels.ops._triton.rows import NORM_BACKWARD_TILE, NORM_TILE, row_parts, row_tile
 from dmao_kernels.ops._triton.search import Utterances, spoken
@@ -166,7 +167,7 @@ def _vectors(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
 _VARYING = ["frames", "row_count", "components"]
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@kernel(varying=_VARYING)
 def _gate(
     x_ptr,
     out_ptr,
@@ -212,7 +213,7 @@ def _parameters(gain_ptr, shift_ptr, statistics_ptr, channel, component, lives, 
     return gain[None, :], shift[None, :], share[None, :]
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@kernel(varying=_VARYING)
 def _norm(
     convolved_ptr,
     gain_ptr,
@@ -258,7 +259,7 @@ def _norm(
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), (rows < row_count)[:, None] & lives[None, :])
 
 
-@triton.jit(do_not_specialize=[*_VARYING, "part_tiles"])
+@kernel(varying=[*_VARYING, "part_tiles"])
 def _norm_backward(
     grad_y_ptr,
     normed_ptr,

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from dmao_kernels.ops._triton.activation import activate, slope
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.philox import keep_bits, load_seed
 from dmao_kernels.ops._triton.products import add_products, add_products_of_tokens, elements, halves
 
@@ -42,7 +43,7 @@ def _live_units(positions, live, components, WIDTH: tl.constexpr):
     return units
 
 
-@triton.jit(do_not_specialize=["tokens", "threshold"])
+@kernel(varying=["tokens", "threshold"])
 def dropout_bits_kernel(seed, bits, tokens, width, threshold, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The dropout mask as `keep_bits` packs it: int8 [tokens, width], width = 16 ceil(F / 128).
 
@@ -103,7 +104,7 @@ def _finish_hidden(
     tl.store(hidden + at, value.to(hidden.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens", "components"])
+@kernel(varying=["tokens", "components"])
 def hidden_kernel(
     x,
     x_stride,
@@ -164,7 +165,7 @@ def hidden_kernel(
     _finish_hidden(right, first + half, *memory, *place, scale, WIDTH, VECTOR, ACTIVATION)
 
 
-@triton.jit(do_not_specialize=["tokens", "components"])
+@kernel(varying=["tokens", "components"])
 def outward_kernel(
     hidden,
     w,
@@ -255,7 +256,7 @@ def _finish_hidden_gradient(
         tl.store(grad_sums + row_tile.to(tl.int64) * positions + position, tl.sum(sums, 0), mask=column_inside)
 
 
-@triton.jit(do_not_specialize=["tokens", "components"])
+@kernel(varying=["tokens", "components"])
 def hidden_gradient_kernel(
     grad_y,
     grad_y_stride,
@@ -323,7 +324,7 @@ def hidden_gradient_kernel(
     _finish_hidden_gradient(right, first + half, *memory, *place, scale, WIDTH, VECTOR, ACTIVATION)
 
 
-@triton.jit(do_not_specialize=["plane", "tokens", "span", "components"])
+@kernel(varying=["plane", "tokens", "span", "components"])
 def weight_gradient_kernel(
     left,
     left_stride,

@@ -53,8 +53,8 @@ class _Layer:
         return {"bits": bits, "bits_width": width, "scale": 1 / (1 - p)}
 
     def choose(self, product: str, rows: int, columns: int, run: Callable[[Config], None] | None = None) -> Config:
-        op = f"component_ffn {product}"
-        return choose_tiles(op, TILES, self.x.dtype, self.x.device, (rows, columns), self.key, run)
+        op, end = f"component_ffn {product}", "hidden" if product == "hidden" else ""
+        return choose_tiles(op, TILES, self.x.dtype, self.x.device, (rows, columns), self.key, run, end)
 
     def constants(self, config: Config) -> dict[str, Any]:
         return {**self.list, "PRECISION": precision(self.x.dtype), **config}
@@ -133,7 +133,8 @@ class _Layer:
                 sum_planes(planes, grad)
 
         if listed[0] * listed[1]:
-            launch(choose("component_ffn weights", TILES, kind_of(like.dtype), like.device, self.key, launch))
+            kind = f"{kind_of(like.dtype)} weights"
+            launch(choose("component_ffn weights", TILES, kind, like.device, self.key, launch))
         return grad
 
 

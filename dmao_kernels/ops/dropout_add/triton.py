@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.config import cdiv
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.philox import keep_tile, load_seed, threshold_of
 from dmao_kernels.ops._triton.rows import NORM_BACKWARD_TILE, NORM_TILE, columns_of, row_parts, row_tile
 from dmao_kernels.ops._triton.sums import add_parts
@@ -136,7 +137,7 @@ def _factor(seed_ptr, threshold, scale, rows, first_column, COLUMNS: tl.constexp
     return factor
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@kernel(varying=["threshold"])
 def _dropout_add(
     x_ptr,
     y_ptr,
@@ -165,7 +166,7 @@ def _dropout_add(
     tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@kernel(varying=["threshold"])
 def _layer_norm(
     x_ptr,
     y_ptr,
@@ -207,7 +208,7 @@ def _layer_norm(
     tl.store(statistics + 1, deviation, rows < row_count)
 
 
-@triton.jit(do_not_specialize=["threshold", "part_tiles"])
+@kernel(varying=["threshold", "part_tiles"])
 def _layer_norm_backward(
     grad_sum_ptr,
     grad_norm_ptr,

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
     ROWS,
@@ -86,7 +87,7 @@ def _gather(
     )
 
 
-@triton.jit
+@kernel()
 def gather_kernel(owners, shapes, table, sizes, index, DTYPE: tl.constexpr):
     """One piece of one new tensor.
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.pieces import (
     COLUMNS,
     ROWS,
@@ -96,7 +97,7 @@ class _Tables:
 _RECENT: Recent[_Tables] = Recent()
 
 
-@triton.jit
+@kernel()
 def importance_kernel(owners, shapes, table, sums, WEIGHT: tl.constexpr, GRAD: tl.constexpr, METRIC: tl.constexpr):
     """One piece of one tensor."""
     owner = owner_of_piece(owners)

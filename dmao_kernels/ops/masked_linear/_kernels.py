@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from dmao_kernels.ops._triton.activation import activate, slope
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.products import add_products, add_products_of_tokens, elements
 
 
@@ -53,7 +54,7 @@ def _outputs(tile, outputs, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
     return output, inside
 
 
-@triton.jit(do_not_specialize=["tokens", "capacity", "blocks"])
+@kernel(varying=["tokens", "capacity", "blocks"])
 def product_kernel(
     x,
     x_stride,
@@ -129,7 +130,7 @@ def product_kernel(
         tl.store(y + at, activate(sums, ACTIVATION).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens", "plane", "span", "capacity", "blocks"])
+@kernel(varying=["tokens", "plane", "span", "capacity", "blocks"])
 def weight_gradient_kernel(
     x,
     x_stride,
@@ -181,7 +182,7 @@ def weight_gradient_kernel(
     tl.store(at, sums.to(grad_w.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@kernel(varying=["tokens"])
 def activation_gradient_kernel(
     grad_y,
     grad_y_stride,
@@ -211,7 +212,7 @@ def activation_gradient_kernel(
         tl.store(grad + at, (g * slope(h, ACTIVATION)).to(grad.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@kernel(varying=["tokens"])
 def glu_kernel(pre_activation, y, tokens, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """y = values * sigmoid(gates), behind a mask, which may differ between the two. Floor: 3 e bytes a result."""
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

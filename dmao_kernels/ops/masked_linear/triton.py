@@ -126,7 +126,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, lines: _Lines) -> Tensor:
             sum_planes(planes, grad_w)
 
     key = inputs, outputs, lines.block
-    launch(choose("masked_linear weights", TILES, kind_of(x.dtype), x.device, key, launch))
+    launch(choose("masked_linear weights", TILES, f"{kind_of(x.dtype)} weights", x.device, key, launch))
     return grad_w
 
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmao_kernels.ops._triton.config import cdiv, power_of_2
+from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.search import find_utterance, search_steps
 
 _TILE_BYTES = 8192  # that a program copies: with 4 warps four loads of 16 bytes a thread
@@ -80,7 +81,7 @@ def _copy(source_ptr, target_ptr, source_rows, rows, wanted, row_count, columns,
     tl.store(target, values, (rows[:, None] < row_count) & inside)
 
 
-@triton.jit(do_not_specialize=["row_count", "utterances", "steps", "frames"])
+@kernel(varying=["row_count", "utterances", "steps", "frames"])
 def _pack(
     x_ptr,
     packed_ptr,
@@ -100,7 +101,7 @@ def _pack(
     _copy(x_ptr, packed_ptr, utterance.to(tl.int64) * frames + frame, rows, wanted, row_count, columns, width)
 
 
-@triton.jit(do_not_specialize=["row_count", "utterances", "frames", "packed_rows"])
+@kernel(varying=["row_count", "utterances", "frames", "packed_rows"])
 def _unpack(
     packed_ptr,
     padded_ptr,
