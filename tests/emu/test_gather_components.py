@@ -30,7 +30,6 @@ def test_right_in_any_order(build: str, compiler: Compiler) -> None:
 
 MUTANTS = {
     "a quad across components": Mutant("sources.left >= kPerQuad<E>", "sources.left >= 1", "wrong: tensor"),
-    "rows of all repeats": Mutant("down % components;", "down;", "wrong: tensor"),
     "a whole last quad": Mutant("if (count == kPerQuad<E>) {  // new", "if (true) {  // new", "overflow", "memory"),
     "rows of another index": Mutant("rows + entry.first_row", "rows", "wrong: tensor"),
     "too many rows": Mutant("if (i < table.count) rows[i]", "rows[i]", "overflow", "memory"),
