@@ -95,6 +95,11 @@ def test_each_bound_holds(change, word):
     assert word in found
 
 
+def test_reasons_are_those_of_spills():
+    for name, budget in BUDGETS.items():
+        assert bool(budget.get("stack") or budget.get("local")) == bool(budget.get("why")), name
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [({"stack": 8}, "stack 8 > 0"), ({"local": 1}, "local 1 > 0"), ({"asynchronous": 0}, "no asynchronous copies")],

@@ -86,10 +86,12 @@ _BLACKWELL = _ROOMY | {f"half 64 {kernel} with positions": _configs(64, 8, 2) fo
 _AMD = (
     _TIGHT
     | {f"half 128 {kernel}": _configs(32, 4, 1) for kernel in _KERNELS[3:]}
+    | {"half 128 keys with positions": _configs(16, 4, 1)}
     | {f"half 64 {kernel}": _configs(64, 4, 1) for kernel in _KERNELS[1:5]}
     | {f"half 64 {kernel}": _configs(32, 2, 1) for kernel in _KERNELS[5:]}
     | {f"float32 64 {kernel}": _configs(32, 4, 1) for kernel in _KERNELS[:3]}
     | {f"float32 64 {kernel}": _configs(16, 2, 1) for kernel in _KERNELS[3:]}
+    | {f"float32 128 {kernel}": _configs(16, 4, 1) for kernel in _KERNELS[4:]}
 )
 _TABLE: Table = {
     80: _AMPERE,
