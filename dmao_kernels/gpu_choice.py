@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 
 CHOICES = ("triton", "cuda")
-_SHIPPED: dict[str, dict[str, str]] = {}
+_SHIPPED: dict[str, dict[str, str]] = {
+    "sm_90": {"importance_": "cuda", "adamw_importance_": "cuda", "gather_components": "cuda"},  # an H200
+}
 _preferred: str | None = None
 
 
