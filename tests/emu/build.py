@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def build_operations() -> Path:
         if not library.exists():
             for old in BUILT.glob("*.*"):
                 old.unlink()
-            objects = [*compile_runtime("plain", BUILT), *map(_compile_operation, sorted(OPERATIONS.glob("*.cu")))]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                compiled = list(pool.map(_compile_operation, sorted(OPERATIONS.glob("*.cu"))))
+            objects = [*compile_runtime("plain", BUILT), *compiled]
             draft = library.with_suffix(".draft")
             _compile(["-shared", *map(str, objects), *_torch_libraries(), "-o", str(draft)])
             draft.rename(library)

@@ -35,7 +35,7 @@ MUTANTS = {
     "too little shared memory": ("memory", "kStages * kStageBytes;\n    static", "64;\n    static", "shared memory"),
     "bound": ("memory", "i < wide", "i <= wide", "the source is out of bounds"),
     "lanes of the sums": ("plain", "half * 8 + lane / 4", "half * 8 + lane % 8", "wrong"),
-    "rows of A": ("plain", "first + lane % 16", "first + lane / 2", "wrong"),
+    "rows of A": ("plain", "lines(tile, first), lane % 16", "lines(tile, first), lane / 2", "wrong"),
     "fragments of B": ("plain", "left[1] = words[1];", "left[1] = words[2];", "wrong"),
 }
 
