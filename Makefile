@@ -14,7 +14,7 @@ NATIVE := $(VENV)/.native
 INTEGRATIONS := .venv-integrations/.installed
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) \
     $(wildcard CMakeLists.txt setup.py pyproject.toml dmao_kernels/_library.py)
-CPP_SOURCES := $(filter %.h %.cpp %.cuh,$(shell find csrc -type f 2>/dev/null))
+CPP_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(shell find csrc -type f 2>/dev/null))
 PYTHON_SOURCES := $(wildcard dmao_kernels python tests benchmarks examples setup.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --basetemp build/pytest
 

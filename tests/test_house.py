@@ -102,6 +102,6 @@ def test_python_is_linted_and_formatted(arguments):
 
 
 def test_cpp_is_formatted():
-    sources = [path for path in FILES if path.suffix in {".cpp", ".h"}]
+    sources = [path for path in FILES if path.suffix in {".cpp", ".h", ".cu", ".cuh"}]
     if sources:
         _run(_tool("clang-format"), "--dry-run", "-Werror", *sources)

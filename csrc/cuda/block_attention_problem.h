@@ -55,8 +55,8 @@ struct AttentionBackward {
     float* position_sums = nullptr;
 };
 
-// Nothing is farther away than an utterance is long: so what is unbounded, which is negative (chunk:
-// 0), has a bound like the rest.
+// Nothing is farther away than an utterance is long: so what is unbounded, which is negative
+// (chunk: 0), has a bound like the rest.
 inline void set_bounds(Attention& a, std::int64_t left, std::int64_t right, std::int64_t chunk,
                        std::int64_t left_chunks) {
     const auto least = [](std::int64_t x, int y) { return x < y ? static_cast<int>(x) : y; };

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from dmao.schedule import Schedule
 
 from dmao_kernels import dispatch
 from tests.triton.test_trainer import train
@@ -38,10 +39,11 @@ EXPECTED = {
     ("model", "storage"), [("feed-forward", "slots"), pytest.param("conformer", "tight", marks=pytest.mark.slow)]
 )
 def test_as_on_the_cpu(model: str, storage: str, by_operation: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = train(model, "cpu", storage)
+    options = {"schedule": Schedule(start=5, events=1, fraction=0.3), "split": "halves"}
+    found = train(model, "cpu", storage, **options)
     assert set(by_operation) >= EXPECTED[model]
     monkeypatch.undo()
-    expected = train(model, "cpu", storage)
+    expected = train(model, "cpu", storage, **options)
     assert len(found["events"]) == len(expected["events"]) > 0
     assert all(dropped and grown for dropped, grown in found["events"])
     # TF32 keeps 11 bits of an operand.

@@ -6,17 +6,18 @@ import contextlib
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmao_kernels import _library
 
 
 def test_triton_launches_on_the_gpu_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the first tensor, also in a list, the device is set while the function runs."""
+    """That of the first tensor, also in a list, is set while the function runs, unless it is the current one."""
     events: list[object] = []
 
     @contextlib.contextmanager
-    def device_of(tensor):
-        events.append(tensor)
+    def device(chosen):
+        events.append(chosen.index)
         yield
         events.append("left")
 
@@ -24,9 +25,13 @@ def test_triton_launches_on_the_gpu_of_the_tensors(monkeypatch: pytest.MonkeyPat
         events.append("runs")
         return len(arguments)
 
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(_library, "_triton_function", lambda module, op: function)
-    first, other = torch.zeros(2), torch.ones(2)
-    assert _library._run_triton("module", "op", None, 0.5, [first, other], other) == 4
-    assert events[0] is first
-    assert events[1:] == ["runs", "left"]
+    with FakeTensorMode():
+        current, other = torch.empty(2, device="cuda:0"), torch.empty(2, device="cuda:1")
+    assert _library._run_triton("module", "op", None, 0.5, [other, current], current) == 4
+    assert events == [1, "runs", "left"]
+    events.clear()
+    assert _library._run_triton("module", "op", current, other) == 2
+    assert events == ["runs"]

@@ -104,11 +104,11 @@ struct Inputs {
     }
 
     // Rows [count, heads, width] of a tensor, or of the copy that is returned.
-    Tensor read_rows(const char* name, const Tensor& tensor, const Tensor& like,
-                     std::int64_t count, AttentionRows& rows) const {
+    Tensor read_rows(const char* name, const Tensor& tensor, const Tensor& like, std::int64_t count,
+                     AttentionRows& rows) const {
         check_beside(kOp, name, tensor, like, like.scalar_type());
-        check(tensor.dim() == 3 && tensor.size(0) == count &&
-                  tensor.size(1) == attention.heads && tensor.size(2) == attention.width,
+        check(tensor.dim() == 3 && tensor.size(0) == count && tensor.size(1) == attention.heads &&
+                  tensor.size(2) == attention.width,
               kOp, ": ", name, " must be [", count, ", ", attention.heads, ", ", attention.width,
               "]");
         const Tensor aligned = with_aligned_rows(tensor);
@@ -180,11 +180,11 @@ std::tuple<Tensor, Tensor> block_attention(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& utterances,
     std::int64_t frames, const std::optional<Tensor>& row_offsets,
     const std::optional<Tensor>& column_ids, const std::optional<Tensor>& column_offsets,
-    const std::optional<Tensor>& row_ids, std::int64_t block, std::int64_t left,
-    std::int64_t right, std::int64_t chunk, std::int64_t left_chunks,
-    const std::optional<Tensor>& head_mask, const std::optional<Tensor>& rel_pos,
-    const std::optional<Tensor>& content_bias, const std::optional<Tensor>& position_bias,
-    double p, const std::optional<Tensor>& seed, double scale) {
+    const std::optional<Tensor>& row_ids, std::int64_t block, std::int64_t left, std::int64_t right,
+    std::int64_t chunk, std::int64_t left_chunks, const std::optional<Tensor>& head_mask,
+    const std::optional<Tensor>& rel_pos, const std::optional<Tensor>& content_bias,
+    const std::optional<Tensor>& position_bias, double p, const std::optional<Tensor>& seed,
+    double scale) {
     const OnDevice here(q);
     const Inputs in(q, k, v, utterances, frames, row_offsets, column_ids, column_offsets, row_ids,
                     block, left, right, chunk, left_chunks, head_mask, rel_pos, content_bias,
@@ -209,12 +209,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_attention_backw
     const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
     const Tensor& utterances, std::int64_t frames, const std::optional<Tensor>& row_offsets,
     const std::optional<Tensor>& column_ids, const std::optional<Tensor>& column_offsets,
-    const std::optional<Tensor>& row_ids, std::int64_t block, std::int64_t left,
-    std::int64_t right, std::int64_t chunk, std::int64_t left_chunks,
-    const std::optional<Tensor>& head_mask, const std::optional<Tensor>& rel_pos,
-    const std::optional<Tensor>& content_bias, const std::optional<Tensor>& position_bias,
-    double p, const std::optional<Tensor>& seed, double scale, const Tensor& out,
-    const Tensor& lse) {
+    const std::optional<Tensor>& row_ids, std::int64_t block, std::int64_t left, std::int64_t right,
+    std::int64_t chunk, std::int64_t left_chunks, const std::optional<Tensor>& head_mask,
+    const std::optional<Tensor>& rel_pos, const std::optional<Tensor>& content_bias,
+    const std::optional<Tensor>& position_bias, double p, const std::optional<Tensor>& seed,
+    double scale, const Tensor& out, const Tensor& lse) {
     const OnDevice here(q);
     const Inputs in(q, k, v, utterances, frames, row_offsets, column_ids, column_offsets, row_ids,
                     block, left, right, chunk, left_chunks, head_mask, rel_pos, content_bias,
@@ -231,8 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_attention_backw
     if (in.empty()) return results();
     AttentionBackward problem{};
     problem.attention = a;
-    const Tensor gradients =
-        in.read_rows("grad_out", grad_out, in.q, a.rows, problem.grad_out);
+    const Tensor gradients = in.read_rows("grad_out", grad_out, in.q, a.rows, problem.grad_out);
     check_beside(kOp, "out", out, in.q, in.q.scalar_type());
     check(out.is_contiguous() && out.numel() == in.q.numel(), kOp, ": out must be as q");
     problem.out = {out.const_data_ptr(), std::int64_t{a.heads} * a.width, a.width};

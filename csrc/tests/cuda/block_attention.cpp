@@ -193,9 +193,9 @@ class Problem {
             }
             weight[j] = std::exp(score[j] * a_.scale);
             total += weight[j];
-            keep[j] = a_.threshold == 0 ? 1.0
+            keep[j] = a_.threshold == 0                       ? 1.0
                       : philox.keep(i, j, a_.threshold, u, h) ? 1 / (1 - s_.p)
-                                                               : 0.0;
+                                                              : 0.0;
         }
         Values grad(length);
         for (int j = 0; j < length; ++j) {
@@ -240,11 +240,10 @@ class Problem {
         for (std::size_t i = 0; i < truth.size(); ++i) {
             const double error = std::fabs(ptx::widen(found[i]) - truth[i]);
             if (error <= tolerance * largest) continue;
-            throw std::logic_error("wrong: " + std::string(s_.name) + ", elements of " +
-                                   std::to_string(sizeof(E)) + ", width " + std::to_string(d_) +
-                                   ": " + what + "[" + std::to_string(i) + "] is " +
-                                   std::to_string(ptx::widen(found[i])) + ", not " +
-                                   std::to_string(truth[i]));
+            throw std::logic_error(
+                "wrong: " + std::string(s_.name) + ", elements of " + std::to_string(sizeof(E)) +
+                ", width " + std::to_string(d_) + ": " + what + "[" + std::to_string(i) + "] is " +
+                std::to_string(ptx::widen(found[i])) + ", not " + std::to_string(truth[i]));
         }
     }
 
