@@ -93,7 +93,7 @@ test-emu: $(NATIVE)
 CUDA_TOOLS := .venv-cuda/.installed
 wheel: $(NATIVE) $(if $(shell command -v nvcc),,$(CUDA_TOOLS))
 	@rm -rf dist build/lib.* build/bdist.*
-	DMAO_NO_CUDA=0 CMAKE_ARGS=-DDMAO_WERROR=ON CUDACXX="$$(command -v nvcc || echo .venv-cuda/lib/python3*/site-packages/nvidia/cu*/bin/nvcc)" \
+	DMAO_NO_CUDA=0 DMAO_CUDA_ARCHITECTURES=all CMAKE_ARGS=-DDMAO_WERROR=ON CUDACXX="$$(command -v nvcc || echo .venv-cuda/lib/python3*/site-packages/nvidia/cu*/bin/nvcc)" \
 	    $(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
 	@ls -l dist
 

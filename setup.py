@@ -61,8 +61,22 @@ def cuda_options(nvcc: Path) -> list[str]:
     """What CMake needs to know of it. In pip packages the libraries are not where nvcc looks for them."""
     libraries = nvcc.resolve().parents[1] / "lib"
     flags = [] if (libraries.parent / "lib64").exists() else [f"-DCMAKE_CUDA_FLAGS=-L{libraries}"]
-    architectures = os.environ.get("DMAO_CUDA_ARCHITECTURES", "").replace(",", ";")
-    return [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}", *flags]
+    return [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures()}", *flags]
+
+
+def cuda_architectures() -> str:
+    """Those named by DMAO_CUDA_ARCHITECTURES, else of the GPUs that are here; "" for all that the kernels know."""
+    named = os.environ.get("DMAO_CUDA_ARCHITECTURES", "")
+    if named:
+        return "" if named == "all" else named.replace(",", ";")
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return ""
+    query = [smi, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return ";".join(
+        sorted({f"{version.replace('.', '')}-real" for version in found if re.fullmatch(r"\d+\.\d", version)})
+    )
 
 
 def find_torch() -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,31 @@ def test_installs_without_native_kernels(sources: Path, variables: dict[str, str
     )
     assert (sources / "build/lib/dmao_kernels/__init__.py").exists()
     assert not list(sources.rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("named", "listed", "expected"),
+    [
+        ("", ["9.0", "9.0", "12.0"], "120-real;90-real"),
+        ("", [], ""),
+        ("", ["[N/A]"], ""),
+        ("all", ["9.0"], ""),
+        ("80-real,90", ["12.0"], "80-real;90"),
+    ],
+)
+def test_architectures(
+    named: str, listed: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are named, else of the GPUs that are there, else all."""
+    if listed:
+        smi = tmp_path / "nvidia-smi"
+        smi.write_text("#!/bin/sh\nprintf '" + "\\n".join(listed) + "\\n'\n")
+        smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep if listed else None)
+    monkeypatch.setenv("DMAO_CUDA_ARCHITECTURES", named)
+    monkeypatch.setenv("DMAO_NO_NATIVE", "1")
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    assert runpy.run_path(str(ROOT / "setup.py"))["cuda_architectures"]() == expected
 
 
 @pytest.mark.slow
