@@ -1,8 +1,8 @@
-"""block_attention in CUDA C++, on the host: against float64 and against the native kernels, and no planted fault goes
-unnoticed."""
+"""block_attention in CUDA C++, on the host: from Python against float64 and the native kernels, and a program of its own."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +12,8 @@ from torch import Tensor
 import dmao_kernels
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.testing import outputs_and_gradients
+from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
+from tests.emu.mutants import Mutant, check_noticed, each
 from tests.native.probe import ROOT
 from tests.ops.attention_problems import Problem, check_against_oracle, make, packed, random_mask
 from tests.ops.common import SEED, ids
@@ -195,3 +197,70 @@ VISIBLE: dict[str, Problem] = {
 def test_what_is_visible(name: str) -> None:
     check(make(3, 75, 2, 24, torch.float16), **VISIBLE[name])
     check(make(3, 75, 2, 24, torch.float16, reach=20), **VISIBLE[name])
+
+
+# --- The program
+
+
+@pytest.mark.parametrize("build", [slow_unless_plain(build) for build in BUILDS])
+def test_right_in_any_order(build: str, compiler: Compiler) -> None:
+    program = compiler(SOURCE, build)
+    for seed in (0, 1):
+        status, printed = run(program, seed)
+        assert status == 0, printed
+        assert re.fullmatch(r"right: [1-9]\d* mma, [1-9]\d* ldmatrix, 0 conflicts\n", printed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("option", ["-DDMAO_FLOAT", "-DDMAO_ALL_WIDTHS"])
+def test_other_widths_and_types(option: str, compiler: Compiler) -> None:
+    status, printed = run(compiler(SOURCE, "plain", option))
+    assert status == 0, printed
+
+
+MUTANTS = {
+    "no barrier": Mutant(
+        "__syncthreads();  // the tile is there, and nobody uses the one before", "//", "data race", "threads"
+    ),
+    "barrier of one warp": Mutant(
+        "__syncthreads();  // the tile is there, and nobody uses the one before",
+        "if (threadIdx.x < 32) __syncthreads();  //",
+        "data race",
+        "threads",
+    ),
+    "weak wait": Mutant(
+        "ptx::async_wait<0>();\n        __syncthreads();  // the tile",
+        "ptx::async_wait<1>();\n        __syncthreads();  // the tile",
+        "wrong: plain",
+    ),
+    "last key": Mutant(
+        "smaller(smaller(query + a.right, own * a.chunk + a.chunk - 1) + 1, length)",
+        "smaller(query + a.right, own * a.chunk + a.chunk - 1) + 1",
+        "wrong",
+    ),
+    "window": Mutant("larger(larger(query - a.left, (own", "larger(larger(query - a.left + 1, (own", "wrong"),
+    "chunk": Mutant("own * a.chunk + a.chunk - 1) + 1, length", "own * a.chunk + a.chunk) + 1, length", "wrong"),
+    "rows of lanes": Mutant(
+        "const int own = query + row + 16 * h + row_of_lane(half);",
+        "const int own = query + row + 16 * h + row_of_lane(1 - half);",
+        "wrong",
+    ),
+    "no fading": Mutant("total[h][half] * fade + sum;", "total[h][half] + sum;", "wrong: plain"),
+    "sums do not fade": Mutant("sums[h][j][2 * half] *= fade;", "", "wrong"),
+    "another block's utterance": Mutant(
+        "first_row(a, middle) / rows + middle <= block", "first_row(a, middle) / rows + middle < block", "wrong"
+    ),
+    "logarithms of another row": Mutant("problem.lse[line];", "problem.lse[line - own];", "wrong"),
+    "dead head": Mutant("!a.head_mask[head]", "a.head_mask[head]", "wrong: plain"),
+    "gradient without dropout": Mutant(
+        "dropout.kept(h, key, j, i) ? scores[h][j][i] * a.keep_factor : 0.0f",
+        "scores[h][j][i] * a.keep_factor",
+        "wrong",
+    ),
+}
+
+
+@each(MUTANTS)
+def test_mutant_is_noticed(mutant: Mutant, compiler: Compiler) -> None:
+    check_noticed(compiler, SOURCE, mutant)
