@@ -1,4 +1,4 @@
-"""block_attention in CUDA C++, on the host: from Python against float64 and the native kernels, and a program of its own."""
+"""block_attention in CUDA C++, on the host: from Python, and a program of its own."""
 
 from __future__ import annotations
 
@@ -202,6 +202,7 @@ def test_what_is_visible(name: str) -> None:
 # --- The program
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("build", [slow_unless_plain(build) for build in BUILDS])
 def test_right_in_any_order(build: str, compiler: Compiler) -> None:
     program = compiler(SOURCE, build)
