@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.emu.build import Compiler, run, slow_unless_plain
+from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
 from tests.emu.mutants import Mutant, check_noticed, each
 from tests.native.probe import ROOT
 from tests.triton.test_importance import (  # noqa: F401
@@ -30,7 +30,8 @@ def test_pieces_cover_every_entry_once(compiler: Compiler) -> None:
     assert run(compiler(PROGRAMS / "pieces.cpp", "plain")) == (0, "right\n")
 
 
-@pytest.mark.parametrize("build", [slow_unless_plain(build) for build in ("plain", "memory")])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("build", [slow_unless_plain(build) for build in BUILDS])
 def test_right_in_any_order(build: str, compiler: Compiler) -> None:
     program = compiler(SOURCE, build)
     for seed in (0, 1):
