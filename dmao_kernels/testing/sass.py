@@ -108,8 +108,8 @@ def read(launch: Launch) -> Code:
     if launch.metadata.target.backend == "hip":
         return parse_amdgcn(launch.assembly("amdgcn"), launch.metadata.shared, launch.metadata.num_warps)
     metadata = launch.metadata
-    usage = run_tool("cuobjdump", "-res-usage", str(launch.binary))
-    sass = run_tool("nvdisasm", "-c", str(launch.binary))
+    usage = _run("cuobjdump", "-res-usage", str(launch.binary))
+    sass = _run("nvdisasm", "-c", str(launch.binary))
     return parse_sass(sass, usage, GPUS[metadata.target.arch], metadata.shared, metadata.num_warps)
 
 
@@ -133,8 +133,8 @@ class Binary:
 
 def binaries(cubin: Path) -> dict[str, Binary]:
     """All kernels of a cubin, by their symbols."""
-    usage = dict(re.findall(r"^ Function (\w+):\n(.*)$", run_tool("cuobjdump", "-res-usage", str(cubin)), re.M))
-    sections = re.split(r"^\s*\.section\s+\.text\.(\w+),.*$", run_tool("nvdisasm", "-c", str(cubin)), flags=re.M)
+    usage = dict(re.findall(r"^ Function (\w+):\n(.*)$", _run("cuobjdump", "-res-usage", str(cubin)), re.M))
+    sections = re.split(r"^\s*\.section\s+\.text\.(\w+),.*$", _run("nvdisasm", "-c", str(cubin)), flags=re.M)
     code = dict(zip(sections[1::2], sections[2::2], strict=True))
     return {symbol: Binary(usage[symbol], text) for symbol, text in code.items() if symbol in usage}
 
@@ -147,7 +147,7 @@ def extract(library: Path, folder: Path) -> list[Path]:
     return sorted(folder.glob("*.cubin"))
 
 
-def run_tool(tool: str, *arguments: str) -> str:
+def _run(tool: str, *arguments: str) -> str:
     """What one of the tools that Triton brings prints."""
     result = subprocess.run([str(_TOOLS / tool), *arguments], capture_output=True, text=True, check=True)
     return result.stdout

@@ -51,6 +51,14 @@ def violations(code: Code, budget: Budget) -> list[str]:
     return found
 
 
+def check(codes: dict[str, Code], budgets: dict[str, Budget], name: str, command: str) -> None:
+    """Every kernel of a problem, and no other one, is within its budget; name: `key` without the kernel."""
+    allowed = {key.removeprefix(name): budget for key, budget in budgets.items() if key.startswith(name)}
+    assert set(codes) == set(allowed), f"review budgets.json ({command} ARGS=--write-budgets)"
+    found = {kernel: violations(code, allowed[kernel]) for kernel, code in codes.items()}
+    assert not any(found.values()), found
+
+
 def write(rows: list[dict[str, Any]], file: Path = FILE) -> None:
     """Replaces the budgets of the problems in these rows of the table by what they are, a little rounded up."""
     old = load(file)

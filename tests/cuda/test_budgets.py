@@ -65,8 +65,4 @@ def test_budget(
     record(arch, dtype, problem, codes)
     if request.config.getoption("--write-budgets"):
         return
-    prefix = budgets.key(arch, dtype, problem, "")
-    allowed = {name.removeprefix(prefix): budget for name, budget in BUDGETS.items() if name.startswith(prefix)}
-    assert set(codes) == set(allowed), "review budgets.json (make test-cuda-build ARGS=--write-budgets)"
-    found = {name: budgets.violations(code, allowed[name]) for name, code in codes.items()}
-    assert not any(found.values()), found
+    budgets.check(codes, BUDGETS, budgets.key(arch, dtype, problem, ""), "make test-cuda-build")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -128,6 +129,14 @@ def run(program: Path, seed: int = 0) -> tuple[int, str]:
     environment = {**os.environ, "TSAN_OPTIONS": "exitcode=67:halt_on_error=1", "ASAN_OPTIONS": "exitcode=68"}
     done = subprocess.run([str(program), str(seed)], capture_output=True, text=True, timeout=300, env=environment)
     return done.returncode, done.stdout + done.stderr
+
+
+def check_right(program: Path, seeds: tuple[int, ...] = (0, 1)) -> None:
+    """Right in every order of threads that the seeds shuffle, with matrix instructions and without bank conflicts."""
+    for seed in seeds:
+        status, printed = run(program, seed)
+        assert status == 0, printed
+        assert re.fullmatch(r"right: [1-9]\d* mma, [1-9]\d* ldmatrix, 0 conflicts\n", printed), printed
 
 
 def slow_unless_plain(*values: str) -> object:

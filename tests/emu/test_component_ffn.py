@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
+from tests.emu.build import BUILDS, Compiler, check_right, slow_unless_plain
 from tests.native.probe import ROOT
 from tests.triton.test_component_ffn import (  # noqa: F401
     test_absent_biases,
@@ -30,8 +28,4 @@ SOURCE = ROOT / "csrc/tests/cuda/component_ffn.cpp"
 
 @pytest.mark.parametrize("build", [slow_unless_plain(build) for build in BUILDS])
 def test_right_in_any_order(build: str, compiler: Compiler) -> None:
-    program = compiler(SOURCE, build)
-    for seed in (0, 1):
-        status, printed = run(program, seed)
-        assert status == 0, printed
-        assert re.fullmatch(r"right: [1-9]\d* mma, [1-9]\d* ldmatrix, 0 conflicts\n", printed)
+    check_right(compiler(SOURCE, build))

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
+from tests.emu.build import BUILDS, Compiler, check_right, run, slow_unless_plain
 from tests.native.probe import ROOT
 
 SOURCE = ROOT / "csrc/tests/cuda_on_host/product.cpp"
@@ -14,11 +14,7 @@ SOURCE = ROOT / "csrc/tests/cuda_on_host/product.cpp"
 
 @pytest.mark.parametrize("build", [slow_unless_plain(build) for build in BUILDS])
 def test_right_in_any_order(build: str, compiler: Compiler) -> None:
-    program = compiler(SOURCE, build)
-    for seed in (0, 1, 2):
-        status, printed = run(program, seed)
-        assert status == 0, printed
-        assert re.fullmatch(r"right: [1-9]\d* mma, [1-9]\d* ldmatrix, 0 conflicts\n", printed)
+    check_right(compiler(SOURCE, build), (0, 1, 2))
 
 
 FAULTS = {
