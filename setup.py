@@ -18,6 +18,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 13)
+OLDEST_GPU = 80  # compute capability 8.0: what the kernels in CUDA C++ are written for
 TORCH_REQUIREMENT = "torch==2.13.0"
 
 
@@ -61,22 +62,28 @@ def cuda_options(nvcc: Path) -> list[str]:
     """What CMake needs to know of it. In pip packages the libraries are not where nvcc looks for them."""
     libraries = nvcc.resolve().parents[1] / "lib"
     flags = [] if (libraries.parent / "lib64").exists() else [f"-DCMAKE_CUDA_FLAGS=-L{libraries}"]
-    return [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures()}", *flags]
+    return [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DDMAO_CUDA_ARCHITECTURES={cuda_architectures()}", *flags]
 
 
 def cuda_architectures() -> str:
-    """Those named by DMAO_CUDA_ARCHITECTURES, else of the GPUs that are here; "" for all that the kernels know."""
+    """Those named by DMAO_CUDA_ARCHITECTURES, else of the GPUs that are here, the oldest first; "" for all that the
+    kernels know."""
     named = os.environ.get("DMAO_CUDA_ARCHITECTURES", "")
-    if named:
-        return "" if named == "all" else named.replace(",", ";")
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
+    if named == "all":
         return ""
-    query = [smi, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-    return ";".join(
-        sorted({f"{version.replace('.', '')}-real" for version in found if re.fullmatch(r"\d+\.\d", version)})
-    )
+    if named:
+        found = [int(each) if each.isascii() and each.isdigit() else 0 for each in named.split(",")]
+        if min(found) < OLDEST_GPU:
+            raise SystemExit(
+                "dmao_kernels: DMAO_CUDA_ARCHITECTURES must be 'all' or a list such as 80,90 of architectures from "
+                f"{OLDEST_GPU} on, found {named!r}"
+            )
+    else:
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        smi = shutil.which(query[0])
+        listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split() if smi else []
+        found = [int(version.replace(".", "")) for version in listed if re.fullmatch(r"\d+\.\d", version)]
+    return ";".join(map(str, sorted({each for each in found if each >= OLDEST_GPU})))
 
 
 def find_torch() -> Path | None:

@@ -40,13 +40,40 @@ __device__ __forceinline__ void go_through(Walk& walk, const Fetch& fetch, const
     ptx::async_wait<0>();
 }
 
+// How the warps of a tile share its queries: 16 kHigh rows each and, where there are more warps
+// than rows for them, a part of the width. Scores are computed by all warps of a row.
+template <int kQueries, int kWarps, int kWidth>
+struct Shares {
+    static constexpr int kHigh = kQueries > 16 * kWarps ? kQueries / 16 / kWarps : 1;
+    static constexpr int kGroups = kQueries / 16 / kHigh, kParts = kWarps / kGroups;
+    static constexpr int kPartWidth = kWidth / kParts;
+    static_assert(kHigh * kGroups * 16 == kQueries && kGroups * kParts == kWarps);
+    static_assert(kPartWidth % 16 == 0);
+};
+
+// A tile of keys, their values, and the rows of rel_pos between them and the queries from `query`.
+template <class E, int kWidth, bool kPositions, class Use>
+__device__ __forceinline__ void fetch_keys(unsigned char* own, const Rows<E>& keys,
+                                           const Rows<E>& values, const Rows<E>& distances,
+                                           const Attention& a, int length, int query, int key) {
+    constexpr int kKeys = Use::kKeys, kThreads = Use::kThreads;
+    fetch_rows<E, kKeys, kWidth, kThreads>(own, keys, key, length, a.width);
+    fetch_rows<E, kKeys, kWidth, kThreads>(own + kKeys * Use::kLine, values, key, length, a.width);
+    if constexpr (kPositions) {
+        fetch_band<E, Use::kBand, kWidth, kThreads>(own + 2 * kKeys * Use::kLine, distances,
+                                                    key - query - Use::kQueries + 1, a.reach,
+                                                    a.width);
+    }
+}
+
 template <class E, int kWidth, bool kPositions>
 struct Forward {
     static constexpr int kElement = static_cast<int>(sizeof(E));
     static constexpr AttentionTile kTile =
         attention_tile(AttentionPass::forward, kWidth, kElement, kPositions);
     static constexpr int kQueries = kTile.queries, kKeys = kTile.keys, kStages = kTile.stages;
-    static constexpr int kThreads = 32 * kTile.warps, kHigh = kQueries / 16 / kTile.warps;
+    static constexpr int kThreads = 32 * kTile.warps;
+    using Own = Shares<kQueries, kTile.warps, kWidth>;
     static constexpr int kBand = kQueries + kKeys, kLine = kWidth * kElement;
     static constexpr int kStageBytes = (2 * kKeys + (kPositions ? kBand : 0)) * kLine;
     static constexpr int kSharedBytes =
@@ -58,7 +85,7 @@ template <class E, int kWidth, bool kPositions>
 __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads, 2)
     forward(const AttentionForward problem) {
     using Use = Forward<E, kWidth, kPositions>;
-    constexpr int kHigh = Use::kHigh, kKeys = Use::kKeys, kQueries = Use::kQueries;
+    constexpr int kHigh = Use::Own::kHigh, kKeys = Use::kKeys, kQueries = Use::kQueries;
     constexpr int kGroups = kKeys / 8, kThreads = Use::kThreads;
     DMAO_DYNAMIC_SHARED(shared);
     const Attention& a = problem.attention;
@@ -74,16 +101,8 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads, 2)
     const Rows<E> q(a.q, head, span.first), k(a.k, head, span.first), v(a.v, head, span.first);
     const Rows<E> distances(a.rel_pos, head, 0);
     const auto fetch = [&](int stage, int key_tile) {
-        unsigned char* const own = stages + stage * Use::kStageBytes;
-        const int key = key_tile * kKeys;
-        fetch_rows<E, kKeys, kWidth, kThreads>(own, k, key, span.length, a.width);
-        fetch_rows<E, kKeys, kWidth, kThreads>(own + kKeys * Use::kLine, v, key, span.length,
-                                               a.width);
-        if constexpr (kPositions) {
-            fetch_band<E, Use::kBand, kWidth, kThreads>(own + 2 * kKeys * Use::kLine, distances,
-                                                        key - query - kQueries + 1, a.reach,
-                                                        a.width);
-        }
+        fetch_keys<E, kWidth, kPositions, Use>(stages + stage * Use::kStageBytes, k, v, distances,
+                                               a, span.length, query, key_tile * kKeys);
     };
     fetch_rows<E, kQueries, kWidth, kThreads>(content, q, query, span.length, a.width);
     ptx::async_commit();
@@ -93,13 +112,15 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads, 2)
         add_biases<E, kQueries, kWidth, kThreads>(a, head, content, position);
     }
 
-    const int row = 16 * kHigh * warp();  // of the tile, the first of this warp
+    constexpr int kPartWidth = Use::Own::kPartWidth;
+    const int part = warp() / Use::Own::kGroups, place = part * kPartWidth;
+    const int row = 16 * kHigh * (warp() % Use::Own::kGroups);  // the first of this warp
     const float factor = a.scale * kLog2E;
     Sight sight[kHigh];
 #pragma unroll
     for (int h = 0; h < kHigh; ++h) sight[h] = Sight(a, query + row + 16 * h, span.length);
     Kept<kHigh> dropout;
-    float sums[kHigh][kWidth / 8][4], top[kHigh][2], total[kHigh][2];
+    float sums[kHigh][kPartWidth / 8][4], top[kHigh][2], total[kHigh][2];
     clear(sums);
 #pragma unroll
     for (int h = 0; h < kHigh; ++h) {
@@ -149,7 +170,7 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads, 2)
                 }
                 total[h][half] = total[h][half] * fade + sum;  // of this lane's columns
 #pragma unroll
-                for (int j = 0; j < kWidth / 8; ++j) {
+                for (int j = 0; j < kPartWidth / 8; ++j) {
                     sums[h][j][2 * half] *= fade;
                     sums[h][j][2 * half + 1] *= fade;
                 }
@@ -165,10 +186,10 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads, 2)
                 }
             }
         }
-        add_weighted<E, kWidth>(sums, scores, own + kKeys * Use::kLine, 0);
+        add_weighted<E, kWidth>(sums, scores, own + kKeys * Use::kLine, 0, place);
     });
 
-    // The warp's own queries are no longer needed: their place is where its outputs pass.
+    // The queries are no longer needed: their place is where its outputs pass.
     float* const lse = problem.lse + std::int64_t{head} * a.rows + span.first;
 #pragma unroll
     for (int h = 0; h < kHigh; ++h) {
@@ -179,20 +200,21 @@ __global__ void __launch_bounds__(Forward<E, kWidth, kPositions>::kThreads, 2)
             sum += __shfl_xor_sync(0xFFFFFFFF, sum, 2);
             total[h][half] = sum;
             const int own = query + row + 16 * h + row_of_lane(half);
-            if (lane() % 4 == 0 && own < span.owned) {
+            if (part == 0 && lane() % 4 == 0 && own < span.owned) {
                 lse[own] = sum == 0.0f ? -INFINITY : top[h][half] + log2f(sum);  // NaN stays
             }
         }
     }
     __syncthreads();
-    put_sums<E, kWidth>(content, row, 0, sums, [&](int h, int half) {
+    put_sums<E, kWidth>(content, row, place, sums, [&](int h, int half) {
         return total[h][half] == 0.0f ? 0.0f : 1.0f / total[h][half];
     });
     __syncwarp();
     const std::int64_t stride = std::int64_t{a.heads} * a.width;
-    store_lines<E, kWidth, 16 * kHigh, kWidth / kPerChunk<E>>(
-        content, row, 0, static_cast<E*>(problem.out) + span.first * stride + head * a.width,
-        stride, query + row, span.owned, a.width);
+    store_lines<E, kWidth, 16 * kHigh, kPartWidth / kPerChunk<E>>(
+        content, row, place / kPerChunk<E>,
+        static_cast<E*>(problem.out) + span.first * stride + head * a.width, stride, query + row,
+        span.owned, a.width);
 }
 
 }  // namespace dmao::attention

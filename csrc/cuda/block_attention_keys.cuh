@@ -17,15 +17,16 @@ template <class E, int kWidth, bool kPositions, AttentionPass pass>
 struct Squares {
     static constexpr int kElement = static_cast<int>(sizeof(E));
     static constexpr AttentionTile kTile = attention_tile(pass, kWidth, kElement, kPositions);
-    static constexpr int kSide = kTile.queries, kGroups = kSide / 16;
+    static constexpr int kSide = kTile.queries;
+    using Own = Shares<kSide, kTile.warps, kWidth>;
+    static constexpr int kGroups = Own::kGroups, kParts = Own::kParts;  // parts: of sums
     static constexpr int kThreads = 32 * kTile.warps, kLine = kWidth * kElement;
     static constexpr int kBand = 2 * kSide, kTileBytes = kSide * kLine;
-    static constexpr int kParts = kTile.warps / kGroups;  // of the width, in sums
     static constexpr int kScoreParts = kParts < kGroups ? kParts : kGroups;
     static constexpr int kPartKeys = kSide / kScoreParts;  // of a warp, in scores
-    static constexpr int kPartWidth = kWidth / kParts;
+    static constexpr int kPartWidth = Own::kPartWidth;
     static constexpr int kSharedBytes = attention_shared_bytes(pass, kWidth, kElement, kPositions);
-    static_assert(kTile.keys == kSide && kTile.warps % kGroups == 0 && kPartWidth % 16 == 0);
+    static_assert(kTile.keys == kSide && Own::kHigh == 1);
 };
 
 // Of 16 queries and kKeys keys of one warp.
@@ -38,9 +39,9 @@ __device__ __forceinline__ void differentiate_again(
     const Attention& a = problem.attention;
     Kept<1> dropout;
     if (a.seed != nullptr) dropout.draw(a, span, head, query, key);
-    score<E, kWidth, kPositions>(scores, content, position, row, keys, column, band, distance);
+    score<E, kWidth, kPositions, 2>(scores, content, position, row, keys, column, band, distance);
     clear(products);
-    add_products<E, kWidth>(products, gradients, row, values, column);
+    add_products<E, kWidth, 2>(products, gradients, row, values, column);
     float log_sums[2] = {}, inner[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -83,7 +84,8 @@ struct Keys : Squares<E, kWidth, kPositions, AttentionPass::keys> {
 };
 
 template <class E, int kWidth, bool kPositions>
-__global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads, 2)
+__global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads,
+                                  256 / Keys<E, kWidth, kPositions>::kThreads)
     key_gradients(const AttentionBackward problem) {
     using Use = Keys<E, kWidth, kPositions>;
     constexpr int kSide = Use::kSide, kThreads = Use::kThreads, kPartKeys = Use::kPartKeys;

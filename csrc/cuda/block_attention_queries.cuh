@@ -52,7 +52,8 @@ struct Queries {
     static constexpr int kSharedBytes =
         attention_shared_bytes(AttentionPass::queries, kWidth, kElement, kPositions);
     static_assert(kSharedBytes == kOwn * kQueries * kLine + kStages * kStageBytes);
-    static_assert(kQueries == 16 * kTile.warps);
+    using Own = Shares<kQueries, kTile.warps, kWidth>;
+    static_assert(Own::kHigh == 1);
 };
 
 template <class E, int kWidth, bool kPositions>
@@ -76,16 +77,8 @@ __global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads, 2)
     const Rows<E> grad_out(problem.grad_out, head, span.first), out(problem.out, head, span.first);
     const Rows<E> distances(a.rel_pos, head, 0);
     const auto fetch = [&](int stage, int key_tile) {
-        unsigned char* const own = stages + stage * Use::kStageBytes;
-        const int key = key_tile * kKeys;
-        fetch_rows<E, kKeys, kWidth, kThreads>(own, k, key, span.length, a.width);
-        fetch_rows<E, kKeys, kWidth, kThreads>(own + kKeys * Use::kLine, v, key, span.length,
-                                               a.width);
-        if constexpr (kPositions) {
-            fetch_band<E, Use::kBand, kWidth, kThreads>(own + 2 * kKeys * Use::kLine, distances,
-                                                        key - query - kQueries + 1, a.reach,
-                                                        a.width);
-        }
+        fetch_keys<E, kWidth, kPositions, Use>(stages + stage * Use::kStageBytes, k, v, distances,
+                                               a, span.length, query, key_tile * kKeys);
     };
     fetch_rows<E, kQueries, kWidth, kThreads>(content, q, query, span.length, a.width);
     fetch_rows<E, kQueries, kWidth, kThreads>(gradients, grad_out, query, span.length, a.width);
@@ -96,21 +89,23 @@ __global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads, 2)
         add_biases<E, kQueries, kWidth, kThreads>(a, head, content, position);
     }
 
-    const int row = 16 * warp();
+    constexpr int kPartWidth = Use::Own::kPartWidth;
+    const int part = warp() / Use::Own::kGroups, place = part * kPartWidth;
+    const int row = 16 * (warp() % Use::Own::kGroups);
     const std::int64_t line = std::int64_t{head} * a.rows + span.first;
     float log_sums[2] = {}, inner[2] = {};
     for (int i = 0; i < 16; ++i) {  // a row at a time
         const int own = query + row + i;
         float sum = 0.0f;
-        for (int place = lane(); own < span.length && place < a.width; place += 32) {
-            sum += ptx::widen(grad_out.data[own * grad_out.stride + place]) *
-                   ptx::widen(out.data[own * out.stride + place]);
+        for (int at = lane(); own < span.length && at < a.width; at += 32) {
+            sum += ptx::widen(grad_out.data[own * grad_out.stride + at]) *
+                   ptx::widen(out.data[own * out.stride + at]);
         }
 #pragma unroll
         for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, bit);
         if (i == row_of_lane(0)) inner[0] = sum;
         if (i == row_of_lane(1)) inner[1] = sum;
-        if (lane() == 0 && own < span.owned) problem.inner[line + own] = sum;
+        if (part == 0 && lane() == 0 && own < span.owned) problem.inner[line + own] = sum;
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -119,7 +114,7 @@ __global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads, 2)
     }
     const Sight sight(a, query + row, span.length);
     Kept<1> dropout;
-    float sums[1][kWidth / 8][4];
+    float sums[1][kPartWidth / 8][4];
     clear(sums);
 
     using Visits = Walk<kQueries, kKeys>;
@@ -135,21 +130,22 @@ __global__ void __launch_bounds__(Queries<E, kWidth, kPositions>::kThreads, 2)
         add_products<E, kWidth>(products, gradients, row, own + kKeys * Use::kLine, 0);
         differentiate(a, scores[0], products[0], log_sums, inner, sight, dropout, key,
                       here.live(row / 16));
-        add_weighted<E, kWidth>(sums, scores, own, 0);
+        add_weighted<E, kWidth>(sums, scores, own, 0, place);
         if constexpr (kPositions) {
             float shifted[1][kKeys / 8 + 2][4];
             unskew(scores[0], shifted[0]);
-            add_weighted<E, kWidth>(sums, shifted, band, distance);
+            add_weighted<E, kWidth>(sums, shifted, band, distance, place);
         }
     });
 
     __syncthreads();
-    put_sums<E, kWidth>(content, row, 0, sums, [&](int, int) { return a.scale; });
+    put_sums<E, kWidth>(content, row, place, sums, [&](int, int) { return a.scale; });
     __syncwarp();
     const std::int64_t stride = std::int64_t{a.heads} * a.width;
-    store_lines<E, kWidth, 16, kWidth / kPerChunk<E>>(
-        content, row, 0, static_cast<E*>(problem.grad_q) + span.first * stride + head * a.width,
-        stride, query + row, span.owned, a.width);
+    store_lines<E, kWidth, 16, kPartWidth / kPerChunk<E>>(
+        content, row, place / kPerChunk<E>,
+        static_cast<E*>(problem.grad_q) + span.first * stride + head * a.width, stride, query + row,
+        span.owned, a.width);
 }
 
 }  // namespace dmao::attention

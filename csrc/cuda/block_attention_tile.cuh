@@ -180,13 +180,17 @@ __device__ __forceinline__ void clear(float (&sums)[kHigh][kWide][4]) {
     }
 }
 
+// How many steps of a product are unrolled: the addresses of each take registers.
+template <class E, int kWidth>
+inline constexpr int kUnrolledSteps = kWidth * sizeof(E) > 256 ? 2 : 4;
+
 // sums += lines `row` ... of A times lines `column` ... of B, along their width.
-template <class E, int kWidth, int kHigh, int kWide>
+template <class E, int kWidth, int kUnrolled = kUnrolledSteps<E, kWidth>, int kHigh, int kWide>
 __device__ __forceinline__ void add_products(float (&sums)[kHigh][kWide][4], unsigned char* a,
                                              int row, unsigned char* b, int column) {
     using Tile = Along<E, 16, kWidth>;  // however many lines it has
     const int own = ptx::fresh(lane());
-#pragma unroll
+#pragma unroll kUnrolled
     for (int k = 0; k < kWidth; k += 2 * kPerChunk<E>) {
         unsigned left[kHigh][4];
 #pragma unroll
@@ -225,7 +229,7 @@ __device__ __forceinline__ void as_rows(const float (&sums)[kWide][4], int j,
 template <class E, int kWidth, int kHigh, int kKeys, int kWide>
 __device__ __forceinline__ void add_weighted(float (&sums)[kHigh][kWide][4],
                                              const float (&weights)[kHigh][kKeys][4],
-                                             unsigned char* b, int line) {
+                                             unsigned char* b, int line, int column) {
     constexpr int kStep = 2 * kPerChunk<E>;
     using Tile = Across<E, 16, kWidth>;
     const int own = ptx::fresh(lane());
@@ -237,7 +241,7 @@ __device__ __forceinline__ void add_weighted(float (&sums)[kHigh][kWide][4],
 #pragma unroll
         for (int j = 0; j < kWide; j += 2) {
             unsigned right[2][2];
-            Tile::read_columns_of_sums(b, 8 * j, line + k, right[0], right[1], own);
+            Tile::read_columns_of_sums(b, column + 8 * j, line + k, right[0], right[1], own);
 #pragma unroll
             for (int h = 0; h < kHigh; ++h) {
                 ptx::multiply<E>(sums[h][j], left[h], right[0]);
@@ -259,7 +263,7 @@ __device__ __forceinline__ void add_across(float (&sums)[kHigh][kWide][4],
                                                       : 0x3F800000;
     const unsigned ones[2] = {one, one};
     const int own = ptx::fresh(lane());
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < kLines; k += 2 * kPerChunk<E>) {
         unsigned left[kHigh][4];
 #pragma unroll
@@ -336,7 +340,8 @@ __device__ __forceinline__ void unskew(const float (&scores)[kWide][4],
 
 // Scores without their scale, of lines `row` ... of queries and `key` ... of keys. band: the rows
 // of rel_pos, of which line `distance` is for the first key and the last of each 16 queries.
-template <class E, int kWidth, bool kPositions, int kHigh, int kWide>
+template <class E, int kWidth, bool kPositions, int kUnrolled = kUnrolledSteps<E, kWidth>,
+          int kHigh, int kWide>
 __device__ __forceinline__ void score(float (&scores)[kHigh][kWide][4], unsigned char* content,
                                       unsigned char* position, int row, unsigned char* keys,
                                       int key, unsigned char* band, int distance) {
@@ -345,13 +350,14 @@ __device__ __forceinline__ void score(float (&scores)[kHigh][kWide][4], unsigned
         for (int h = 0; h < kHigh; ++h) {
             float products[1][kWide + 2][4];
             clear(products);
-            add_products<E, kWidth>(products, position, row + 16 * h, band, distance - 16 * h);
+            add_products<E, kWidth, kUnrolled>(products, position, row + 16 * h, band,
+                                               distance - 16 * h);
             skew(products[0], scores[h]);
         }
     } else {
         clear(scores);
     }
-    add_products<E, kWidth>(scores, content, row, keys, key);
+    add_products<E, kWidth, kUnrolled>(scores, content, row, keys, key);
 }
 
 }  // namespace dmao::attention

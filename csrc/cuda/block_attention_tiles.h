@@ -24,37 +24,38 @@ constexpr int attention_width(int width, int element_bytes) {
     return width <= 128 ? 128 : 256;
 }
 
-// Occupancy (H100 with 227 KiB / A100 with 163 KiB, 16-bit elements, threads of at most 255
-// registers): see the blocks beside each line.
+// By the registers of a thread, of which 255 must do: sums take width / 2 for 16 rows a warp,
+// scores half of its keys. The kernels are compiled for eight warps on a processor.
 constexpr AttentionTile attention_tile(AttentionPass pass, int width, int element_bytes,
                                        bool positions) {
     const int line = width * element_bytes;
-    if (pass == AttentionPass::forward && !positions) {
-        if (line <= 128) return {128, 64, 4, 2};  // 32 rows a warp; 2 / 2 blocks, by registers
-        if (line == 192) return {128, 64, 8, 2};
-        if (line == 256)
-            return element_bytes == 2 ? AttentionTile{128, 64, 8, 2} : AttentionTile{64, 64, 4, 2};
-        return line == 512 ? AttentionTile{64, 64, 4, 1} : AttentionTile{32, 32, 2, 1};
-    }
-    if (pass == AttentionPass::forward) {
-        if (line <= 128) return {64, 64, 4, 2};
-        if (line <= 256) return {64, 64, 4, 1};
-        return line == 512 ? AttentionTile{32, 32, 2, 1} : AttentionTile{16, 16, 1, 1};
-    }
-    if (pass == AttentionPass::queries && !positions) {
-        if (line <= 192) return {64, 64, 4, 2};
-        if (line == 256) return {64, 64, 4, 1};
-        return line == 512 ? AttentionTile{64, 32, 4, 1} : AttentionTile{32, 16, 2, 1};
-    }
-    if (pass == AttentionPass::queries) {
-        if (line <= 192) return {64, 64, 4, 1};
-        if (line == 256) return {64, 32, 4, 1};
-        return line == 512 ? AttentionTile{32, 16, 2, 1} : AttentionTile{16, 16, 1, 1};
-    }
-    if (pass == AttentionPass::keys && !positions) {
-        if (line <= 128) return {64, 64, 4, 2};
-        if (line <= 256) return {64, 64, 4, 1};
-        return line == 512 ? AttentionTile{32, 32, 4, 1} : AttentionTile{16, 16, 4, 1};
+    switch (pass) {
+        case AttentionPass::forward:
+            if (positions) {
+                if (line <= 128) return {64, 64, 4, 2};
+                if (line == 192) return {64, 64, 4, 1};
+                if (line == 256) return {64, element_bytes == 2 ? 32 : 64, 4, 1};
+                return line == 512 ? AttentionTile{32, 16, 2, 1} : AttentionTile{16, 16, 2, 1};
+            }
+            if (line <= 128) return {128, 64, 4, 2};  // 32 rows a warp
+            if (line <= 256) return {64, 64, 4, 2};
+            return line == 512 ? AttentionTile{64, 32, 4, 1} : AttentionTile{32, 16, 2, 1};
+        case AttentionPass::queries:
+            if (positions) {
+                if (line <= 192) return {64, 64, 4, 1};
+                if (line == 256) return {64, 32, 4, 1};
+                return line == 512 ? AttentionTile{32, 16, 2, 1} : AttentionTile{16, 16, 4, 1};
+            }
+            if (line <= 192) return {64, 64, 4, 2};
+            if (line == 256) return {64, 64, 4, 1};
+            return line == 512 ? AttentionTile{64, 32, 4, 1} : AttentionTile{32, 16, 4, 1};
+        case AttentionPass::keys:
+            if (positions) break;
+            if (line <= 128) return {64, 64, 4, 2};
+            if (line <= 256) return {64, 64, 8, 1};
+            return line == 512 ? AttentionTile{32, 32, 4, 1} : AttentionTile{16, 16, 4, 1};
+        case AttentionPass::positions:
+            break;
     }
     if (line <= 128) return {64, 64, 4, 1};
     return line <= 256 ? AttentionTile{32, 32, 4, 1} : AttentionTile{16, 16, 4, 1};

@@ -5,6 +5,7 @@
 // and decides on 8 elements, those 16 columns apart within 128. `keep` throws seven of them away.
 #pragma once
 
+#include "dmao/philox_numbers.h"
 #include "ptx.cuh"
 
 namespace dmao {
@@ -27,15 +28,15 @@ class Philox {
                                          unsigned (&words)[4]) const {
         unsigned key0 = key0_, key1 = key1_;
 #pragma unroll
-        for (int round = 0; round < kRounds; ++round) {
-            const std::uint64_t product0 = static_cast<std::uint64_t>(kMultiplier0) * c0;
-            const std::uint64_t product1 = static_cast<std::uint64_t>(kMultiplier1) * c2;
+        for (int round = 0; round < kPhiloxRounds; ++round) {
+            const std::uint64_t product0 = static_cast<std::uint64_t>(kPhiloxMultiplier0) * c0;
+            const std::uint64_t product1 = static_cast<std::uint64_t>(kPhiloxMultiplier1) * c2;
             c0 = static_cast<unsigned>(product1 >> 32) ^ c1 ^ key0;
             c2 = static_cast<unsigned>(product0 >> 32) ^ c3 ^ key1;
             c1 = static_cast<unsigned>(product1);
             c3 = static_cast<unsigned>(product0);
-            key0 += 0x9E3779B9;
-            key1 += 0xBB67AE85;
+            key0 += kPhiloxStep0;
+            key1 += kPhiloxStep1;
         }
         words[0] = c0;
         words[1] = c1;
@@ -68,8 +69,6 @@ class Philox {
     }
 
   private:
-    static constexpr int kRounds = 7;
-    static constexpr unsigned kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
     unsigned key0_, key1_;
 };
 

@@ -18,7 +18,8 @@ from tests.ops.attention_problems import Problem, check_against_oracle, make, pa
 from tests.ops.common import SEED, ids
 from tests.triton.test_block_attention import test_nan_in_a_query_stays_in_its_row  # noqa: F401
 
-SOURCE = ROOT / "csrc/tests/cuda/block_attention.cpp"
+PROGRAMS = ROOT / "csrc/tests/cuda"
+SOURCE = PROGRAMS / "block_attention.cpp"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS = torch.tensor([True, False, True])
 
@@ -29,6 +30,10 @@ TF32_SLACK = 2.0**15
 def check(problem: Problem, **conditions: Any) -> None:
     tf32 = problem["q"].dtype == torch.float32
     check_against_oracle(problem, **conditions, **({"largest_score": TF32_SLACK} if tf32 else {}))
+
+
+def test_tiles_diagonals_and_parts(compiler: Compiler) -> None:
+    assert run(compiler(PROGRAMS / "block_attention_tiles.cpp", "plain")) == (0, "right\n")
 
 
 # --- From Python

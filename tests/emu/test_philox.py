@@ -16,7 +16,11 @@ def test_same_bits_as_on_the_cpu(compiler: Compiler) -> None:
 
 @pytest.mark.parametrize(
     ("correct", "wrong"),
-    [("kRounds = 7", "kRounds = 6"), ("part % 2 == 0 ? even", "part % 2 == 1 ? even"), ("<< (i + 4)", "<< (i + 3)")],
+    [
+        ("< kPhiloxRounds", "< kPhiloxRounds - 1"),
+        ("part % 2 == 0 ? even", "part % 2 == 1 ? even"),
+        ("<< (i + 4)", "<< (i + 3)"),
+    ],
 )
 def test_mutant_is_noticed(correct: str, wrong: str, compiler: Compiler) -> None:
     status, printed = run(compiler.mutant(SOURCE, "plain", correct, wrong))

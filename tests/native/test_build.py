@@ -59,11 +59,11 @@ def test_installs_without_native_kernels(sources: Path, variables: dict[str, str
 @pytest.mark.parametrize(
     ("named", "listed", "expected"),
     [
-        ("", ["9.0", "9.0", "12.0"], "120-real;90-real"),
+        ("", ["12.0", "9.0", "9.0", "7.5"], "90;120"),
         ("", [], ""),
         ("", ["[N/A]"], ""),
         ("all", ["9.0"], ""),
-        ("80-real,90", ["12.0"], "80-real;90"),
+        ("90,80", ["12.0"], "80;90"),
     ],
 )
 def test_architectures(
@@ -79,6 +79,15 @@ def test_architectures(
     monkeypatch.setenv("DMAO_NO_NATIVE", "1")
     monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
     assert runpy.run_path(str(ROOT / "setup.py"))["cuda_architectures"]() == expected
+
+
+@pytest.mark.parametrize("named", ["90a", "75", "80;90", "80,", "everything"])
+def test_unknown_architectures(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMAO_CUDA_ARCHITECTURES", named)
+    monkeypatch.setenv("DMAO_NO_NATIVE", "1")
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    with pytest.raises(SystemExit, match=f"must be 'all' or a list such as 80,90 .*, found '{named}'"):
+        runpy.run_path(str(ROOT / "setup.py"))["cuda_architectures"]()
 
 
 @pytest.mark.slow

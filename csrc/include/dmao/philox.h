@@ -23,10 +23,11 @@
 #include <immintrin.h>
 #endif
 
+#include "dmao/philox_numbers.h"
+
 namespace dmao {
 
 inline constexpr int kPhiloxLanes = 16;
-inline constexpr int kPhiloxRounds = 7;
 inline constexpr int kPhiloxUnits = 8 * kPhiloxLanes;  // on which a call decides
 
 // Everything here has internal linkage: the header is compiled once per instruction set, and the
@@ -103,14 +104,12 @@ inline constexpr int kPhiloxVecs = 2 * kPhiloxLanes / kPhiloxWidth;  // for one 
 
 inline uint32_t high_half(uint64_t x) { return static_cast<uint32_t>(x >> 32); }
 
-inline constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplier1 = 0xCD9E8D57;
-
 // The two words of the key in a round: (low, high half of the seed) plus round times these.
 inline uint32_t philox_key0(uint64_t seed, int round) {
-    return static_cast<uint32_t>(seed) + round * 0x9E3779B9;
+    return static_cast<uint32_t>(seed) + round * kPhiloxStep0;
 }
 inline uint32_t philox_key1(uint64_t seed, int round) {
-    return high_half(seed) + round * 0xBB67AE85;
+    return high_half(seed) + round * kPhiloxStep1;
 }
 
 // What of the 16 counters (first + lane, row, s0, s1) does not depend on the row, computed once for
