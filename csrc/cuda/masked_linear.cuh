@@ -63,7 +63,9 @@ __global__ void __launch_bounds__(kRowThreads)
     if (activation != Activation::glu) {
         load_columns(pre_activation + static_cast<std::int64_t>(place.row) * width, width,
                      place.column, width, h);
-        multiply_by_slope(activation, h, g);
+        replace_by_slope(activation, h);
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) g[i] *= h[i];
         store_eight(target + place.column, kEight, true, g);  // zeros behind the last column
         return;
     }

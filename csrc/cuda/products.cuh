@@ -246,8 +246,8 @@ struct TileProduct {
         }
     }
 
-    // Calls visit(row, column, values) for kRun neighbouring sums of a row at a time. They go
-    // through shared memory, which nobody else may use until a __syncthreads().
+    // Calls visit(row, column, run) for kRun neighbouring sums of a row at a time, which are in
+    // shared memory at `run`. Nobody else may use that until a __syncthreads().
     template <int kRun, class Visit>
     __device__ __forceinline__ void visit_runs(unsigned char* shared, const Visit& visit) const {
         constexpr int columns = kColumns / kWarpColumns, stride = columns + 8;  // no bank twice
@@ -274,17 +274,8 @@ struct TileProduct {
 #pragma unroll 1
             for (int at = lane; at < runs; at += 32) {
                 const int row = at / (columns / kRun), column = at % (columns / kRun) * kRun;
-                const float4* run = reinterpret_cast<const float4*>(slab + row * stride + column);
-                float values[kRun];
-#pragma unroll
-                for (int i = 0; i < kRun / 4; ++i) {
-                    const float4 four = run[i];
-                    values[4 * i] = four.x;
-                    values[4 * i + 1] = four.y;
-                    values[4 * i + 2] = four.z;
-                    values[4 * i + 3] = four.w;
-                }
-                visit(first_row() + high * 16 + row, first_column() + column, values);
+                visit(first_row() + high * 16 + row, first_column() + column,
+                      slab + row * stride + column);
             }
             __syncwarp();  // the slab may be written again
         }
