@@ -214,7 +214,7 @@ __device__ __forceinline__ void finish_gated(const LinearProduct<E>& p, int row,
     for (int i = 0; i < kEight; ++i) {
         const bool biased = p.bias != nullptr && i < count;
         values[i] += biased ? ptx::widen(p.bias[first + i]) : 0.0f;
-        gates[i] += (biased ? ptx::widen(p.bias[p.gates + first + i]) : 0.0f);
+        gates[i] += biased ? ptx::widen(p.bias[p.gates + first + i]) : 0.0f;
     }
     const bool all = count == kEight;
     if (p.pre_activation != nullptr) {
@@ -318,8 +318,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if constexpr (pass == Pass::weights) {
         SourceAcross<E, TileA, threads, false> a(p.a, live, place.rows, k, rows_of_a);
         SourceAcross<E, TileB, threads, false> b(p.b, live, place.columns, k, columns_of_b);
-        product.add(
-            shared, steps, [&](int at) { return a.at(at); }, [&](int at) { return b.at(at); });
+        product.add(shared, steps, [&](int) { return a.next(); }, [&](int) { return b.next(); });
     } else {
         WalkAlong<E, gathered, TileA::kChunks> walk(live, k);
         const SourceAlong<E, TileA, threads> a(p.a, place.rows, rows_of_a);
@@ -329,7 +328,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         };
         if constexpr (pass == Pass::backward) {
             SourceAcross<E, TileB, threads, gathered> b(p.b, live, place.columns, k, columns_of_b);
-            product.add(shared, steps, next_of_a, [&](int at) { return b.at(at); });
+            product.add(shared, steps, next_of_a, [&](int) { return b.next(); });
         } else {
             static_assert(TileA::kChunks == TileB::kChunks);
             const SourceAlong<E, TileB, threads> b(p.b, place.columns, [&](int position) {
@@ -342,25 +341,23 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         }
     }
 
-    const auto inside = [&](int row, int column) {
-        return row < place.rows.end && column < place.columns.end;
+    // finish(row, column, run) of what is inside.
+    const auto visit_inside = [&](const auto& finish) {
+        return [&](int row, int column, const float* run) {
+            row += place.rows.begin;
+            column += place.columns.begin;
+            if (row < place.rows.end && column < place.columns.end) finish(row, column, run);
+        };
     };
     if constexpr (pass == Pass::forward) {
         if (p.gates > 0) {
-            product.template visit_runs<2 * kEight>(shared,
-                                                    [&](int row, int column, const float* run) {
-                                                        row += place.rows.begin;
-                                                        column += place.columns.begin;
-                                                        if (inside(row, column))
-                                                            finish_gated(p, row, column, run);
-                                                    });
-            return;
+            const auto finish = [&](int row, int column, const float* run) {
+                finish_gated(p, row, column, run);
+            };
+            return product.template visit_runs<2 * kEight>(shared, visit_inside(finish));
         }
     }
-    product.template visit_runs<kEight>(shared, [&](int row, int column, const float* run) {
-        row += place.rows.begin;
-        column += place.columns.begin;
-        if (!inside(row, column)) return;
+    const auto finish = [&](int row, int column, const float* run) {
         const int end = place.columns.end;
         if constexpr (pass == Pass::backward) {
             finish_backward(p, live, row, column, end, run);
@@ -376,7 +373,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                 store_eight(p.planes + line * p.plane_stride() + column, kEight, true, sums);
             }
         }
-    });
+    };
+    product.template visit_runs<kEight>(shared, visit_inside(finish));
 }
 
 // The second pass of sums over tokens: one row of the planes per block of threads and so many

@@ -205,26 +205,22 @@ struct TileProduct {
     template <class SourceA, class SourceB>
     __device__ __forceinline__ void add(unsigned char* shared, int steps, const SourceA& a,
                                         const SourceB& b) {
-        int filled = 0, read = 0;  // where the stages begin
-        const auto next = [](int stage) {
-            return stage == kSharedBytes - kStageBytes ? 0 : stage + kStageBytes;
-        };
-        const auto fetch = [&](int step) {
+        constexpr int last_stage = kSharedBytes - kStageBytes;
+        const auto fetch = [&](int step, int stage) {
             if (step < steps) {
-                unsigned char* stage = shared + filled;
-                A::template fetch<kThreads>(stage, a(step));
-                B::template fetch<kThreads>(stage + A::kBytes, b(step));
-                filled = next(filled);
+                A::template fetch<kThreads>(shared + stage, a(step));
+                B::template fetch<kThreads>(shared + stage + A::kBytes, b(step));
             }
             ptx::async_commit();  // also of nothing: groups are counted
         };
-        for (int step = 0; step < kStages - 1; ++step) fetch(step);
+        for (int step = 0; step < kStages - 1; ++step) fetch(step, step * kStageBytes);
+        int stage = 0;
         for (int step = 0; step < steps; ++step) {
             ptx::async_wait<kStages - 2>();
             __syncthreads();  // all copies of this step are there, and nobody reads the last one
-            fetch(step + kStages - 1);
-            multiply(shared + read);
-            read = next(read);
+            fetch(step + kStages - 1, stage == 0 ? last_stage : stage - kStageBytes);
+            multiply(shared + stage);
+            stage = stage == last_stage ? 0 : stage + kStageBytes;
         }
     }
 
@@ -292,17 +288,18 @@ struct TileProduct {
     __device__ __forceinline__ void multiply(unsigned char* stage) {
 #pragma unroll
         for (int k = 0; k < kDepth; k += kStep) {
-            unsigned a[kHigh][4], b[kWide][2];
+            unsigned a[kHigh][4];
 #pragma unroll
             for (int i = 0; i < kHigh; ++i) A::read_rows(stage, first_row() + 16 * i, k, a[i]);
 #pragma unroll
             for (int j = 0; j < kWide; j += 2) {
-                B::read_columns(stage + A::kBytes, first_column() + 8 * j, k, b[j], b[j + 1]);
-            }
+                unsigned b[2][2];
+                B::read_columns(stage + A::kBytes, first_column() + 8 * j, k, b[0], b[1]);
 #pragma unroll
-            for (int i = 0; i < kHigh; ++i) {
-#pragma unroll
-                for (int j = 0; j < kWide; ++j) ptx::multiply<E>(sums[i][j], a[i], b[j]);
+                for (int i = 0; i < kHigh; ++i) {
+                    ptx::multiply<E>(sums[i][j], a[i], b[0]);
+                    ptx::multiply<E>(sums[i][j + 1], a[i], b[1]);
+                }
             }
         }
     }
