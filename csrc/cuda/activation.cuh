@@ -27,25 +27,26 @@ __device__ __forceinline__ void activate(Activation activation, float (&values)[
     }
 }
 
-// factors *= the derivative of the activation at h; 0 at 0 for relu.
+// values = the derivative of the activation at them; 0 at 0 for relu.
 template <int count>
-__device__ __forceinline__ void multiply_by_slope(Activation activation, const float (&h)[count],
-                                                  float (&factors)[count]) {
+__device__ __forceinline__ void replace_by_slope(Activation activation, float (&values)[count]) {
     if (activation == Activation::silu) {
 #pragma unroll
-        for (int i = 0; i < count; ++i) {
-            const float s = sigmoid(h[i]);
-            factors[i] *= fmaf(h[i] * s, 1.0f - s, s);
+        for (float& h : values) {
+            const float s = sigmoid(h);
+            h = fmaf(h * s, 1.0f - s, s);
         }
     } else if (activation == Activation::relu) {
 #pragma unroll
-        for (int i = 0; i < count; ++i) factors[i] = h[i] > 0.0f ? factors[i] : 0.0f;
+        for (float& h : values) h = h > 0.0f ? 1.0f : 0.0f;
     } else if (activation == Activation::gelu) {
 #pragma unroll
-        for (int i = 0; i < count; ++i) {
-            const float density = expf(-0.5f * h[i] * h[i]) * 0.39894228f;
-            factors[i] *= fmaf(h[i], density, normal_distribution(h[i]));
+        for (float& h : values) {
+            h = fmaf(h * expf(-0.5f * h * h), 0.39894228f, normal_distribution(h));
         }
+    } else {
+#pragma unroll
+        for (float& h : values) h = 1.0f;
     }
 }
 

@@ -61,8 +61,7 @@ LinearProduct<E> over_hidden_units(LinearRun& run, const FfnLayer<E>& layer) {
     const std::int64_t threads = static_cast<std::int64_t>(p.rows) * quads;
     run.launch<dropout_bits_kernel<kRowThreads>>(
         (threads + kRowThreads - 1) / kRowThreads, 1, kRowThreads, 0, layer.seed, layer.live,
-        dropout_threshold(layer.p), p.rows, groups, Divisor(quads > 0 ? quads : 1), bits,
-        p.bits_width);
+        dropout_threshold(layer.p), p.rows, groups, Divisor(quads), bits, p.bits_width);
     return p;
 }
 

@@ -203,16 +203,18 @@ __device__ __forceinline__ void finish_forward(const LinearProduct<E>& p, const 
 // Eight values and their gates, `column` a multiple of 16.
 template <class E>
 __device__ __forceinline__ void finish_gated(const LinearProduct<E>& p, int row, int column,
-                                             const float (&sums)[2 * kEight]) {
+                                             const float* run) {
     const int first = column / 2, left = p.gates - first;
     const int count = left < kEight ? left : kEight;
     if (count <= 0) return;
     float values[kEight], gates[kEight];
+    load_eight(run, kEight, true, values);
+    load_eight(run + kEight, kEight, true, gates);
 #pragma unroll
     for (int i = 0; i < kEight; ++i) {
         const bool biased = p.bias != nullptr && i < count;
-        values[i] = sums[i] + (biased ? ptx::widen(p.bias[first + i]) : 0.0f);
-        gates[i] = sums[kEight + i] + (biased ? ptx::widen(p.bias[p.gates + first + i]) : 0.0f);
+        values[i] += biased ? ptx::widen(p.bias[first + i]) : 0.0f;
+        gates[i] += biased ? ptx::widen(p.bias[p.gates + first + i]) : 0.0f;
     }
     const bool all = count == kEight;
     if (p.pre_activation != nullptr) {
@@ -229,22 +231,33 @@ __device__ __forceinline__ void finish_gated(const LinearProduct<E>& p, int row,
 
 template <class E>
 __device__ __forceinline__ void finish_backward(const LinearProduct<E>& p, const Live& live,
-                                                int row, int column, int end,
-                                                float (&values)[kEight]) {
+                                                int row, int column, int end, const float* run) {
     const EightColumns eight(live, p.listed == Axis::columns, column, end);
-    float h[kEight];
-    if (p.pre_activation != nullptr) {
+    const auto load_pre_activation = [&](float (&h)[kEight]) {
         load_eight(
             p.pre_activation + static_cast<std::int64_t>(row) * p.pre_activation_stride + column,
             eight.count, eight.all() && is_aligned(p.pre_activation_stride), h);
-        multiply_by_slope(p.activation, h, values);
-        drop(p, live, eight, row, values);
+    };
+    float values[kEight];
+    if (p.result != nullptr) {
+        float factors[kEight];
+#pragma unroll
+        for (float& factor : factors) factor = 1.0f;
+        if (p.pre_activation != nullptr) {
+            load_pre_activation(factors);
+            replace_by_slope(p.activation, factors);
+            drop(p, live, eight, row, factors);
+        }
+        load_eight(run, kEight, true, values);  // not before registers are free for them
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) values[i] *= factors[i];
+        store_padded(p, p.result, eight, row, column, values);
     }
-    if (p.result != nullptr) store_padded(p, p.result, eight, row, column, values);
     if (p.hidden != nullptr) {
-        activate(p.activation, h);
-        drop(p, live, eight, row, h);
-        store_padded(p, p.hidden, eight, row, column, h);
+        load_pre_activation(values);
+        activate(p.activation, values);
+        drop(p, live, eight, row, values);
+        store_padded(p, p.hidden, eight, row, column, values);
     }
 }
 
@@ -273,10 +286,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     DMAO_DYNAMIC_SHARED(shared);
     TilePlace place(p, Shape::kRows, Shape::kColumns, static_cast<int>(blockIdx.x));
     const Live live = p.list.of_line(place.line);
-    const int plane = static_cast<int>(blockIdx.y);
     Range k{0, p.depth};
     if constexpr (pass == Pass::weights) {
-        k.begin = plane * p.span;
+        k.begin = static_cast<int>(blockIdx.y) * p.span;
         k.end = p.depth - k.begin < p.span ? p.depth : k.begin + p.span;
     }
     const auto clip = [&](Range& range, Axis axis) {
@@ -306,8 +318,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if constexpr (pass == Pass::weights) {
         SourceAcross<E, TileA, threads, false> a(p.a, live, place.rows, k, rows_of_a);
         SourceAcross<E, TileB, threads, false> b(p.b, live, place.columns, k, columns_of_b);
-        product.add(
-            shared, steps, [&](int at) { return a.at(at); }, [&](int at) { return b.at(at); });
+        product.add(shared, steps, [&](int) { return a.next(); }, [&](int) { return b.next(); });
     } else {
         WalkAlong<E, gathered, TileA::kChunks> walk(live, k);
         const SourceAlong<E, TileA, threads> a(p.a, place.rows, rows_of_a);
@@ -317,7 +328,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         };
         if constexpr (pass == Pass::backward) {
             SourceAcross<E, TileB, threads, gathered> b(p.b, live, place.columns, k, columns_of_b);
-            product.add(shared, steps, next_of_a, [&](int at) { return b.at(at); });
+            product.add(shared, steps, next_of_a, [&](int) { return b.next(); });
         } else {
             static_assert(TileA::kChunks == TileB::kChunks);
             const SourceAlong<E, TileB, threads> b(p.b, place.columns, [&](int position) {
@@ -330,38 +341,40 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         }
     }
 
-    const auto inside = [&](int row, int column) {
-        return row < place.rows.end && column < place.columns.end;
+    // finish(row, column, run) of what is inside.
+    const auto visit_inside = [&](const auto& finish) {
+        return [&](int row, int column, const float* run) {
+            row += place.rows.begin;
+            column += place.columns.begin;
+            if (row < place.rows.end && column < place.columns.end) finish(row, column, run);
+        };
     };
     if constexpr (pass == Pass::forward) {
         if (p.gates > 0) {
-            product.template visit_runs<2 * kEight>(
-                shared, [&](int row, int column, float (&sums)[2 * kEight]) {
-                    row += place.rows.begin;
-                    column += place.columns.begin;
-                    if (inside(row, column)) finish_gated(p, row, column, sums);
-                });
-            return;
+            const auto finish = [&](int row, int column, const float* run) {
+                finish_gated(p, row, column, run);
+            };
+            return product.template visit_runs<2 * kEight>(shared, visit_inside(finish));
         }
     }
-    product.template visit_runs<kEight>(shared, [&](int row, int column, float (&sums)[kEight]) {
-        row += place.rows.begin;
-        column += place.columns.begin;
-        if (!inside(row, column)) return;
+    const auto finish = [&](int row, int column, const float* run) {
         const int end = place.columns.end;
-        if constexpr (pass == Pass::forward) {
-            finish_forward(p, live, row, column, end, sums);
-        } else if constexpr (pass == Pass::backward) {
-            finish_backward(p, live, row, column, end, sums);
-        } else if (p.planes == nullptr) {
-            finish_weights(p, live, row, column, end, sums);
+        if constexpr (pass == Pass::backward) {
+            finish_backward(p, live, row, column, end, run);
         } else {
-            float* at = p.planes +
-                        (static_cast<std::int64_t>(plane) * p.rows + row) * p.plane_stride() +
-                        column;
-            store_eight(at, kEight, true, sums);
+            float sums[kEight];
+            load_eight(run, kEight, true, sums);
+            if constexpr (pass == Pass::forward) {
+                finish_forward(p, live, row, column, end, sums);
+            } else if (p.planes == nullptr) {
+                finish_weights(p, live, row, column, end, sums);
+            } else {
+                const std::int64_t line = static_cast<std::int64_t>(blockIdx.y) * p.rows + row;
+                store_eight(p.planes + line * p.plane_stride() + column, kEight, true, sums);
+            }
         }
-    });
+    };
+    product.template visit_runs<kEight>(shared, visit_inside(finish));
 }
 
 // The second pass of sums over tokens: one row of the planes per block of threads and so many

@@ -56,15 +56,21 @@ struct Rows {
     }
 };
 
+// For kernels of RowPlace.
+inline Divisor eights_of(int columns) { return Divisor((columns + kEight - 1) / kEight); }
+inline std::int64_t row_blocks(int rows, int columns) {
+    const std::int64_t eights = (columns + kEight - 1) / kEight;
+    return (rows * eights + kRowThreads - 1) / kRowThreads;
+}
+
 // The listed columns of a matrix, by position, in rows that are aligned.
 template <class E>
 Matrix<E> copy_columns(LinearRun& run, const Rows<E>& source, const LiveList& list) {
     const int stride = round_up(list.most_positions(), kEight);
-    const int parts = (stride / kEight + kRowThreads - 1) / kRowThreads;
     E* target = run.take<E>(static_cast<std::int64_t>(source.rows) * stride);
-    run.launch<copy_columns_kernel<E>>(static_cast<std::int64_t>(source.rows) * parts, 1,
-                                       kRowThreads, 0, source.values, source.stride, list,
-                                       source.rows, target, stride, parts);
+    run.launch<copy_columns_kernel<E>>(row_blocks(source.rows, stride), 1, kRowThreads, 0,
+                                       source.values, source.stride, list, source.rows, target,
+                                       stride, eights_of(stride));
     return {target, stride};
 }
 

@@ -14,26 +14,35 @@ inline constexpr int kRowThreads = 128;
 
 __host__ __device__ constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-// target [rows, stride of target] = the listed columns of source, zeros behind them. One thread
-// makes eight elements.
+// Of threads that take eight columns each, row after row, and of which the last may find no row.
+struct RowPlace {
+    int row, column;
+
+    __device__ __forceinline__ explicit RowPlace(const Divisor& eights) {
+        const int at = static_cast<int>(blockIdx.x * kRowThreads + threadIdx.x);
+        row = eights.quotient(at);
+        column = (at - row * static_cast<int>(eights.value)) * kEight;
+    }
+};
+
+// target [rows, stride] = the listed columns of source, zeros behind them.
 template <class E>
 __global__ void __launch_bounds__(kRowThreads)
     copy_columns_kernel(const E* source, std::int64_t source_stride, const LiveList list, int rows,
-                        E* target, int stride, int parts) {
+                        E* target, int stride, Divisor eights) {
     const Live live = list.of_line(0);
-    const int row = static_cast<int>(blockIdx.x) / parts;
-    const int from =
-        (static_cast<int>(blockIdx.x) % parts * kRowThreads + static_cast<int>(threadIdx.x)) *
-        kEight;
-    if (row >= rows || from >= stride) return;
-    source += row * source_stride;
+    const RowPlace place(eights);
+    if (place.row >= rows) return;
+    source += place.row * source_stride;
     float values[kEight];
 #pragma unroll
     for (int i = 0; i < kEight; ++i) {
-        const bool there = from + i < live.positions;
-        values[i] = there ? ptx::widen(source[live.element(from + i)]) : 0.0f;
+        const int position = place.column + i;
+        const bool there = position < live.positions;
+        values[i] = there ? ptx::widen(source[live.element(position)]) : 0.0f;
     }
-    store_eight(target + static_cast<std::int64_t>(row) * stride + from, kEight, true, values);
+    store_eight(target + static_cast<std::int64_t>(place.row) * stride + place.column, kEight, true,
+                values);
 }
 
 // --- Sums of columns: of spans of rows, then of those in their order

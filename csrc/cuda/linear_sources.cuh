@@ -98,31 +98,30 @@ class SourceAcross {
     __device__ __forceinline__ SourceAcross(const Matrix<E>& matrix, const Live& live,
                                             const Range& places, const Range& k,
                                             const ElementOf& element_of)
-        : stride_(matrix.stride), live_(live) {
+        : stride_(matrix.stride), end_(k.end), live_(live) {
         const int line = static_cast<int>(threadIdx.x) / Tile::kChunks;
         const int position =
             places.begin + static_cast<int>(threadIdx.x) % Tile::kChunks * kPerChunk<E>;
         const int element = position < places.end ? element_of(position) : -1;
-        end_ = element < 0 ? k.begin : k.end;
-        first_ = k.begin + line;
+        left_ = element < 0 ? 0 : k.end - k.begin - line;
         column_ = matrix.values + (element < 0 ? 0 : element);
-        if (!gathered) column_ += static_cast<std::int64_t>(first_) * stride_;
-        look_up(first_);
+        if (!gathered) column_ += static_cast<std::int64_t>(k.begin + line) * stride_;
+        look_up();
     }
 
-    // The tile of a step; steps follow each other.
-    __device__ __forceinline__ auto at(int step) {
+    // The tile of the next step.
+    __device__ __forceinline__ auto next() {
         const E* column = column_;
-        const int first = first_ + step * Tile::kLines;
         int rows[kCopies];
         bool inside[kCopies];
 #pragma unroll
         for (int i = 0; i < kCopies; ++i) {
             rows[i] = gathered ? rows_[i] : i * kApart;
-            inside[i] = first + i * kApart < end_ && (!gathered || rows[i] < live_.elements);
+            inside[i] = i * kApart < left_ && (!gathered || rows[i] < live_.elements);
         }
         if (!gathered) column_ += static_cast<std::int64_t>(Tile::kLines) * stride_;
-        look_up(first + Tile::kLines);
+        left_ -= Tile::kLines;
+        look_up();
         return [=, stride = stride_](int copy, int, int) {
             return whole_chunk(column + static_cast<std::int64_t>(rows[copy]) * stride,
                                inside[copy]);
@@ -130,17 +129,16 @@ class SourceAcross {
     }
 
   private:
-    __device__ __forceinline__ void look_up(int first) {
+    __device__ __forceinline__ void look_up() {
         if constexpr (gathered) {
             // Within a thing, and a step begins a thing or goes on with one.
             const bool together = live_.keeps_together(Tile::kLines);
 #pragma unroll
             for (int i = 0; i < kCopies; ++i) {
-                const int position = first + i * kApart;
                 if (i > 0 && together) {
                     rows_[i] = rows_[0] + i * kApart;
                 } else {
-                    rows_[i] = position < end_ ? live_.element(position) : 0;
+                    rows_[i] = i * kApart < left_ ? live_.element(end_ - left_ + i * kApart) : 0;
                 }
             }
         }
@@ -148,7 +146,7 @@ class SourceAcross {
     static constexpr int kCopies = Tile::template kCopies<threads>;
     static constexpr int kApart = threads / Tile::kChunks;
     const E* column_;
-    int stride_, first_, end_;
+    int stride_, left_, end_;  // left_: how many k there are from this thread's line on
     Live live_;
     int rows_[kCopies];  // gathered: of the next step
 };

@@ -12,10 +12,9 @@ struct Divisor {
     unsigned value = 1, reciprocal = ~0u;
 
     Divisor() = default;
-    explicit Divisor(int divisor)
-        : value(static_cast<unsigned>(divisor)),
-          reciprocal(divisor == 1 ? ~0u : static_cast<unsigned>((std::uint64_t{1} << 32) / value)) {
-    }
+    explicit Divisor(int divisor)  // where it is 0, nobody asks for a quotient
+        : value(divisor > 1 ? static_cast<unsigned>(divisor) : 1),
+          reciprocal(value == 1 ? ~0u : static_cast<unsigned>((std::uint64_t{1} << 32) / value)) {}
 
     __device__ __forceinline__ int quotient(int n) const {
         const unsigned u = static_cast<unsigned>(n);

@@ -22,22 +22,12 @@ __device__ __forceinline__ void store_columns(E* row, int stride, int column, in
     store_eight(row + column, count, count == kEight && stride % kEight == 0, values);
 }
 
-struct RowPlace {
-    int row, column;
-
-    __device__ __forceinline__ explicit RowPlace(int parts)
-        : row(static_cast<int>(blockIdx.x) / parts),
-          column(
-              (static_cast<int>(blockIdx.x) % parts * kRowThreads + static_cast<int>(threadIdx.x)) *
-              kEight) {}
-};
-
 // y = values * sigmoid(gates), `width` of each in a row of pre-activations.
 template <class E>
 __global__ void __launch_bounds__(kRowThreads)
-    glu_kernel(const E* pre_activation, E* y, int width, int parts) {
-    const RowPlace place(parts);
-    if (place.column >= width) return;
+    glu_kernel(const E* pre_activation, E* y, int rows, int width, Divisor eights) {
+    const RowPlace place(eights);
+    if (place.row >= rows) return;
     const E* row = pre_activation + static_cast<std::int64_t>(place.row) * 2 * width;
     float values[kEight], gates[kEight];
     load_columns(row, width, place.column, width, values);
@@ -53,9 +43,9 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class E>
 __global__ void __launch_bounds__(kRowThreads)
     activation_gradient_kernel(Matrix<E> grad_y, const E* pre_activation, E* grad, int stride,
-                               int width, Activation activation, int parts) {
-    const RowPlace place(parts);
-    if (place.column >= width) return;
+                               int rows, int width, Activation activation, Divisor eights) {
+    const RowPlace place(eights);
+    if (place.row >= rows) return;
     float g[kEight], h[kEight];
     load_columns(grad_y.values + static_cast<std::int64_t>(place.row) * grad_y.stride,
                  grad_y.stride, place.column, width, g);
@@ -63,7 +53,9 @@ __global__ void __launch_bounds__(kRowThreads)
     if (activation != Activation::glu) {
         load_columns(pre_activation + static_cast<std::int64_t>(place.row) * width, width,
                      place.column, width, h);
-        multiply_by_slope(activation, h, g);
+        replace_by_slope(activation, h);
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) g[i] *= h[i];
         store_eight(target + place.column, kEight, true, g);  // zeros behind the last column
         return;
     }

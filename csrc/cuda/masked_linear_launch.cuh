@@ -54,11 +54,6 @@ struct MaskedLinearLayer {
     }
 };
 
-inline std::int64_t row_parts(int width) {
-    constexpr int columns = kRowThreads * kEight;
-    return (width + columns - 1) / columns;
-}
-
 // pre_activation: [tokens, d_out], or null.
 template <class E>
 void masked_linear_forward(LinearRun& run, const MaskedLinearLayer<E>& layer, const E* bias, E* y,
@@ -78,10 +73,10 @@ void masked_linear_forward(LinearRun& run, const MaskedLinearLayer<E>& layer, co
                        ? pre_activation
                        : run.take<E>(static_cast<std::int64_t>(tokens) * outputs);
         multiply<Pass::forward>(run, p);
-        const std::int64_t parts = row_parts(outputs / 2);
-        run.launch<glu_kernel<E>>(tokens * parts, 1, kRowThreads, 0,
-                                  static_cast<const E*>(p.result), y, outputs / 2,
-                                  static_cast<int>(parts));
+        const int width = outputs / 2;
+        run.launch<glu_kernel<E>>(row_blocks(tokens, width), 1, kRowThreads, 0,
+                                  static_cast<const E*>(p.result), y, tokens, width,
+                                  eights_of(width));
         return;
     }
     p.pre_activation = pre_activation;
@@ -102,11 +97,11 @@ void masked_linear_backward(LinearRun& run, const MaskedLinearLayer<E>& layer,
     Matrix<E> grad = aligned(run, grad_y);
     if (layer.activation != Activation::none) {
         const int stride = round_up(outputs, kEight);
-        const std::int64_t parts = row_parts(grad_y.columns);
+        const int width = grad_y.columns;
         E* inner = run.take<E>(static_cast<std::int64_t>(tokens) * stride);
-        run.launch<activation_gradient_kernel<E>>(tokens * parts, 1, kRowThreads, 0, grad,
-                                                  pre_activation, inner, stride, grad_y.columns,
-                                                  layer.activation, static_cast<int>(parts));
+        run.launch<activation_gradient_kernel<E>>(row_blocks(tokens, width), 1, kRowThreads, 0,
+                                                  grad, pre_activation, inner, stride, tokens,
+                                                  width, layer.activation, eights_of(width));
         grad = {inner, stride};
     }
     if (grad_x != nullptr) {

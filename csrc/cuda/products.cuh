@@ -206,26 +206,22 @@ struct TileProduct {
     template <class SourceA, class SourceB>
     __device__ __forceinline__ void add(unsigned char* shared, int steps, const SourceA& a,
                                         const SourceB& b) {
-        int filled = 0, read = 0;  // where the stages begin
-        const auto next = [](int stage) {
-            return stage == kSharedBytes - kStageBytes ? 0 : stage + kStageBytes;
-        };
-        const auto fetch = [&](int step) {
+        constexpr int last_stage = kSharedBytes - kStageBytes;
+        const auto fetch = [&](int step, int stage) {
             if (step < steps) {
-                unsigned char* stage = shared + filled;
-                A::template fetch<kThreads>(stage, a(step));
-                B::template fetch<kThreads>(stage + A::kBytes, b(step));
-                filled = next(filled);
+                A::template fetch<kThreads>(shared + stage, a(step));
+                B::template fetch<kThreads>(shared + stage + A::kBytes, b(step));
             }
             ptx::async_commit();  // also of nothing: groups are counted
         };
-        for (int step = 0; step < kStages - 1; ++step) fetch(step);
+        for (int step = 0; step < kStages - 1; ++step) fetch(step, step * kStageBytes);
+        int stage = 0;
         for (int step = 0; step < steps; ++step) {
             ptx::async_wait<kStages - 2>();
             __syncthreads();  // all copies of this step are there, and nobody reads the last one
-            fetch(step + kStages - 1);
-            multiply(shared + read);
-            read = next(read);
+            fetch(step + kStages - 1, stage == 0 ? last_stage : stage - kStageBytes);
+            multiply(shared + stage);
+            stage = stage == last_stage ? 0 : stage + kStageBytes;
         }
     }
 
@@ -247,8 +243,8 @@ struct TileProduct {
         }
     }
 
-    // Calls visit(row, column, values) for kRun neighbouring sums of a row at a time. They go
-    // through shared memory, which nobody else may use until a __syncthreads().
+    // Calls visit(row, column, run) for kRun neighbouring sums of a row at a time, which are in
+    // shared memory at `run`. Nobody else may use that until a __syncthreads().
     template <int kRun, class Visit>
     __device__ __forceinline__ void visit_runs(unsigned char* shared, const Visit& visit) const {
         constexpr int columns = kColumns / kWarpColumns, stride = columns + 8;  // no bank twice
@@ -275,17 +271,8 @@ struct TileProduct {
 #pragma unroll 1
             for (int at = lane; at < runs; at += 32) {
                 const int row = at / (columns / kRun), column = at % (columns / kRun) * kRun;
-                const float4* run = reinterpret_cast<const float4*>(slab + row * stride + column);
-                float values[kRun];
-#pragma unroll
-                for (int i = 0; i < kRun / 4; ++i) {
-                    const float4 four = run[i];
-                    values[4 * i] = four.x;
-                    values[4 * i + 1] = four.y;
-                    values[4 * i + 2] = four.z;
-                    values[4 * i + 3] = four.w;
-                }
-                visit(first_row() + high * 16 + row, first_column() + column, values);
+                visit(first_row() + high * 16 + row, first_column() + column,
+                      slab + row * stride + column);
             }
             __syncwarp();  // the slab may be written again
         }
@@ -302,17 +289,18 @@ struct TileProduct {
     __device__ __forceinline__ void multiply(unsigned char* stage) {
 #pragma unroll
         for (int k = 0; k < kDepth; k += kStep) {
-            unsigned a[kHigh][4], b[kWide][2];
+            unsigned a[kHigh][4];
 #pragma unroll
             for (int i = 0; i < kHigh; ++i) A::read_rows(stage, first_row() + 16 * i, k, a[i]);
 #pragma unroll
             for (int j = 0; j < kWide; j += 2) {
-                B::read_columns(stage + A::kBytes, first_column() + 8 * j, k, b[j], b[j + 1]);
-            }
+                unsigned b[2][2];
+                B::read_columns(stage + A::kBytes, first_column() + 8 * j, k, b[0], b[1]);
 #pragma unroll
-            for (int i = 0; i < kHigh; ++i) {
-#pragma unroll
-                for (int j = 0; j < kWide; ++j) ptx::multiply<E>(sums[i][j], a[i], b[j]);
+                for (int i = 0; i < kHigh; ++i) {
+                    ptx::multiply<E>(sums[i][j], a[i], b[0]);
+                    ptx::multiply<E>(sums[i][j + 1], a[i], b[1]);
+                }
             }
         }
     }

@@ -141,17 +141,17 @@ void check_all() {
     using enum Activation;
     check({40, 24, 4, 24, 40, -1, 0.0, silu});
     check({37, 19, 5, 13, 21, 4, 0.3, silu});         // nothing is a multiple of anything
-    check({37, 24, 5, 12, 32, 5, 0.3, gelu});         // chunks across two components
+    check({37, 24, 6, 12, 32, 6, 0.3, gelu});         // chunks across two components
     check({70, 40, 3, 136, 72, 3, 0.25, relu});       // groups of 128 units that components share
     check({150, 72, 3, 64, 136, -1, 0.25, silu, 1});  // tiles of 128 x 128
     check({130, 40, 5, 32, 40, 5, 0.5, gelu, 1});
-    check({20, 16, 200, 1, 16, 150, 0.3, silu});
+    check({9, 16, 200, 1, 16, 150, 0.3, silu});
     check({33, 17, 3, 8, 16, 0, 0.3, silu});
     check({1, 1, 1, 1, 1, -1, 0.0, relu});
     check({0, 5, 2, 3, 4, 2, 0.3, silu});
     check({5, 0, 2, 4, 5, 2, 0.3, silu});
     check({5, 4, 2, 4, 0, 2, 0.3, silu});
-    check({1100, 16, 3, 16, 16, 3, 0.1, silu});  // spans of tokens
+    check({530, 16, 3, 16, 16, 3, 0.0, silu});  // spans of tokens
 }
 
 }  // namespace
