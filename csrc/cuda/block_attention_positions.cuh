@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(Positions<E, kWidth>::kThreads, 2)
                             const int line = row + row_of_lane(i / 2);
                             const int place = column + 8 * j + column_of_lane() + i % 2;
                             element<E, kScoreWidth>(grad_scores, line, place + kSide - 1 - line) =
-                                rounded<E>(scores[0][j][i]);
+                                ptx::narrow<E>(scores[0][j][i]);
                         }
                     }
                 }
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kSumThreads)
         }
         static_cast<E*>(
             problem.grad_rel_pos)[(std::int64_t{row} * a.heads + head) * a.width + place] =
-            rounded<E>(sum);
+            ptx::narrow<E>(sum);
     }
 }
 
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kSumThreads)
     __syncthreads();
     if (threadIdx.x >= 32 || place >= width) return;
     for (int i = 1; i < kSumThreads / 32; ++i) sum += partial[32 * i + lane()];
-    static_cast<E*>(gradient)[head * width + place] = rounded<E>(sum);
+    static_cast<E*>(gradient)[head * width + place] = ptx::narrow<E>(sum);
 }
 
 }  // namespace dmao::attention

@@ -69,15 +69,6 @@ __device__ __forceinline__ void fetch_band(unsigned char* tile, const Rows<E>& r
 
 // --- Single elements
 
-template <class E>
-__device__ __forceinline__ E rounded(float value) {
-    if constexpr (sizeof(E) == 4) {
-        return value;
-    } else {
-        return {static_cast<std::uint16_t>(ptx::round_pair(E{}, value, value))};
-    }
-}
-
 template <class E, int kWidth>
 __device__ __forceinline__ E& element(unsigned char* tile, int line, int place) {
     constexpr int chunks = kWidth / kPerChunk<E>;
@@ -118,8 +109,8 @@ __device__ __forceinline__ void add_biases(const Attention& a, int head, unsigne
         for (int i = 0; i < kPerChunk<E>; ++i) {
             const int place = chunk * kPerChunk<E> + i;
             const float plain = ptx::widen(own[i]);
-            own[i] = rounded<E>(plain + bias(a.content_bias, place));
-            if (other != nullptr) other[i] = rounded<E>(plain + bias(a.position_bias, place));
+            own[i] = ptx::narrow<E>(plain + bias(a.content_bias, place));
+            if (other != nullptr) other[i] = ptx::narrow<E>(plain + bias(a.position_bias, place));
         }
     }
 }

@@ -273,7 +273,7 @@ __device__ __forceinline__ void finish_weights(const LinearProduct<E>& p, const 
         store_eight(target + eight.element, eight.count, eight.all() && is_aligned(p.stride),
                     values);
     } else {
-        eight.each(live, [&](int i, int element) { target[element] = narrow<E>(values[i]); });
+        eight.each(live, [&](int i, int element) { target[element] = ptx::narrow<E>(values[i]); });
     }
 }
 

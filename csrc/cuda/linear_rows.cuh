@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int span = 0; span < spans; ++span) {
         sum += parts[static_cast<std::int64_t>(span) * round_up(columns, kEight) + column];
     }
-    result[live.element(column)] = narrow<E>(sum);
+    result[live.element(column)] = ptx::narrow<E>(sum);
 }
 
 // --- Dropout

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kRowThreads)
     store_columns(target, stride, place.column, width, g);
     store_columns(target + width, width, place.column, width, gates);
     if (place.column + kEight >= width) {
-        for (int i = 2 * width; i < stride; ++i) target[i] = narrow<E>(0.0f);
+        for (int i = 2 * width; i < stride; ++i) target[i] = ptx::narrow<E>(0.0f);
     }
 }
 

@@ -177,6 +177,16 @@ __device__ __forceinline__ float widen(bfloat16 value) {
 }
 __device__ __forceinline__ float widen(float value) { return value; }
 
+// To nearest even.
+template <class E>
+__device__ __forceinline__ E narrow(float value) {
+    if constexpr (sizeof(E) == 4) {
+        return value;
+    } else {
+        return {static_cast<std::uint16_t>(round_pair(E{}, value, 0.0f))};
+    }
+}
+
 }  // namespace dmao::ptx
 
 // Shared memory: the one array whose size the launch gives, and arrays of n elements.

@@ -1,21 +1,11 @@
 // Eight neighbouring elements of a matrix as float32, where no time is lost if two cases meet.
 #pragma once
 
-#include "elements.cuh"
 #include "quads.cuh"
 
 namespace dmao {
 
 inline constexpr int kEight = kVector;
-
-template <class E>
-__device__ __forceinline__ E narrow(float value) {
-    if constexpr (sizeof(E) == 4) {
-        return value;
-    } else {
-        return E{static_cast<std::uint16_t>(ptx::round_pair(E{}, value, 0.0f))};
-    }
-}
 
 // `whole`: all eight are there, and the first starts a quad. Zeros take the place of others.
 template <class E>

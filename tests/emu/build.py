@@ -127,7 +127,7 @@ def _compile(options: list[str]) -> None:
 def run(program: Path, seed: int = 0) -> tuple[int, str]:
     """Exit status and everything that was printed."""
     environment = {**os.environ, "TSAN_OPTIONS": "exitcode=67:halt_on_error=1", "ASAN_OPTIONS": "exitcode=68"}
-    done = subprocess.run([str(program), str(seed)], capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run([str(program), str(seed)], capture_output=True, text=True, timeout=800, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -15,7 +15,7 @@
 
 namespace dmao {
 
-using Element = bfloat16;  // the other types differ in products.cuh and vectors.cuh only
+using Element = bfloat16;  // the other types differ in products.cuh, quads.cuh and ptx.cuh only
 
 inline int random_below(int count) {
     return static_cast<int>(random_bits() % static_cast<unsigned>(count));
@@ -93,7 +93,7 @@ inline void run_counted(int processors, const std::function<void(LinearRun&)>& w
 
 // As elements are.
 inline double rounded(double value) {
-    return ptx::widen(narrow<Element>(static_cast<float>(value)));
+    return ptx::widen(ptx::narrow<Element>(static_cast<float>(value)));
 }
 
 inline double activated(Activation activation, double h) {
