@@ -29,6 +29,10 @@ struct Squares {
     static_assert(kTile.keys == kSide && Own::kHigh == 1);
 };
 
+// With positions registers are scarce.
+template <class E, int kWidth, bool kPositions>
+inline constexpr int kUnrolledOfSquares = kPositions ? 2 : kUnrolledSteps<E, kWidth>;
+
 // Of 16 queries and kKeys keys of one warp.
 template <class E, int kWidth, bool kPositions, int kKeys>
 __device__ __forceinline__ void differentiate_again(
@@ -36,12 +40,14 @@ __device__ __forceinline__ void differentiate_again(
     float (&products)[1][kKeys / 8][4], unsigned char* content, unsigned char* position,
     unsigned char* gradients, int row, int query, unsigned char* keys, unsigned char* values,
     int column, int key, unsigned char* band, int distance, unsigned live) {
+    constexpr int kUnrolled = kUnrolledOfSquares<E, kWidth, kPositions>;
     const Attention& a = problem.attention;
     Kept<1> dropout;
     if (a.seed != nullptr) dropout.draw(a, span, head, query, key);
-    score<E, kWidth, kPositions, 2>(scores, content, position, row, keys, column, band, distance);
+    score<E, kWidth, kPositions, kUnrolled>(scores, content, position, row, keys, column, band,
+                                            distance);
     clear(products);
-    add_products<E, kWidth, 2>(products, gradients, row, values, column);
+    add_products<E, kWidth, kUnrolled>(products, gradients, row, values, column);
     float log_sums[2] = {}, inner[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -153,10 +159,11 @@ __global__ void __launch_bounds__(Keys<E, kWidth, kPositions>::kThreads,
         }
         __syncthreads();
         const int place = part * Use::kPartWidth;
-        add_across<E, Tile, kSide, kWidth>(value_sums, none, false, weights, 16 * group, gradients,
-                                           place);
-        add_across<E, Tile, kSide, kWidth>(key_sums, key_totals, biased, grad_scores, 16 * group,
-                                           content, place);
+        constexpr int kUnrolled = kUnrolledOfSquares<E, kWidth, kPositions>;
+        add_across<E, Tile, kSide, kWidth, kUnrolled>(value_sums, none, false, weights, 16 * group,
+                                                      gradients, place);
+        add_across<E, Tile, kSide, kWidth, kUnrolled>(key_sums, key_totals, biased, grad_scores,
+                                                      16 * group, content, place);
     });
 
     __syncthreads();

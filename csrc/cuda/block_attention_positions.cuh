@@ -102,9 +102,9 @@ __global__ void __launch_bounds__(Positions<E, kWidth>::kThreads, 2)
                     }
                 }
                 __syncthreads();
-                add_across<E, Tile, kSide, kWidth>(sums, totals, biased, grad_scores,
-                                                   16 * kHigh * group, position,
-                                                   part * Use::kPartWidth);
+                add_across<E, Tile, kSide, kWidth, kUnrolledOfSquares<E, kWidth, true>>(
+                    sums, totals, biased, grad_scores, 16 * kHigh * group, position,
+                    part * Use::kPartWidth);
                 __syncthreads();
             }
         }

@@ -244,7 +244,7 @@ __device__ __forceinline__ void add_weighted(float (&sums)[kHigh][kWide][4],
 
 // sums += columns `row` ... of a tile of kLines scores, as rows, times the lines of B (its columns
 // from `column` on); `totals` += the sums of the scores themselves, where `with_totals`.
-template <class E, class Tile, int kLines, int kWidth, int kHigh, int kWide>
+template <class E, class Tile, int kLines, int kWidth, int kUnrolled, int kHigh, int kWide>
 __device__ __forceinline__ void add_across(float (&sums)[kHigh][kWide][4],
                                            float (&totals)[kHigh][4], bool with_totals,
                                            unsigned char* scores, int row, unsigned char* b,
@@ -254,7 +254,7 @@ __device__ __forceinline__ void add_across(float (&sums)[kHigh][kWide][4],
                                                       : 0x3F800000;
     const unsigned ones[2] = {one, one};
     const int own = ptx::fresh(lane());
-#pragma unroll 2
+#pragma unroll kUnrolled
     for (int k = 0; k < kLines; k += 2 * kPerChunk<E>) {
         unsigned left[kHigh][4];
 #pragma unroll

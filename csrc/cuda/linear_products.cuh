@@ -26,8 +26,10 @@ void launch_tile(const LinearRun& run, const LinearProduct<E>& p) {
 template <Pass pass, class E>
 void launch_product(const LinearRun& run, const LinearProduct<E>& p, LinearTile tile) {
     const auto take = [&]<class Shape>() { launch_tile<E, pass, Shape>(run, p); };
-    if (tile == LinearTile::t128x128)
-        return take.template operator()<TileShape<128, 128, 2, 2, 3, 2>>();
+    if (tile == LinearTile::t128x128) {
+        constexpr int across = sizeof(E) == 2 && pass != Pass::weights ? 4 : 2;
+        return take.template operator()<TileShape<128, 128, 2, across, 3, 2>>();
+    }
     if (tile == LinearTile::t64x64)
         return take.template operator()<TileShape<64, 64, 2, 2, 4, 3>>();
     if constexpr (pass == Pass::weights) {

@@ -2,8 +2,8 @@
 // cut: functions of its shape and the GPU.
 //
 // Beside each tile what it was made for: registers of a thread that its blocks leave room for, and
-// shared memory of a block. Blocks hide the waits of each other; sm_86, 89 and 120 have 100 KiB of
-// shared memory on a processor. Warps of 64 x 64 read least of it, and issue least per product.
+// shared memory of a block. Blocks hide the waits of each other, and so do warps; sm_86, 89 and 120
+// have 100 KiB of shared memory on a processor. Warps of 64 x 64 read least of it.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@
 namespace dmao {
 
 enum class LinearTile : std::int32_t {
-    t128x128,  // 4 warps of 64 x 64, 3 stages: 255 registers, 48 KiB, 2 blocks
+    t128x128,  // 3 stages, 48 KiB, 2 blocks; 8 warps of 64 x 32: 128 registers, or for sums over
+               // tokens and for float32 4 warps of 64 x 64: 255 registers
     t128x64,   // 4 warps of 64 x 32, 3 stages: 168 registers, 36 KiB, 2 blocks (3 with 164 KiB)
     t64x64,    // 4 warps of 32 x 32, 4 stages: 128 registers, 32 KiB, 3 blocks (4)
     t128x48,   // 4 warps of 32 x 48, 3 stages: 33 KiB
