@@ -22,7 +22,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch
 # float16 compiles to what bfloat16 does but for the name of the format: one architecture shows it.
 CASES = [(arch, dtype) for dtype in DTYPES for arch in sorted(CUDA_GPUS) if dtype != "float16" or arch == 90]
 WITH_KERNELS = tuple(op.rstrip("_") for op, kernels in supported().items() if "cuda" in kernels)
-OURS = [name for name in PROBLEMS if name.startswith(WITH_KERNELS)]
+# The library for the host, which writes launches down, has no kernels for heads of 96.
+OURS = [name for name in PROBLEMS if name.startswith(WITH_KERNELS) and "_96" not in name]
 
 
 @pytest.fixture(scope="session")
