@@ -39,7 +39,7 @@ def test_right_in_any_order(build: str, compiler: Compiler) -> None:
 MUTANTS = {
     "last step": Mutant("(k.end - k.begin + step - 1) / step", "(k.end - k.begin) / step", "wrong: pre-activation"),
     "line of the list": Mutant("line = index / parts;", "line = 0;", "wrong: pre-activation"),
-    "end of a block": Mutant("end < size ? end : size", "size", "wrong: pre-activation"),
+    "end of a block": Mutant("end < size ? end : size", "size", "wrong: "),
     "gates": Mutant("? at : p.gates + at", "? at : at", "wrong: pre-activation"),
     "sum of planes": Mutant("sums[i] += part[i];", "sums[i] = part[i];", "wrong: grad_w"),
     "lanes of the slab": Mutant("slab + lane / 4 * stride + j * 8", "slab + lane % 8 * stride + j * 8", "wrong"),
@@ -53,7 +53,7 @@ MUTANTS = {
     "a token too many": Mutant(
         "i * kApart < left_ && (!gathered", "i * kApart <= left_ && (!gathered", "the source is out of bounds", "memory"
     ),
-    "last block": Mutant("(!gathered || rows[i] < live_.elements)", "true", "the source is out of bounds", "memory"),
+    "last block": Mutant("(!gathered || rows[i] < live_.elements)", "true", "wrong: grad_x"),
     "too little shared memory": Mutant(
         "DMAO_SHARED(float, sums, kSumColumns* down)",
         "DMAO_SHARED(float, sums, kSumColumns)",
@@ -63,9 +63,7 @@ MUTANTS = {
     "no barrier before results": Mutant("__syncthreads();  // nobody reads", "// nobody reads", "data race", "threads"),
     "slab read too early": Mutant("__syncwarp();  // the slab is there", "", "data race", "threads"),
     "slab written too early": Mutant("__syncwarp();  // the slab may be written again", "", "data race", "threads"),
-    "one plane for all": Mutant(
-        "static_cast<std::int64_t>(blockIdx.y) * p.rows + row;", "row;", "data race", "threads"
-    ),
+    "one plane for all": Mutant("static_cast<std::int64_t>(blockIdx.y) * p.rows + row;", "row;", "wrong: grad_w"),
 }
 
 
