@@ -58,7 +58,7 @@ struct SharedTile {
                                                  int thread = static_cast<int>(threadIdx.x)) {
         constexpr bool numbered = std::is_invocable_v<const Source&, int, int, int>;
         static_assert(!numbered || threads % kChunks == 0);
-        constexpr int kUnrolled = numbered ? kCopies<threads> : 4;
+        [[maybe_unused]] constexpr int kUnrolled = numbered ? kCopies<threads> : 4;
 #pragma unroll kUnrolled
         for (int i = 0; i < kCopies<threads>; ++i) {
             const int at = thread + i * threads;

@@ -88,10 +88,19 @@ void Block::start(Dim3 index) {
         stacks_ = map_stacks(stacks_bytes_);
     }
     alive_ = static_cast<int>(threads_.size());
-    for (Barrier& barrier : barriers_) barrier = {};
+    // New ones, or barriers would order blocks.
+    orders_ = std::make_unique<char[]>(2 * (kBarriers + warps_.size()));
+    char* order = orders_.get();
+    for (Barrier& barrier : barriers_) {
+        barrier = {};
+        barrier.order = order;
+        order += 2;
+    }
     for (Warp& warp : warps_) {
         warp.waiting = nullptr;
         warp.arrived = 0;
+        warp.order = order;
+        order += 2;
     }
     first_ = 0;
     waiting_to_run_ = 0;

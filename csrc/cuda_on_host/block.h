@@ -40,7 +40,7 @@ struct Meeting {
     Thread* waiting = nullptr;
     int arrived = 0;
     int generation = 0;
-    char order[2] = {};  // ThreadSanitizer's, one for every other generation
+    char* order = nullptr;  // ThreadSanitizer's two, for every other generation, in this block
 };
 
 struct Barrier : Meeting {
@@ -104,6 +104,7 @@ class Block {
     std::vector<Thread*> runnable_;  // a ring: waiting_to_run_ of them from first_ on
     std::size_t first_ = 0, waiting_to_run_ = 0;
     std::vector<std::unique_ptr<Fiber>> past_;
+    std::unique_ptr<char[]> orders_;
     Thread* running_ = nullptr;
     int alive_ = 0;
     bool failed_ = false;

@@ -63,7 +63,9 @@ MUTANTS = {
     "no barrier before results": Mutant("__syncthreads();  // nobody reads", "// nobody reads", "data race", "threads"),
     "slab read too early": Mutant("__syncwarp();  // the slab is there", "", "data race", "threads"),
     "slab written too early": Mutant("__syncwarp();  // the slab may be written again", "", "data race", "threads"),
-    "one plane for all": Mutant("static_cast<std::int64_t>(blockIdx.y) * p.rows + row;", "row;", "wrong: grad_w"),
+    "one plane for all": Mutant(
+        "static_cast<std::int64_t>(blockIdx.y) * p.rows + row;", "row;", "data race", "threads"
+    ),
 }
 
 

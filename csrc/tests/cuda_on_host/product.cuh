@@ -133,6 +133,7 @@ __global__ void __launch_bounds__(256) sum_up(const unsigned* x, unsigned* total
     for (int step = 4; step > 0; step /= 2) sum += __shfl_down_sync(0xFFFFFFFF, sum, step);
 #if defined(PLANTED_NOT_ATOMIC)
     if (thread == 0) *total += sum;
+    __syncthreads();  // which orders the threads of a block, not blocks
 #else
     if (thread == 0) atomicAdd(total, sum);
 #endif
