@@ -39,7 +39,7 @@ constexpr AttentionTile attention_tile(AttentionPass pass, int width, int elemen
             }
             if (line <= 128) return {128, 64, 4, 2};  // 32 rows a warp
             if (line <= 256) return {64, 64, 4, 2};
-            return line == 512 ? AttentionTile{64, 32, 4, 1} : AttentionTile{32, 16, 4, 1};
+            return line == 512 ? AttentionTile{64, 16, 4, 2} : AttentionTile{32, 16, 4, 1};
         case AttentionPass::queries:
             if (positions) {
                 if (line <= 192) return {64, 64, 4, 1};

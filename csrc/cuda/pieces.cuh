@@ -15,8 +15,8 @@ struct Piece {
     std::int64_t rest;    // entries from there to the end of its matrix
     std::int64_t stride;  // of the rows
     int rows, columns;
-    std::int64_t sums;  // where its sums begin; negative: it has none
-    bool single;        // whether it has one sum, else one for each column
+    int sums;     // where its sums begin; negative: it has none
+    bool single;  // whether it has one sum, else one for each column
 };
 
 // sums: where those of the tensor begin; negative: it has none.
@@ -34,7 +34,7 @@ __device__ __forceinline__ Piece piece_of(const Cut& cut, std::int64_t sums, std
             cut.width,
             static_cast<int>(rows < kPieceRows ? rows : kPieceRows),
             static_cast<int>(columns < kPieceColumns ? columns : kPieceColumns),
-            sums < 0 ? -1 : sums + place,
+            sums < 0 ? -1 : static_cast<int>(sums + place),
             cut.folded};
 }
 

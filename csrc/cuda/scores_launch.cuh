@@ -37,6 +37,7 @@ class Sums {
                            in_32_bits(own.stride), in_32_bits(first),
                            in_32_bits(first + components), 0});
         count_ += cut.sums();
+        in_32_bits(count_);  // for Piece::sums
         return begin;
     }
 
