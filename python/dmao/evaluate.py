@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class Evaluation:
     """Results on one split; error rates in percent.
 
-    ce: CTC loss per label, in nats, of the utterances that have an alignment.
-    cer: character error rate of the greedy path; with phonemes as labels, the phoneme error rate.
+    ce: CTC loss per label, in nats, of the utterances that the labels spell and that have an alignment.
+    cer: character error rate of the greedy path; with phonemes as labels, the phoneme error rate, without utterances
+        that the labels cannot spell.
     wer: word error rate of lexicon decoding (any word may follow any other, all equally likely).
     wer_greedy: word error rate of the greedy path; None with phonemes, which spell no words.
     utterances, left_out: how many were scored, and how many of these the model cannot process: too short, or
@@ -108,8 +109,12 @@ def evaluate_model(model: ConformerCTC, source: Source, split: str = "test", pre
     paths, words = list(lost), list(lost)
     loss = aligned = 0.0
     for batch, log_probs, lengths in _outputs(model, source, split, precision):
-        mean, count, _ = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
-        loss, aligned = loss + count * mean.item(), aligned + count
+        spelled = batch.target_lengths > 0
+        if spelled.any():
+            mean, count, _ = ctc_loss(
+                log_probs[spelled], lengths[spelled], batch.targets, batch.target_lengths[spelled]
+            )
+            loss, aligned = loss + count * mean.item(), aligned + count
         texts += batch.texts
         for frames, length in zip(log_probs, lengths.tolist(), strict=True):
             paths.append(greedy(frames[:length], labels))
@@ -148,14 +153,20 @@ def _greedy_errors(labels: Labels, texts: list[str], paths: list[str]) -> tuple[
     """(percent, number) of label errors, and percent of word errors where labels spell words."""
     from dmao.score import cer, wer
 
-    if labels.kind == "characters":
+    if labels.kind != "phonemes":
         errors = cer(texts, paths)
         return (errors.percent, errors.reference), wer(texts, paths).percent
-    phones = [labels.decode(labels.encode(text)) for text in texts]
+    spelled = [(_spelling(labels, text), path) for text, path in zip(texts, paths, strict=True)]
     # as "words" of a text: the boundaries are not sounds
-    errors = wer([_sounds(text) for text in phones], [_sounds(text) for text in paths])
+    pairs = [(text.replace("|", " "), path.replace("|", " ")) for text, path in spelled if text is not None]
+    errors = wer([text for text, _ in pairs], [path for _, path in pairs])
     return (errors.percent, errors.reference), None
 
 
-def _sounds(phones: str) -> str:
-    return phones.replace("|", " ")
+def _spelling(labels: Labels, text: str) -> str | None:
+    from dmao.data.labels import Unspellable
+
+    try:
+        return labels.decode(labels.encode(text))
+    except Unspellable:
+        return None
