@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from dmao import cli_decode
 from dmao.console import OneLineErrors, print_json, show_log
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -286,6 +287,10 @@ def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], 
     )
     if report.wrong:
         click.get_current_context().exit(1)
+
+
+for command in cli_decode.COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dmao.config import TrainConfig
 if TYPE_CHECKING:
     from dmao.data.labels import Entry, Labels
     from dmao.data.loader import Batch, LeftOut, SpeechDataset
+    from dmao.scoring.files import Segment
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class Source(Protocol):
 
     def left_out(self, split: str) -> Sequence[LeftOut]:
         """The utterances of a split that are in no batch; a score counts their words as deleted."""
+
+    def segments(self, split: str) -> Mapping[str, Segment]:
+        """Where the utterances of a split come from, and who speaks, by their ids."""
 
 
 class CorpusSource:
@@ -80,6 +84,21 @@ class CorpusSource:
     def left_out(self, split: str) -> Sequence[LeftOut]:
         """See Source."""
         return self._dataset(split).left_out
+
+    def segments(self, split: str) -> Mapping[str, Segment]:
+        """See Source."""
+        from dmao.scoring.files import Segment
+
+        return {
+            cut.id: Segment(
+                recording=cut.recording_id,
+                start=cut.start,
+                end=cut.end,
+                channel=str(cut.channel),
+                speaker=cut.supervisions[0].speaker or "unknown",
+            )
+            for cut in self.corpus.cuts(split)
+        }
 
     def _make_labels(self, lexicon: Mapping[str, Entry]) -> Labels:
         from dmao.data.labels import Labels

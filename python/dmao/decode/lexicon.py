@@ -100,13 +100,30 @@ class LexiconDecoder:
         Raises:
             ValueError: if `log_probs` is not [T, V] or holds NaN.
         """
+        return " ".join(word for word, _, _ in self.decode_words(log_probs))
+
+    def decode_words(self, log_probs: Tensor | np.ndarray) -> list[tuple[str, int, int]]:
+        """The words with the frames [begin, end) that they take on the best path. Arguments, errors: see `decode`."""
         frames = as_frames(log_probs, self._labels)
         if len(frames) == 0:
-            return ""
+            return []
+        count = len(frames)
         frames = self._with_end(frames) if self._labels.boundary is not None else self._with_twins(frames)
         results = self._decoder.decode(frames.ctypes.data, *frames.shape)
-        words = results[0].words if results else []
-        return " ".join(self._dictionary.get_entry(word) for word in words if word >= 0)
+        return self._timed(results[0], count) if results else []
+
+    def _timed(self, result: Any, count: int) -> list[tuple[str, int, int]]:
+        """A word ends where flashlight emits it, and begins with the first label since the one before."""
+        found, begin = [], None
+        # Before the first frame and behind the last one flashlight has an entry of its own.
+        for frame, (token, word) in enumerate(zip(result.tokens[1:], result.words[1:], strict=True)):
+            if begin is None and token not in (BLANK, self._silence):
+                begin = min(frame, count - 1)
+            if word >= 0:
+                end = min(frame + 1, count)
+                found.append((self._dictionary.get_entry(word), end - 1 if begin is None else begin, end))
+                begin = None
+        return found
 
     def _fill(self, spellings: dict[str, list[list[int]]]) -> None:
         start = self._model.start(False)
