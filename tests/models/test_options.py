@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dmao.models import ConformerConfig, ConformerCTC, ctc_loss, model_loss
+from dmao.randomness import derive_seed
 from dmao.step import TrainingStep, build_model, make_controller, make_optimizer
 
 from dmao_kernels import compact
@@ -129,8 +130,6 @@ class TestIntermediate:
         assert result.labels == len(batch.targets)
         twin = build_model(config, len(source.labels), source.inputs)
         twin.load_state_dict({**twin.state_dict(), **before})
-        from dmao.randomness import derive_seed
-
         torch.manual_seed(derive_seed(config.seed, "step", 1))
         loss = model_loss(
             twin.train()(batch.features, batch.feature_lengths, intermediate=True),
