@@ -33,9 +33,9 @@ class Stages:
         path = self.folder / f"{name}.json.gz"
         found = self._read(path)
         if found is not None:
-            _log.info("%s: done before", name)
+            _log.info("stage %s: done before", name)
             return found
-        _log.info("%s", name)
+        _log.info("stage %s", name)
         value = json.dumps({"key": self.key, "value": make()}, ensure_ascii=False)
         write_atomically(path, gzip.compress(value.encode(), compresslevel=1, mtime=0))
         return json.loads(value)["value"]

@@ -63,16 +63,12 @@ def read_parts(source: Path, parts: dict[str, str], findings: Findings) -> Itera
         transcripts = sorted((source / part).rglob("*.trans.txt"))
         if not transcripts:
             findings.problem("missing part", source / part, "no *.trans.txt below it")
+        named = set()
         for path in transcripts:
-            yield from _read_chapter(path, split, findings)
-
-
-def _read_chapter(path: Path, split: str, findings: Findings) -> Iterator[Segment]:
-    named = set()
-    for where, line in findings.lines(path):
-        id, _, text = line.strip().partition(" ")
-        named.add(id)
-        yield Segment(id, str(path.with_name(f"{id}.flac")), text, id.split("-")[0], split, where)
-    for audio in sorted(path.parent.glob("*.flac")):
-        if audio.stem not in named:
-            findings.problem("missing transcript", audio, f"not in {path.name}")
+            for where, line in findings.lines(path):
+                id, _, text = line.strip().partition(" ")
+                named.add(id)
+                yield Segment(id, str(path.with_name(f"{id}.flac")), text, id.split("-")[0], split, where)
+        for audio in sorted((source / part).rglob("*.flac")):
+            if audio.stem not in named:
+                findings.problem("missing transcript", audio)
