@@ -141,7 +141,8 @@ def load_features(cut: MonoCut) -> np.ndarray:
         features = cut.load_features().astype(np.float32)
     except Exception as error:  # numpy and the file system raise their own
         path = Path(cut.features.storage_path) / cut.features.storage_key
-        raise UserError(f"cannot read features of utterance {cut.id} ({path}): {error}; prepare again") from error
+        reason = first_line(error)
+        raise UserError(f"cannot read features of utterance {cut.id} ({path}): {reason}; prepare again") from error
     deviation = features.std(axis=0) + _DEVIATION_FLOOR
     return (features - features.mean(axis=0)) / deviation
 
