@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from dmao import cli_decode
 from dmao.console import ConfigFile, OneLineErrors, print_json, show_log
 from dmao.prepare import prepare
 
@@ -231,7 +232,7 @@ def bench_loader(
 
     found = measure_loader(load_config(config, overrides), workers, batches)
     if as_json:
-        print_json([{**vars(one), "utterances_per_second": one.utterances_per_second} for one in found])
+        print_json({"loader": [{**vars(one), "utterances_per_second": one.utterances_per_second} for one in found]})
     else:
         click.echo("\n".join(map(str, found)))
 
@@ -309,6 +310,10 @@ def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], 
     )
     if report.wrong:
         click.get_current_context().exit(1)
+
+
+for command in cli_decode.COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

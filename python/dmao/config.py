@@ -38,20 +38,27 @@ class DataConfig:
 
     root: the folder of a prepared corpus (`dmao prepare`).
     train: the split to train on.
-    labels: characters or phonemes.
+    labels: characters; phonemes, each with and without end of word; bpe, pieces that sentencepiece learns from `train`.
+    bpe_size: number of pieces, blank included.
+    g2p: with phonemes: the voice of eSpeak NG that pronounces words beyond the lexicon ("en-us"); null: utterances with
+        such words are left out.
     batch_seconds: audio in one batch, padding included.
     workers: processes that read batches ahead for the training; 0: none, it reads them itself.
     """
 
     root: str = "data/embedded"
     train: str = "train"
-    labels: Literal["characters", "phonemes"] = "characters"
+    labels: Literal["characters", "phonemes", "bpe"] = "characters"
+    bpe_size: int = 500
+    g2p: str | None = None
     batch_seconds: float = 20.0
     workers: int = 0
 
     def __post_init__(self) -> None:
         _require(self.workers >= 0, "workers must not be negative", self.workers)
         _require(self.batch_seconds > 0, "batch_seconds must be positive", self.batch_seconds)
+        _require(self.bpe_size >= 2, "bpe_size must be 2 or more", self.bpe_size)
+        _require(self.g2p is None or self.labels == "phonemes", "g2p needs labels: phonemes", self.labels)
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 from click.testing import CliRunner
 from dmao.cli import main
 from dmao.config import load_config
+from dmao.data.labels import Labels
+from dmao.data.pronounce import PHONES
 from dmao.data.throughput import measure_loader
 from dmao.errors import UserError
 from dmao.evaluate import evaluate
 from dmao.metrics import read_json_lines
 from dmao.recipes import configs
+from dmao.recipes.switchboard.text import NOISES
 from dmao.source import CorpusSource
 from dmao.trainer import train
 
+from tests.recipes import corpora
 from tests.recipes.conftest import NAMES
 
 # The recipes as they are, but for the size of everything.
@@ -41,6 +46,13 @@ def small(name, root, *overrides, block="conformer"):
     return load_config(path, [*SMALL, f"data.root={root}", splits, f"model.block={block}", *overrides])
 
 
+def dmao(*arguments):
+    """What the command prints."""
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
 @pytest.mark.parametrize(("name", "block"), [(name, "conformer") for name in NAMES] + [("tedlium2", "e_branchformer")])
 def test_train_decode_and_score(prepared, tmp_path, name, block):
     root = prepared(name).root
@@ -61,12 +73,6 @@ def test_train_decode_and_score(prepared, tmp_path, name, block):
 
 def test_on_the_command_line(sources, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-    def dmao(*arguments):
-        result = CliRunner().invoke(main, list(map(str, arguments)))
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
     source = sources("switchboard")
     said = dmao(
         *("prepare", "switchboard", "--source", source / "swb1", "--hub5-00", source / "hub5e_00"),
@@ -82,6 +88,32 @@ def test_on_the_command_line(sources, tmp_path, monkeypatch):
     table = dmao("memory", "run/config.yaml", "--outputs", 30).splitlines()
     assert len(table) == 3
     assert "run/config" in table[2]
+
+
+def test_decoding_with_language_model_prior_and_tuned_scales(prepared, tmp_path):
+    root = prepared("switchboard").root
+    run = tmp_path / "run"
+    train(small("switchboard", root, "eval_splits=[]"), run)
+    lm, glm = tmp_path / "lm.arpa", root / "scoring" / "hub5-00.glm"
+    dmao("lm", "--root", root, "--order", 2, "--out", lm)
+    dmao("tune", run, "--split", "dev", "--lm", lm, "--beam", 5)
+    said = dmao("decode", run, "--split", "hub5-00", "--glm", glm, "--drop", "[noise]", "--drop", "[laughter]")
+    assert "WER" in said
+    folder = run / "decode" / "hub5-00"
+    report = json.loads((folder / "report.json").read_text())
+    words = sum(len(corpora.sentence(number).split()) for number in range(100, 108))
+    # as sclite counts: an optional word is a word of the reference
+    assert report["words"] == words + 16
+    places = {tuple(line.split()[:2]) for line in (folder / "ref.stm").read_text().splitlines()}
+    official = (root / "scoring" / "hub5-00.stm").read_text().splitlines()[1:]
+    assert places == {tuple(line.split()[:2]) for line in official}
+
+
+def test_labels_are_as_many_as_published():
+    phones = sorted(PHONES)
+    assert len(Labels.phonemes({phone: [phone] for phone in phones})) == 79
+    more = {word: [word] for word in [*phones, "AX", "EL", "EN", *NOISES]}
+    assert len(Labels.phonemes(more)) == 88
 
 
 def test_problems_on_the_command_line(breakable, tmp_path):

@@ -1,7 +1,7 @@
 """What a prepared corpus looks like on disk, whoever made it.
 
 ROOT/corpus.json                 the stamp: how it was made, what it holds; written last
-ROOT/lexicon.json                word -> phones: the words that decoding may choose from
+ROOT/lexicon.json                word -> phones, or a list of such: the words that decoding may choose from
 ROOT/manifests/SPLIT.jsonl.gz    lhotse CutSets; paths inside are relative to ROOT, so a corpus can be moved
 ROOT/audio/...  ROOT/features/...
 
@@ -25,6 +25,8 @@ from dmao.files import write_atomically
 
 if TYPE_CHECKING:
     from lhotse import CutSet
+
+    from dmao.data.labels import Entry
 
 STAMP = "corpus.json"
 LEXICON = "lexicon.json"
@@ -94,8 +96,8 @@ class Corpus:
 
         return read_manifest(self.manifest(split), self.root)
 
-    def lexicon(self) -> dict[str, list[str]]:
-        """Read the vocabulary with its pronunciations: word -> phones."""
+    def lexicon(self) -> dict[str, Entry]:
+        """Read the vocabulary with its pronunciations: word -> phones, or a list of such."""
         path = self.root / LEXICON
         try:
             return json.loads(path.read_text(encoding="utf-8"))

@@ -222,7 +222,7 @@ def _cut(item: Recorded, sample_rate: int) -> MonoCut:
         text=segment.text,
         speaker=segment.speaker,
         language="en",
-        custom=None if segment.split == TRAIN else {"written": segment.written},
+        custom={"reference": segment.reference} if segment.reference else None,
         sample_rate=sample_rate,
         span=Span(segment.recording, item.start, item.recording_samples, segment.channel, item.channels),
     )

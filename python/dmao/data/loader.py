@@ -12,6 +12,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dmao.data.features import BINS, load_features
-from dmao.data.labels import Labels
+from dmao.data.labels import Labels, Unspellable
 from dmao.data.manifests import MonoCut
 from dmao.errors import UserError
 
@@ -59,6 +60,8 @@ class SpeechDataset:
         min_frames: feature frames that the model needs at least (its receptive field).
         subsampling: feature frames per output frame of the model.
         name: what messages call this dataset.
+        unspellable: what becomes of an utterance that the labels cannot spell: an error ("refuse"), "leave out", or
+            "keep" it without targets, to be decoded.
 
     Attributes:
         cuts: id -> cut, in the order of the manifest.
@@ -78,6 +81,7 @@ class SpeechDataset:
         min_frames: int = 1,
         subsampling: int = 4,
         name: str = "data",
+        unspellable: Literal["refuse", "leave out", "keep"] = "refuse",
     ) -> None:
         self.labels = labels
         self.name = name
@@ -89,7 +93,15 @@ class SpeechDataset:
             total += 1
             if not cut.has_features or cut.num_features != BINS:
                 raise UserError(f"utterance {cut.id} has no features with {BINS} bins: prepare the corpus again")
-            target = labels.encode(text_of(cut), cut.id)
+            try:
+                target = labels.encode(text_of(cut), cut.id)
+            except Unspellable as error:
+                if unspellable == "refuse":
+                    raise
+                if unspellable == "leave out":
+                    self.left_out.append(LeftOut(cut.id, text_of(cut), str(error)))
+                    continue
+                target = []
             if reason := _why_not(cut.num_frames, target, min_frames, subsampling):
                 self.left_out.append(LeftOut(cut.id, text_of(cut), reason))
             else:
@@ -126,7 +138,7 @@ class SpeechDataset:
         return Batch(
             features=torch.nn.utils.rnn.pad_sequence(features, batch_first=True),
             feature_lengths=torch.tensor([len(x) for x in features]),
-            targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+            targets=torch.tensor([id for target in targets for id in target], dtype=torch.int64),
             target_lengths=torch.tensor([len(target) for target in targets]),
             ids=ids,
             texts=tuple(text_of(self.cuts[id]) for id in ids),

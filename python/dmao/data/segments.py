@@ -25,7 +25,8 @@ class Segment:
     """One utterance as its corpus names it.
 
     audio: file.  channel: from 0.  start, end: seconds; None: to the end of the recording.
-    text: as written in the corpus, then as it is trained and scored; `written` keeps the first.
+    text: as written in the corpus, then as it is trained and scored.
+    reference: of an evaluation, with NIST's marks of alternatives and optional words (`dmao.scoring`); "": as `text`.
     split: that it belongs to.  part: of the split (a split of its own as well): "swbd" of Hub5'00.
     where: file and line that name it.
     """
@@ -40,7 +41,7 @@ class Segment:
     end: float | None = None
     channel: int = 0
     part: str = ""
-    written: str = ""
+    reference: str = ""
 
     @property
     def recording(self) -> str:
@@ -164,7 +165,7 @@ def normalise(found: list[Recorded], clean: Callable[[str, str], str], findings:
         if not segment.text.strip():
             findings.problem("empty transcript", segment.where, segment.id)
         elif text := " ".join(clean(segment.text, segment.split).split()):
-            kept.append(replace(item, segment=replace(segment, text=text, written=segment.text)))
+            kept.append(replace(item, segment=replace(segment, text=text)))
         else:
             findings.left_out["no word in the transcript"] += 1
     return kept

@@ -17,7 +17,7 @@ from dmao.data.problems import Findings, OnProblem
 from dmao.data.segments import Segment
 from dmao.data.stm import StmLine, read_stm
 from dmao.errors import UserError
-from dmao.recipes.switchboard.text import clean, clean_reference, clean_word, without_noises
+from dmao.recipes.switchboard.text import clean, clean_reference, clean_word, marked, without_noises
 
 DICTIONARY = "sw-ms98-dict.text"
 # Beginning of a recording's name -> part of the evaluation.
@@ -160,8 +160,19 @@ class _Evaluation:
         audio = self._audio.get(name, self.folders[0] / f"{line.recording}.sph")
         prefix = name.split("_")[0].rstrip("0123456789")
         id = f"{name}-{'AB'[channel]}-{round(100 * line.start):07d}-{round(100 * line.end):07d}"
-        speaker, part = f"{name}-{'AB'[channel]}", PARTS[self.name].get(prefix, "")
-        return Segment(id, str(audio), line.text, speaker, self.name, line.where, line.start, line.end, channel, part)
+        return Segment(
+            id,
+            str(audio),
+            line.text,
+            f"{name}-{'AB'[channel]}",
+            self.name,
+            line.where,
+            line.start,
+            line.end,
+            channel,
+            part=PARTS[self.name].get(prefix, ""),
+            reference=marked(line.text),
+        )
 
     @cached_property
     def _audio(self) -> dict[str, Path]:

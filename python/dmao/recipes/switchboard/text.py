@@ -38,13 +38,17 @@ def clean(text: str) -> str:
 
 
 def clean_reference(text: str) -> str:
-    """A reference as a plain word error rate takes it.
+    """A reference as a plain word error rate takes it; `marked` keeps what `dmao decode` knows to score.
 
-    Of alternatives "{a / b}" the first; without what may be missing: "(%hesitation)", "(wh-)". sclite knows more of
-    this; it reads the .stm.
+    Of alternatives "{a / b}" the first; without what may be missing: "(%hesitation)", "(wh-)".
     """
     chosen = _ALTERNATIVES.sub(r"\1", text.lower())
     return " ".join(word for word in _OPTIONAL.sub(" ", chosen).split() if word != "@")
+
+
+def marked(text: str) -> str:
+    """A reference with NIST's marks of alternatives and optional words; without those of contractions and the like."""
+    return " ".join(re.sub(r"<[^>]*>", " ", text.lower()).split())
 
 
 def without_noises(text: str) -> str:
