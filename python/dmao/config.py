@@ -180,6 +180,7 @@ class TrainConfig:
 
     steps: optimizer steps.
     epochs: passes over the training split instead: `steps` becomes so many times the batches of the first one.
+    device: cpu; cuda; auto, which is cuda where there is a GPU. Of several processes each takes a GPU of its own.
     threads: threads of the CPU kernels.
     precision: fp32, or bf16 for the matrix products (autocast).
     max_skipped: steps in a row whose loss or gradient may be infinite or NaN (they are skipped) before
@@ -191,6 +192,7 @@ class TrainConfig:
     seed: int = 0
     steps: int = 2000
     epochs: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
     threads: int = 2
     precision: Literal["fp32", "bf16"] = "fp32"
     data: DataConfig = field(default_factory=DataConfig)

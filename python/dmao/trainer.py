@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dmao import checkpoint
 from dmao.config import ConfigError, TrainConfig, save_config
-from dmao.distributed import Team, team
+from dmao.distributed import Team, device_of, team
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
 from dmao.metrics import Recorder, read_json_lines
@@ -115,7 +115,7 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
     source = data or CorpusSource(config)
     if config.epochs is not None and found is None:
         config = replace(config, steps=config.epochs * source.batches_per_epoch())
-    with team() as mine:
+    with team(device_of(config.device)) as mine:
         mine.wait()  # all have looked before the first one writes
         if mine.leads:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -135,8 +135,8 @@ def resume_command(run_dir: Path) -> str:
 def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Path) -> None:
     wanted, found = _flatten(config.to_dict()), _flatten(stored)
     different = [key for key in sorted({*wanted, *found} - _FREE_KEYS) if wanted.get(key) != found.get(key)]
-    if different == ["threads"]:
-        _log.warning("train: resuming with another number of threads: continues, but not to the bit")
+    if different and set(different) <= {"threads", "device"}:
+        _log.warning("train: resuming with another %s: continues, but not to the bit", " and ".join(different))
     elif different:
         key = different[0]
         raise ConfigError(
@@ -173,7 +173,7 @@ class _Training:
         for split in config.eval_splits if team.leads else ():
             source.left_out(split)  # opens it: what is missing is told before the training, not after it
         self.place = _Place(**state["place"]) if state else _Place()
-        self.model = build_model(config, len(source.labels), source.inputs)
+        self.model = build_model(config, len(source.labels), source.inputs).to(device_of(config.device))
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.controller = make_controller(self.model, self.optimizer, config, saved_costs(state))
         if state:

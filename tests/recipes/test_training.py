@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from click.testing import CliRunner
 from dmao.cli import main
 from dmao.config import load_config
@@ -107,6 +108,39 @@ def test_decoding_with_language_model_prior_and_tuned_scales(prepared, tmp_path)
     places = {tuple(line.split()[:2]) for line in (folder / "ref.stm").read_text().splitlines()}
     official = (root / "scoring" / "hub5-00.stm").read_text().splitlines()[1:]
     assert places == {tuple(line.split()[:2]) for line in official}
+
+
+def test_a_reference_without_words_is_decoded_and_scored(breakable, tmp_path):
+    source, prepare = breakable("switchboard")
+    (stm,) = source.rglob("*.stm")
+    *lines, last = stm.read_text().splitlines()
+    stm.write_text("\n".join([*lines, f"{last[: last.index('(')]} (%hesitation)"]) + "\n")
+    corpus = prepare()
+    assert corpus.splits["hub5-00"]["utterances"] == 8
+    assert list(corpus.cuts("hub5-00"))[-1].supervisions[0].text == ""
+    run = tmp_path / "run"
+    train(small("switchboard", corpus.root, "eval_splits=[hub5-00]", "epochs=1"), run)
+    assert evaluate(run, "hub5-00").utterances == 8
+    dmao("decode", run, "--split", "hub5-00", "--beam", 5)
+    report = json.loads((run / "decode" / "hub5-00" / "report.json").read_text())
+    assert len(report["utterances"]) == 8
+
+
+def test_a_gpu_that_is_not_there(prepared, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match="device is cuda, but PyTorch finds no GPU"):
+        train(small("tedlium2", prepared("tedlium2").root, "device=cuda"), tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu(prepared, tmp_path):
+    config = small("tedlium2", prepared("tedlium2").root, "device=cuda", "precision=bf16")
+    result = train(config, tmp_path)
+    assert len(result.events) == 1
+    assert set(result.evaluations) == {"dev", "test"}
+    assert train(config, tmp_path).evaluations == result.evaluations
 
 
 def test_labels_are_as_many_as_published():

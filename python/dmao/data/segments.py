@@ -158,13 +158,18 @@ def _without_overlaps(found: list[Recorded], findings: Findings) -> list[Recorde
 
 
 def normalise(found: list[Recorded], clean: Callable[[str, str], str], findings: Findings) -> list[Recorded]:
-    """The segments with their texts as `clean(text, split)` leaves them; without those that hold no word."""
+    """The segments with their texts as `clean(text, split)` leaves them; without those that hold no word.
+
+    Where a reference says what may be heard, what is heard beside counts: such a segment stays.
+    """
     kept = []
     for item in found:
         segment = item.segment
         if not segment.text.strip():
             findings.problem("empty transcript", segment.where, segment.id)
-        elif text := " ".join(clean(segment.text, segment.split).split()):
+            continue
+        text = " ".join(clean(segment.text, segment.split).split())
+        if text or segment.reference:
             kept.append(replace(item, segment=replace(segment, text=text)))
         else:
             findings.left_out["no word in the transcript"] += 1

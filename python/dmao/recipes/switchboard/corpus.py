@@ -81,7 +81,7 @@ def prepare_switchboard(
 
 def read_conversations(sources: Sequence[Path], dev_utterances: int, findings: Findings) -> Iterator[Segment]:
     """The utterances of train and dev; what is silence is counted."""
-    audio = _by_name(sources, "*.sph")
+    audio = _by_name(sources, "sw0????.sph")
     transcripts = _by_name(sources, "*-trans.text")
     if not transcripts:
         findings.problem("missing part", ", ".join(map(str, sources)), "no *-trans.text below it")
