@@ -43,6 +43,7 @@ class DataConfig:
     g2p: with phonemes: the voice of eSpeak NG that pronounces words beyond the lexicon ("en-us"); null: utterances with
         such words are left out.
     batch_seconds: audio in one batch, padding included.
+    workers: processes that read batches ahead for the training; 0: none, it reads them itself.
     """
 
     root: str = "data/embedded"
@@ -51,8 +52,10 @@ class DataConfig:
     bpe_size: int = 500
     g2p: str | None = None
     batch_seconds: float = 20.0
+    workers: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.workers >= 0, "workers must not be negative", self.workers)
         _require(self.batch_seconds > 0, "batch_seconds must be positive", self.batch_seconds)
         _require(self.bpe_size >= 2, "bpe_size must be 2 or more", self.bpe_size)
         _require(self.g2p is None or self.labels == "phonemes", "g2p needs labels: phonemes", self.labels)
@@ -181,6 +184,8 @@ class TrainConfig:
     """One training. The result is a function of this and of the data, to the bit for the same machine and threads.
 
     steps: optimizer steps.
+    epochs: passes over the training split instead: `steps` becomes so many times the batches of the first one.
+    device: cpu; cuda; auto, which is cuda where there is a GPU. Of several processes each takes a GPU of its own.
     threads: threads of the CPU kernels.
     precision: fp32, or bf16 for the matrix products (autocast).
     max_skipped: steps in a row whose loss or gradient may be infinite or NaN (they are skipped) before
@@ -191,6 +196,8 @@ class TrainConfig:
 
     seed: int = 0
     steps: int = 2000
+    epochs: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
     threads: int = 2
     precision: Literal["fp32", "bf16"] = "fp32"
     data: DataConfig = field(default_factory=DataConfig)
@@ -210,6 +217,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "threads", "max_skipped", "checkpoint_every", "log_every", "log_scores_every"):
             _require(getattr(self, name) >= 1, f"{name} must be 1 or more", getattr(self, name))
+        _require(self.epochs is None or self.epochs >= 1, "epochs must be 1 or more, or null", self.epochs)
         _require(self.seed >= 0, "seed must not be negative", self.seed)
         _require(self.eval_every >= 0, "eval_every must not be negative", self.eval_every)
         if self.grow_and_drop.schedule is not None:
@@ -231,7 +239,7 @@ class TrainConfig:
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> TrainConfig:
     """The configuration in a YAML file (None: the defaults), changed by "key=value", e.g.
-    "learning_rate.peak=2e-3".
+    "learning_rate.peak=2e-3". A file with `base: OTHER.yaml` changes what that one, beside it, says.
 
     Raises ConfigError with one line that names the key, what it takes and what was found.
     """
@@ -254,7 +262,7 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
     write_atomically(Path(path), yaml.safe_dump(config.to_dict(), sort_keys=False))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -262,7 +270,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     values = _parse_yaml(text, str(path))
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"config: {path} must hold keys and values, got {type(values).__name__}")
-    return values or {}
+    values = values or {}
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    above = (*above, path.resolve())
+    if (path.parent / str(base)).resolve() in above:
+        raise ConfigError(f"config: {path} is its own base")
+    return _merge(_read_yaml(path.parent / str(base), above), values)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`; mappings in both are merged in the same way."""
+    both = {key: value for key, value in base.items() if isinstance(value, dict) and isinstance(changes.get(key), dict)}
+    return base | changes | {key: _merge(value, changes[key]) for key, value in both.items()}
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dmao import checkpoint
 from dmao.config import TrainConfig
+from dmao.distributed import device_of
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.source import CorpusSource, Source
 from dmao.step import autocast, restore
@@ -107,7 +108,8 @@ def open_checkpoint(
 
         data = CorpusSource(config, Labels.from_state_dict(state["labels"]))
     torch.set_num_threads(config.threads)
-    return restore(state)[0], data, config
+    device = device_of("cpu" if config.device == "cpu" else "auto")  # not only where it was trained
+    return restore(state)[0].to(device), data, config
 
 
 def evaluate_model(model: ConformerCTC, source: Source, split: str = "test", precision: str = "fp32") -> Evaluation:
@@ -160,9 +162,10 @@ def outputs(
     model.eval()
     try:
         for batch in batches:
-            with autocast(precision, batch.features.device):
-                log_probs, lengths = model(batch.features, batch.feature_lengths)
-            yield batch, log_probs, lengths
+            features = batch.features.to(next(model.parameters()).device)
+            with autocast(precision, features.device):
+                log_probs, lengths = model(features, batch.feature_lengths)
+            yield batch, log_probs.cpu(), lengths
     finally:
         model.train(training)
 

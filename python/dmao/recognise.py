@@ -182,10 +182,12 @@ def decode(
     words = {h.id: decoder(h.frames) for h in tqdm(heard, desc="search", unit="utt", leave=False)}
     segments = _segments(recogniser.source, split, heard)
     texts = {id: " ".join(word for word, _, _ in found) for id, found in words.items()}
-    report = _score(heard, texts, segments, normaliser, f"{recogniser.checkpoint.name}, {split}: {_describe(search)}")
+    references = {h.id: segments[h.id].reference or h.reference for h in heard}
+    report = _score(
+        references, texts, segments, normaliser, f"{recogniser.checkpoint.name}, {split}: {_describe(search)}"
+    )
     out = out or recogniser.folder / "decode" / split
     report.write(out)
-    references = {h.id: h.reference for h in heard}
     write_stm(out / "ref.stm", segments, references)
     write_trn(out / "ref.trn", segments, references)
     write_trn(out / "hyp.trn", segments, texts)
@@ -201,9 +203,12 @@ def _describe(search: Search) -> str:
 
 
 def _score(
-    heard: Sequence[Heard], texts: dict[str, str], segments: dict[str, Segment], normaliser: Normaliser, title: str
+    references: dict[str, str], texts: dict[str, str], segments: dict[str, Segment], normaliser: Normaliser, title: str
 ) -> Report:
-    scored = (Utterance(h.id, segments[h.id].speaker, align(h.reference, texts[h.id], normaliser)) for h in heard)
+    scored = (
+        Utterance(id, segments[id].speaker, align(reference, texts[id], normaliser))
+        for id, reference in references.items()
+    )
     return Report(sorted(scored, key=lambda u: u.id), title)
 
 

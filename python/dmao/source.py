@@ -36,6 +36,9 @@ class Source(Protocol):
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on; their order is a function of the epoch."""
 
+    def batches_per_epoch(self) -> int:
+        """How many batches the first epoch has; asked where the config counts epochs."""
+
     def eval_batches(self, split: str) -> Iterator[Batch]:
         """The batches of a split, always in the same order."""
 
@@ -73,7 +76,16 @@ class CorpusSource:
         settings = self.config.data
         dataset = self._dataset(settings.train)
         seed = self.config.seed
-        return batches(dataset, seconds=settings.batch_seconds, seed=seed, epoch=epoch, start=start)
+        return batches(
+            dataset, seconds=settings.batch_seconds, seed=seed, epoch=epoch, start=start, workers=settings.workers
+        )
+
+    def batches_per_epoch(self) -> int:
+        """See Source."""
+        from dmao.data.loader import epoch_plan
+
+        settings = self.config.data
+        return len(epoch_plan(self._dataset(settings.train), seconds=settings.batch_seconds, seed=self.config.seed))
 
     def eval_batches(self, split: str) -> Iterator[Batch]:
         """See Source."""
@@ -94,8 +106,9 @@ class CorpusSource:
                 recording=cut.recording_id,
                 start=cut.start,
                 end=cut.end,
-                channel=str(cut.channel),
+                channel="1" if cut.recording.num_channels == 1 else "AB"[cut.channel],  # as NIST's files have it
                 speaker=cut.supervisions[0].speaker or "unknown",
+                reference=(cut.supervisions[0].custom or {}).get("reference", ""),
             )
             for cut in self.corpus.cuts(split)
         }

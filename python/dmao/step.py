@@ -72,6 +72,7 @@ class TrainingStep:
         rate = self.config.learning_rate.at(step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        batch = replace(batch, features=batch.features.to(next(self.model.parameters()).device))
         if self.config.spec_augment is not None:
             masks = generator(seed, "spec_augment", step)
             augmented = self.config.spec_augment(batch.features, batch.feature_lengths, masks)
@@ -176,6 +177,7 @@ def _cost_model(model: ConformerCTC, config: TrainConfig) -> CostModel:
     if cost.kind == "latency":
         shape = (cost.batch, cost.length, model.config.inputs)
         features = torch.randn(shape, generator=generator(config.seed, "calibration"))
+        features = features.to(next(model.parameters()).device)
         lengths = torch.full((cost.batch,), cost.length)
 
         def run(timed: nn.Module) -> None:

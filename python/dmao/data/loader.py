@@ -1,7 +1,7 @@
 """Padded batches: a pure function of dataset, seconds, seed and epoch, read from any position on.
 
 lhotse's bucketing sampler groups utterances of similar length; this module reads their features, normalises and pads.
-No worker process: reading costs far less than a training step.
+On a CPU that costs far less than a training step; for a GPU, worker processes read ahead (`dmao bench-loader`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lhotse.dataset import DynamicBucketingSampler
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from dmao.data.features import BINS, load_features
 from dmao.data.labels import Labels, Unspellable
@@ -197,10 +198,12 @@ def batches(
     start: int = 0,
     shuffle: bool = True,
     buckets: int = 10,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch from batch `start` on; those before it cost nothing.
 
-    See `epoch_plan` for the other arguments and for the number of batches.
+    See `epoch_plan` for the other arguments and for the number of batches. `workers` processes read ahead; the batches
+    are the same.
 
     Raises:
         UserError: for a bad argument or features that cannot be read.
@@ -208,8 +211,30 @@ def batches(
     plan = epoch_plan(dataset, seconds=seconds, seed=seed, epoch=epoch, shuffle=shuffle, buckets=buckets)
     if not 0 <= start <= len(plan):
         raise UserError(f"start must lie between 0 and {len(plan)}, the number of batches, got {start}")
-    for ids in plan[start:]:
-        yield dataset.batch(ids)
+    if workers == 0:
+        yield from map(dataset.batch, plan[start:])
+        return
+    for batch in DataLoader(_Planned(dataset, plan[start:]), batch_size=None, num_workers=workers, prefetch_factor=4):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Planned(Dataset[Batch | UserError]):
+    """The batches of a plan by their number, for PyTorch's loader; an error of ours comes as it is, not as its text."""
+
+    dataset: SpeechDataset
+    plan: list[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int) -> Batch | UserError:
+        try:
+            return self.dataset.batch(self.plan[number])
+        except UserError as error:
+            return error
 
 
 def text_of(cut: MonoCut) -> str:

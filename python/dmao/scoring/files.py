@@ -12,13 +12,17 @@ from dmao.files import write_atomically
 
 @dataclass(frozen=True)
 class Segment:
-    """Where an utterance comes from: seconds of a channel of a recording, and who speaks."""
+    """Where an utterance comes from: seconds of a channel of a recording, and who speaks.
+
+    reference: with marks of alternatives and optional words, where the plain text has none.
+    """
 
     recording: str
     start: float
     end: float
     channel: str = "1"
     speaker: str = "unknown"
+    reference: str = ""
 
 
 class TimedWord(NamedTuple):
