@@ -124,9 +124,10 @@ def test_frames_of_one_label_are_one_word_however_welcome_words_are():
     frames = log_probs([labels.encode("ba")[0], *[labels.encode("ba")[1]] * 4], labels, confidence=20)
     for scales in (Scales(word=0.0), Scales(word=5.0)):
         assert LexiconDecoder(labels, SHORT, scales=scales).decode(frames) == "ba"
-    parted = log_probs(alignment(labels.encode("ba a a"), 2, 1), labels)
-    for scales in (Scales(word=0.0), Scales(word=-3.0)):  # a blank parts words, however unwelcome these are
-        assert LexiconDecoder(labels, SHORT, scales=scales).decode(parted) == "ba a a"
+    for repeat in (1, 2):  # a blank parts words, however unwelcome these are
+        parted = log_probs(alignment(labels.encode("ba a a"), repeat, 1), labels)
+        for scales in (Scales(word=0.0), Scales(word=-3.0)):
+            assert LexiconDecoder(labels, SHORT, scales=scales).decode(parted) == "ba a a"
 
 
 def test_prior_takes_from_labels_what_they_have_anyway():
