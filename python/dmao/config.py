@@ -81,6 +81,11 @@ class ModelConfig:
     frequency_pooling: tuple[int, ...] = (1, 1)
     block: str = "conformer"
     positions: str = "none"
+    chunk: int | None = None
+    left_chunks: int | None = None
+    intermediate: tuple[int, ...] = ()
+    intermediate_weight: float = 0.3
+    intermediate_output: str = "shared"
 
     def __post_init__(self) -> None:
         self.conformer(outputs=2)  # ConformerConfig checks the rest

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -75,17 +75,19 @@ class Recogniser:
         self.model, self.source, self.config = open_checkpoint(state, data, root)
         self.frame_seconds = FRAME_SHIFT * self.model.config.subsampling
 
-    def hear(self, split: str) -> list[Heard]:
+    def hear(self, split: str) -> Iterator[Heard]:
         """The model's outputs on a split, in the order of its batches; what it cannot process stands first."""
         without = np.zeros((0, len(self.source.labels)), np.float32)
-        heard = [Heard(left.id, left.text, without) for left in self.source.left_out(split)]
+        left_out = self.source.left_out(split)
+        yield from (Heard(left.id, left.text, without) for left in left_out)
+        found = len(left_out)
         batches = tqdm(self.source.eval_batches(split), desc=split, unit="batch", leave=False)
         for batch, log_probs, lengths in outputs(self.model, batches, self.config.precision):
             for id, text, frames, length in zip(batch.ids, batch.texts, log_probs, lengths.tolist(), strict=True):
-                heard.append(Heard(id, text, frames[:length].float().cpu().numpy()))
-        if not heard:
+                found += 1
+                yield Heard(id, text, frames[:length].float().cpu().numpy())
+        if not found:
             raise UserError(f"decode: the split '{split}' holds no utterance")
-        return heard
 
     def prior(self, batches: int | None = None) -> np.ndarray:
         """The labels' prior, from the file beside the checkpoint; where there is none, it is estimated and written.
@@ -178,11 +180,13 @@ def decode(
     Raises UserError where there is nothing to decode, or not so.
     """
     decoder = recogniser.decoder(search)
-    heard = recogniser.hear(split)
-    words = {h.id: decoder(h.frames) for h in tqdm(heard, desc="search", unit="utt", leave=False)}
-    segments = _segments(recogniser.source, split, heard)
+    plain: dict[str, str] = {}
+    words: dict[str, list[TimedWord]] = {}
+    for heard in recogniser.hear(split):
+        plain[heard.id], words[heard.id] = heard.reference, decoder(heard.frames)
+    segments = _segments(recogniser.source, split, plain)
     texts = {id: " ".join(word for word, _, _ in found) for id, found in words.items()}
-    references = {h.id: segments[h.id].reference or h.reference for h in heard}
+    references = {id: segments[id].reference or text for id, text in plain.items()}
     report = _score(
         references, texts, segments, normaliser, f"{recogniser.checkpoint.name}, {split}: {_describe(search)}"
     )
@@ -212,9 +216,9 @@ def _score(
     return Report(sorted(scored, key=lambda u: u.id), title)
 
 
-def _segments(source: Source, split: str, heard: Sequence[Heard]) -> dict[str, Segment]:
+def _segments(source: Source, split: str, ids: Iterable[str]) -> dict[str, Segment]:
     known = source.segments(split)
-    return {h.id: known.get(h.id, Segment(h.id, 0.0, 0.0)) for h in heard}
+    return {id: known.get(id, Segment(id, 0.0, 0.0)) for id in ids}
 
 
 def _untimed(text: str) -> list[TimedWord]:

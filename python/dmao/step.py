@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 from dmao.config import ConfigError, OptimizerConfig, TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.distributed import Team, wrap
-from dmao.models import ConformerCTC, ctc_loss
+from dmao.models import ConformerCTC, model_loss
 from dmao.randomness import derive_seed, generator
 from dmao_kernels.structure import CostModel, Costs, LatencyCost, MacCost, ParameterCost, ScoringAdamW
 
@@ -60,6 +60,7 @@ class TrainingStep:
         self.optimizer = optimizer
         self.config = config
         self.controller = controller
+        self._options = {"intermediate": True} if model.config.intermediate else {}
 
     def rewrap(self) -> None:
         """To be called whenever the model's widths have changed."""
@@ -83,8 +84,8 @@ class TrainingStep:
     def _learn(self, batch: Batch, weight: float) -> StepResult:
         """weight: of the batch's loss, see Team.share."""
         with autocast(self.config.precision, batch.features.device):
-            log_probs, lengths = self.forward(batch.features, batch.feature_lengths)
-        loss, own_labels, own_unaligned = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
+            outputs = self.forward(batch.features, batch.feature_lengths, **self._options)
+        loss, own_labels, own_unaligned = model_loss(outputs, self.model.config, batch.targets, batch.target_lengths)
         counted = (weight * value for value in (loss.item() * own_labels, own_labels, own_unaligned))
         value, *counts = self.team.total(list(counted))
         labels, unaligned = (int(count) for count in counts)

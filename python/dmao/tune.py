@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from dmao.errors import UserError
 from dmao.files import write_atomically
 from dmao.recognise import TUNED, Heard, Recogniser, Search
 from dmao.score import ErrorCount
-from dmao.scoring import Normaliser, align
+from dmao.scoring import Normaliser, Segment, align
 
 _log = logging.getLogger(__name__)
 _STEPS = {"lm": 0.4, "prior": 0.2, "word": 1.0}  # the first step of each scale
@@ -55,12 +55,15 @@ def tune(
     if search.kind != "lexicon":
         raise UserError(f"tune: the {search.kind} search has no scales of words; use the lexicon search")
     decoder = recogniser.lexicon_decoder(search, prior=True)
-    heard = _spread(recogniser.hear(split), utterances)
+    segments = recogniser.source.segments(split)
+    heard = list(_spread(recogniser.hear(split), len(segments), utterances))
+    references = [_reference(segments, h) for h in heard]
 
     def errors(scales: Scales) -> ErrorCount:
         decoder.rescale(scales)
-        counts = (align(h.reference, decoder.decode(h.frames), normaliser).count for h in heard)
-        return sum(counts, ErrorCount())
+        texts = (decoder.decode(h.frames) for h in heard)
+        pairs = zip(references, texts, strict=True)
+        return sum((align(reference, text, normaliser).count for reference, text in pairs), ErrorCount())
 
     fixed = () if search.lm else ("lm",)
     trials = tuple(descend(search.scales, errors, fixed))
@@ -98,10 +101,17 @@ def _neighbours(point: Scales, factor: float, fixed: Sequence[str]) -> list[Scal
     return moved
 
 
-def _spread(heard: list[Heard], most: int | None) -> list[Heard]:
-    if most is None or most >= len(heard):
-        return heard
-    return [heard[i * len(heard) // most] for i in range(most)]
+def _reference(segments: Mapping[str, Segment], heard: Heard) -> str:
+    segment = segments.get(heard.id)
+    return (segment.reference if segment else "") or heard.reference
+
+
+def _spread(heard: Iterable[Heard], total: int, most: int | None) -> Iterator[Heard]:
+    """About `most` of `total`, from first to last: what is not taken need not stay in memory."""
+    if most is None or most >= total:
+        return iter(heard)
+    kept = {i * total // most for i in range(most)}
+    return (one for place, one in enumerate(heard) if place in kept)
 
 
 def _plain(found: Tuned) -> dict[str, Any]:

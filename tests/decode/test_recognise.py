@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -86,6 +87,15 @@ def test_tuned_scales_belong_to_a_checkpoint(run):
     assert decode(run, "dev", whole.search).total.errors == whole.count.errors
     (run.folder / "tuned.json").write_text(json.dumps({**kept, "checkpoint": "another"}))
     assert run.tuned() is None
+
+
+def test_tuning_scores_against_the_marked_reference(run, monkeypatch):
+    """A reference that allows anything at all leaves no errors but insertions."""
+    segments = run.source.segments("dev")
+    free = {id: dataclasses.replace(s, reference=f"{{ {' / '.join(WORDS)} / @ }}") for id, s in segments.items()}
+    monkeypatch.setattr(run.source, "segments", lambda split: free)
+    found = tune(run, "dev", Search(), utterances=6)
+    assert found.count.substitutions == found.count.deletions == 0
 
 
 def test_descent_finds_the_lowest_point():

@@ -10,6 +10,7 @@ from torch import Tensor
 from dmao.data.labels import Labels
 
 IMPOSSIBLE = -1e4
+TOKENS = 128  # the most probable ones of a frame that a search looks at
 
 
 @dataclass(frozen=True)

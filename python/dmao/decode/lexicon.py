@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from dmao.data.labels import BLANK, Labels, Unspellable
-from dmao.decode.emissions import IMPOSSIBLE, Scales, as_frames, as_log_prior
+from dmao.decode.emissions import IMPOSSIBLE, TOKENS, Scales, as_frames, as_log_prior
 from dmao.errors import UserError, first_line
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class LexiconDecoder:
         self._offset = scales.prior * self._log_prior
         options = self._fl.LexiconDecoderOptions(
             beam_size=self._beam,
-            beam_size_token=self._columns,
+            beam_size_token=min(self._columns, TOKENS),
             beam_threshold=50.0,
             lm_weight=scales.lm * math.log(10) if self._with_model else 0.0,  # ARPA has decimal logarithms
             word_score=scales.word,

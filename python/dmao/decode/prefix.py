@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from dmao.data.labels import BLANK, Labels
-from dmao.decode.emissions import IMPOSSIBLE, as_frames, as_log_prior
+from dmao.decode.emissions import IMPOSSIBLE, TOKENS, as_frames, as_log_prior
 from dmao.decode.greedy import collapse
 from dmao.decode.lexicon import flashlight
 
@@ -32,7 +32,7 @@ class PrefixDecoder:
         self._model = fl.ZeroLM()
         options = fl.LexiconFreeDecoderOptions(
             beam_size=beam,
-            beam_size_token=len(labels),
+            beam_size_token=min(len(labels), TOKENS),
             beam_threshold=50.0,
             lm_weight=0.0,
             sil_score=0.0,
