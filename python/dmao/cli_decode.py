@@ -163,7 +163,7 @@ def decode(
     \b
     Examples:
       dmao decode runs/librispeech --split test-other --lm 4-gram.arpa
-      dmao decode runs/switchboard --split hub5_00 --glm hub5.glm --drop [noise] --drop [laughter]
+      dmao decode runs/switchboard --split hub5-00 --glm hub5-00.glm --drop [noise] --drop [laughter]
     """
     from dmao.recognise import Search
     from dmao.recognise import decode as run

@@ -133,7 +133,8 @@ def resume_command(run_dir: Path) -> str:
 
 
 def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Path) -> None:
-    wanted, found = _flatten(config.to_dict()), _flatten(stored)
+    complete = TrainConfig.from_dict(stored)  # keys that are newer than the run have their defaults
+    wanted, found = _flatten(config.to_dict()), _flatten(complete.to_dict())
     different = [key for key in sorted({*wanted, *found} - _FREE_KEYS) if wanted.get(key) != found.get(key)]
     if different and set(different) <= {"threads", "device"}:
         _log.warning("train: resuming with another %s: continues, but not to the bit", " and ".join(different))

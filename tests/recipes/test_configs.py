@@ -116,6 +116,19 @@ def test_wrong_bases(tmp_path):
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("epochs=0", "epochs must be 1 or more"),
+        ("data.workers=-1", "workers must not be negative"),
+        ("device=gpu", "auto"),
+    ],
+)
+def test_wrong_values(override, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(None, [override])
+
+
 def test_saved_configs_stand_alone(tmp_path):
     from dmao.config import save_config
 

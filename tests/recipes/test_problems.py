@@ -67,6 +67,7 @@ CASES = {
         (lambda s: change_line(one(s, STM), 2, lambda x: columns(x, end=b"0.20")), "no length", f"{STM}:3", 1),
         (lambda s: change_line(one(s, STM), 2, lambda x: columns(x, start=b"-1")), "outside of the audio", STM, 1),
         (lambda s: change_line(one(s, STM), 2, lambda x: columns(x, start=b"zero")), "bad line", "zero", 1),
+        (lambda s: change_line(one(s, STM), 2, lambda x: columns(x, end=b"nan")), "bad line", "got 0.20 nan", 1),
         (lambda s: change_line(one(s, STM), 2, lambda x: b"AnnA_2009 1 words\n"), "bad line", "expected recording", 1),
         (lambda s: change_line(one(s, STM), 2, lambda x: x.replace(b"AnnA_2009 1", b"EvE 1")), "bad line", "EvE", 1),
         (lambda s: change_line(one(s, STM), 2, lambda x: b" ".join(x.split()[:6]) + b"\n"), "empty transcript", STM, 1),

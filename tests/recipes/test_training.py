@@ -10,14 +10,11 @@ import torch
 from click.testing import CliRunner
 from dmao.cli import main
 from dmao.config import load_config
-from dmao.data.labels import Labels
-from dmao.data.pronounce import PHONES
 from dmao.data.throughput import measure_loader
 from dmao.errors import UserError
 from dmao.evaluate import evaluate
 from dmao.metrics import read_json_lines
 from dmao.recipes import configs
-from dmao.recipes.switchboard.text import NOISES
 from dmao.source import CorpusSource
 from dmao.trainer import train
 
@@ -141,13 +138,6 @@ def test_on_a_gpu(prepared, tmp_path):
     assert len(result.events) == 1
     assert set(result.evaluations) == {"dev", "test"}
     assert train(config, tmp_path).evaluations == result.evaluations
-
-
-def test_labels_are_as_many_as_published():
-    phones = sorted(PHONES)
-    assert len(Labels.phonemes({phone: [phone] for phone in phones})) == 79
-    more = {word: [word] for word in [*phones, "AX", "EL", "EN", *NOISES]}
-    assert len(Labels.phonemes(more)) == 88
 
 
 def test_problems_on_the_command_line(breakable, tmp_path):

@@ -2,7 +2,8 @@
 
     embedded.prepare_embedded    synthetic English, made on the spot, bit-identical anywhere
     recorded.prepare_recorded    recorded Czech and Dutch, fetched from Debian
-    corpus.Corpus                what either of them leaves on disk, read through lhotse
+    disk.prepare_from_disk       corpora that lie on disk (dmao.recipes), from their own formats
+    corpus.Corpus                what each of them leaves on disk, read through lhotse
     labels.Labels                text <-> label ids (characters, phonemes, pieces of words)
     loader.SpeechDataset, loader.batches    padded batches of normalised features
 

@@ -117,7 +117,8 @@ class _Preparation:
         items = _items(texts)
         lexicon = self._stage("lexicon", lambda found: self._pronounce(items, found))
         self._settle()
-        items = [item for item in items if _speakable(item.segment, lexicon["unspoken"])]
+        unspoken = set(lexicon["unspoken"])
+        items = [item for item in items if _speakable(item.segment, unspoken)]
         self._require_all(segments, items)
         splits = self._stage("features", lambda found: self._features(items, found))
         self._settle()
@@ -206,9 +207,9 @@ def _items(rows: list[dict[str, Any]]) -> list[Recorded]:
     return [Recorded(**{**row, "segment": Segment(**row["segment"])}) for row in rows]
 
 
-def _speakable(segment: Segment, unspoken: list[str]) -> bool:
+def _speakable(segment: Segment, unspoken: set[str]) -> bool:
     """Targets are needed for training only."""
-    return segment.split != TRAIN or set(unspoken).isdisjoint(segment.text.split())
+    return segment.split != TRAIN or unspoken.isdisjoint(segment.text.split())
 
 
 def _cut(item: Recorded, sample_rate: int) -> MonoCut:

@@ -14,6 +14,7 @@ import itertools
 import multiprocessing
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -112,11 +113,16 @@ def _compute_all(cuts: Sequence[MonoCut], root: Path, folder: Path, jobs: int) -
             yield from map(_compute, *work)
         return
     context = multiprocessing.get_context("forkserver")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=_begin_worker) as pool:
         try:
             yield from pool.map(_compute, *work, chunksize=32)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
 
 
 def _compute(cut: MonoCut, root: Path, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -58,6 +59,14 @@ class Recorded:
     samples: int
     recording_samples: int
     channels: int
+
+
+def seconds(text: str) -> float:
+    """A time in a transcript. ValueError where it is no finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"not a time: {text}")
+    return value
 
 
 def check(segments: list[Segment], sample_rate: int, findings: Findings, progress: bool = True) -> list[Recorded]:

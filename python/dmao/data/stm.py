@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmao.data.problems import Findings
+from dmao.data.segments import seconds
 
 NOT_SCORED = ("ignore_time_segment_in_scoring", "inter_segment_gap")
 
@@ -36,9 +37,9 @@ def read_stm(path: Path, findings: Findings) -> Iterator[StmLine]:
             findings.problem("bad line", where, detail)
             continue
         try:
-            start, end = float(fields[3]), float(fields[4])
+            start, end = seconds(fields[3]), seconds(fields[4])
         except ValueError:
-            findings.problem("bad line", where, f"times are no numbers: {fields[3]} {fields[4]}")
+            findings.problem("bad line", where, f"expected times in seconds, got {fields[3]} {fields[4]}")
             continue
         labels, text = _labels(fields[5] if len(fields) > 5 else "")
         if text.lower() in NOT_SCORED or fields[2].lower() == "inter_segment_gap":

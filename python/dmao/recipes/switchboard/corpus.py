@@ -14,7 +14,7 @@ from pathlib import Path
 from dmao.data.corpus import Corpus
 from dmao.data.disk import TRAIN, DiskCorpus, prepare_from_disk
 from dmao.data.problems import Findings, OnProblem
-from dmao.data.segments import Segment
+from dmao.data.segments import Segment, seconds
 from dmao.data.stm import StmLine, read_stm
 from dmao.errors import UserError
 from dmao.recipes.switchboard.text import clean, clean_reference, clean_word, marked, without_noises
@@ -106,7 +106,7 @@ def _read_side(path: Path, audio: Path, speaker: str, channel: int, findings: Fi
     for where, line in findings.lines(path):
         id, *fields = line.split(maxsplit=3)
         try:
-            start, end = (float(time) for time in fields[:2])
+            start, end = (seconds(time) for time in fields[:2])
         except ValueError:
             findings.problem("bad line", where, f"expected id, start, end, words, got {line.strip()!r}")
             continue
