@@ -181,6 +181,41 @@ def decode(
         click.echo(f"WER {report.total}; {folder / 'report.txt'}")
 
 
+@click.command(short_help="Compare word error rates of runs: paired bootstrap over utterances and seeds.")
+@click.argument("first", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--with",
+    "second",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    required=True,
+    help="Run to compare with the RUN in the same place; repeatable.",
+)
+@click.option("--split", default="test", show_default=True, help="Split that both were decoded on.")
+@click.option("--by", type=click.Choice(["utterance", "speaker"]), default="utterance", show_default=True)
+@click.option("--draws", type=click.IntRange(min=100), default=10_000, show_default=True)
+@as_json_option
+def compare(
+    first: tuple[Path, ...],
+    second: tuple[Path, ...],
+    split: str,
+    by: Literal["utterance", "speaker"],
+    draws: int,
+    as_json: bool,
+) -> None:
+    """Compare RUNs (folders of runs, or report.json files) with those of --with, pair by pair: one seed each.
+
+    \b
+    Example, three seeds:
+      dmao compare runs/base-0 runs/base-1 runs/base-2 --with runs/dmao-0 --with runs/dmao-1 --with runs/dmao-2
+    """
+    from dmao.scoring.compare import compare as run
+
+    sides = [[p if p.is_file() else p / "decode" / split / "report.json" for p in side] for side in (first, second)]
+    found = run(sides[0], sides[1], by, draws)
+    print_json(found.to_dict()) if as_json else click.echo(str(found))
+
+
 def _recogniser(checkpoint: Path, root: Path | None) -> Recogniser:
     from dmao.recognise import Recogniser
 
@@ -211,4 +246,4 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"cannot read {path}: it is not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-COMMANDS = (lm, prior, tune, decode)
+COMMANDS = (lm, prior, tune, decode, compare)
