@@ -46,8 +46,16 @@ def _refuse_given(*names: str, why: str) -> None:
 @click.option("--run-dir", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of CONFIG; repeatable.")
 @click.option("--baseline", is_flag=True, help="Train the uniform model: no events.")
+@click.option("--widths-of", type=CHECKPOINT, help="Train from scratch at the widths of this run's model: no events.")
 @click.option("--no-resume", is_flag=True, help="Refuse a folder that holds a training already.")
-def train(config: Path, run_dir: Path, overrides: tuple[str, ...], baseline: bool, no_resume: bool) -> None:
+def train(
+    config: Path,
+    run_dir: Path,
+    overrides: tuple[str, ...],
+    baseline: bool,
+    widths_of: Path | None,
+    no_resume: bool,
+) -> None:
     """Train as CONFIG (YAML) says. The same command resumes an interrupted run, bit for bit.
 
     CONFIG is a file, or the name of a recipe, as librispeech/conformer_256 (tedlium2, switchboard; e_branchformer;
@@ -62,6 +70,10 @@ def train(config: Path, run_dir: Path, overrides: tuple[str, ...], baseline: boo
     from dmao.trainer import train as run
 
     settings = load_config(config, overrides)
+    if widths_of is not None:
+        from dmao.evaluate import load_widths
+
+        settings = settings.with_widths(load_widths(widths_of))
     result = run(settings.baseline() if baseline else settings, run_dir, resume=not no_resume)
     click.echo(f"{result.steps} steps, {result.parameters:,} parameters; checkpoint: {result.checkpoint}")
     for split, found in result.evaluations.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -190,6 +190,8 @@ class TrainConfig:
     precision: fp32, or bf16 for the matrix products (autocast).
     max_skipped: steps in a row whose loss or gradient may be infinite or NaN (they are skipped) before
         training gives up.
+    widths: pairs of an elastic module and its number of components from the beginning, in place of the uniform ones,
+        as an earlier training has found them (`dmao train --widths-of`); needs grow_and_drop.schedule: null.
     eval_splits: decoded at the end and every `eval_every` steps (0: only at the end).
     checkpoint_every, log_every, log_scores_every: in steps.
     """
@@ -206,6 +208,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     learning_rate: LearningRate = field(default_factory=LearningRate)
     grow_and_drop: GrowAndDropConfig = field(default_factory=GrowAndDropConfig)
+    widths: tuple[tuple[str, int], ...] = ()
     max_skipped: int = 10
     eval_splits: tuple[str, ...] = ("test",)
     eval_every: int = 0
@@ -221,11 +224,16 @@ class TrainConfig:
         _require(self.seed >= 0, "seed must not be negative", self.seed)
         _require(self.eval_every >= 0, "eval_every must not be negative", self.eval_every)
         if self.grow_and_drop.schedule is not None:
+            _require(not self.widths, "widths needs grow_and_drop.schedule: null", self.grow_and_drop.schedule)
             self.grow_and_drop.schedule.steps(self.steps)
 
     def baseline(self) -> TrainConfig:
         """The same training without events: the uniform model to compare with."""
         return dataclasses.replace(self, grow_and_drop=dataclasses.replace(self.grow_and_drop, schedule=None))
+
+    def with_widths(self, widths: Mapping[str, int]) -> TrainConfig:
+        """The same training from scratch at these widths, without events."""
+        return dataclasses.replace(self.baseline(), widths=tuple(widths.items()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML and checkpoints."""

@@ -16,6 +16,7 @@ from dmao.distributed import device_of
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.source import CorpusSource, Source
 from dmao.step import autocast, restore
+from dmao.widths import elastic_of
 
 if TYPE_CHECKING:
     from dmao.data.labels import Labels
@@ -62,6 +63,12 @@ class Evaluation:
 def load_model(path: str | Path) -> ConformerCTC:
     """The trained model of a checkpoint or of a run directory's newest usable one, in evaluation mode."""
     return restore(load_checkpoint(path))[0].eval()
+
+
+def load_widths(path: str | Path) -> dict[str, int]:
+    """The number of components of every elastic module of a checkpoint, or of a run directory's newest usable one."""
+    model, _, controller, config = restore(load_checkpoint(path))
+    return (controller.elastic if controller else elastic_of(model, dict(config.widths))).counts()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dmao.controller import GrowAndDrop
 from dmao.distributed import Team, wrap
 from dmao.models import ConformerCTC, model_loss
 from dmao.randomness import derive_seed, generator
+from dmao.widths import set_widths
 from dmao_kernels.structure import CostModel, Costs, LatencyCost, MacCost, ParameterCost, ScoringAdamW
 
 if TYPE_CHECKING:
@@ -196,9 +197,12 @@ def saved_costs(state: Mapping[str, Any] | None) -> Costs | None:
 
 
 def build_model(config: TrainConfig, outputs: int, inputs: int = 80) -> ConformerCTC:
-    """The uniform model with its initial weights, a function of the seed."""
+    """The uniform model, or one of `config.widths`, with its initial weights, a function of the seed."""
     torch.manual_seed(derive_seed(config.seed, "initial weights"))
-    return ConformerCTC(config.model.conformer(outputs, inputs))
+    model = ConformerCTC(config.model.conformer(outputs, inputs))
+    if config.widths:
+        set_widths(model, dict(config.widths))
+    return model
 
 
 def restore(

@@ -35,6 +35,7 @@ from dmao.step import (
     make_optimizer,
     saved_costs,
 )
+from dmao.widths import elastic_of
 from dmao_kernels.structure import Elastic
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class _Training:
             path,
             self.place.step,
             self._parameters(),
-            self.controller.elastic.counts() if self.controller else Elastic(self.model).counts(),
+            self._structure().counts(),
             self._final_evaluations(),
             list(read_json_lines(self.run_dir / "events.jsonl")),
         )
@@ -339,10 +340,11 @@ class _Training:
     def _rate(self) -> float:
         return self.config.learning_rate.at(self.place.step, self.config.steps)
 
+    def _structure(self) -> Elastic:
+        return self.controller.elastic if self.controller else elastic_of(self.model, dict(self.config.widths))
+
     def _parameters(self) -> int:
-        if self.controller is not None:
-            return self.controller.elastic.live_parameters()
-        return sum(p.numel() for p in self.model.parameters())
+        return self._structure().live_parameters()
 
     def _final_evaluations(self) -> dict[str, dict[str, Any]]:
         rows = read_json_lines(self.run_dir / "metrics.jsonl")
