@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from dmao import cli_decode
+from dmao import cli_decode, cli_experiment
 from dmao.console import ConfigFile, OneLineErrors, print_json, show_log
 from dmao.prepare import prepare
 
@@ -324,7 +324,7 @@ def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], 
         click.get_current_context().exit(1)
 
 
-for command in cli_decode.COMMANDS:
+for command in (*cli_decode.COMMANDS, cli_experiment.experiment):
     main.add_command(command)
 
 

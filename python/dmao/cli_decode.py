@@ -32,7 +32,7 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _data = click.option("--root", type=FOLDER, help="Folder of the corpus, where it has moved, or of another one.")
-_search = _options(
+search_options = _options(
     click.option("--lm", type=FILE, help="Word n-gram model (ARPA).  [default: the tuned one, else none]"),
     click.option(
         "--beam", type=click.IntRange(min=1), help="Hypotheses kept per frame.  [default: the tuned one, 100]"
@@ -41,7 +41,7 @@ _search = _options(
     click.option("--prior-scale", type=click.FloatRange(min=0), help="[default: the tuned one, else 0.3]"),
     click.option("--word-score", type=float, help="Added per word.  [default: the tuned one, else 0]"),
 )
-_normalise = _options(
+normaliser_options = _options(
     click.option("--glm", type=FILE, help="Mapping of words (NIST's GLM) for references and hypotheses."),
     click.option("--drop", multiple=True, metavar="WORD", help="Word that does not count, as [noise]; repeatable."),
 )
@@ -101,8 +101,8 @@ def prior(checkpoint: Path, root: Path | None, batches: int | None) -> None:
 @click.argument("checkpoint", type=CHECKPOINT)
 @click.option("--split", default="dev", show_default=True, help="Split of the corpus.")
 @_data
-@_search
-@_normalise
+@search_options
+@normaliser_options
 @click.option("--utterances", type=click.IntRange(min=1), help="So many, spread over the split.  [default: all]")
 @as_json_option
 def tune(
@@ -126,7 +126,7 @@ def tune(
     from dmao.tune import tune as run
 
     recogniser = _recogniser(checkpoint, root)
-    found = run(recogniser, split, _chosen(Search(), given), _normaliser(glm, drop), utterances)
+    found = run(recogniser, split, chosen_search(Search(), given), normaliser_of(glm, drop), utterances)
     if as_json:
         print_json({"wer": found.count.percent, "trials": len(found.trials), **found.search.to_dict()})
     else:
@@ -141,8 +141,8 @@ def tune(
 @click.option(
     "--search", "kind", type=click.Choice(["lexicon", "prefix", "greedy"]), default="lexicon", show_default=True
 )
-@_search
-@_normalise
+@search_options
+@normaliser_options
 @click.option("--out", type=FOLDER, help="Folder of the report.  [default: RUN/decode/SPLIT]")
 @as_json_option
 def decode(
@@ -170,8 +170,8 @@ def decode(
 
     recogniser = _recogniser(checkpoint, root)
     start = (recogniser.tuned() if kind == "lexicon" else None) or Search()
-    search = dataclasses.replace(_chosen(start, given), kind=kind)
-    report = run(recogniser, split, search, _normaliser(glm, drop), out)
+    search = dataclasses.replace(chosen_search(start, given), kind=kind)
+    report = run(recogniser, split, search, normaliser_of(glm, drop), out)
     folder = out or recogniser.folder / "decode" / split
     if as_json:
         print_json({**report.to_dict(), "search": search.to_dict()})
@@ -222,7 +222,7 @@ def _recogniser(checkpoint: Path, root: Path | None) -> Recogniser:
     return Recogniser(checkpoint, root=None if root is None else str(root))
 
 
-def _chosen(start: Search, given: dict[str, Any]) -> Search:
+def chosen_search(start: Search, given: dict[str, Any]) -> Search:
     """`start` with what was given on the command line."""
     names = {"lm_scale": "lm", "prior_scale": "prior", "word_score": "word"}
     scales = {names[key]: value for key, value in given.items() if key in names and value is not None}
@@ -232,7 +232,7 @@ def _chosen(start: Search, given: dict[str, Any]) -> Search:
     return search if given["beam"] is None else dataclasses.replace(search, beam=given["beam"])
 
 
-def _normaliser(glm: Path | None, drop: tuple[str, ...]) -> Normaliser:
+def normaliser_of(glm: Path | None, drop: tuple[str, ...]) -> Normaliser:
     from dmao.scoring import Normaliser, read_glm
 
     return Normaliser({} if glm is None else read_glm(glm), frozenset(word.lower() for word in drop))

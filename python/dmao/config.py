@@ -145,6 +145,7 @@ class GrowAndDropConfig:
     max_growth, max_width, align: caps on growth per event and per module, and of what widths stay multiples.
     gate_penalty: with metric gate, weight of the gates' price in the loss (see GrowAndDrop.penalty).
     observe_every: score every n-th step.
+    ranking: scores; random: by lot, to compare with (tight storage).
     storage: tight: the widths are those of the tensors; slots: all shapes stay, within `headroom` times the widths.
     """
 
@@ -164,6 +165,7 @@ class GrowAndDropConfig:
     keep_at_least: int = 0
     revive: bool = False
     observe_every: int = 1
+    ranking: Literal["scores", "random"] = "scores"
     storage: Storage = "tight"
     headroom: float = 2.0
 
@@ -176,6 +178,8 @@ class GrowAndDropConfig:
         _require(self.budget is None or 0 < self.budget < math.inf, "budget must be positive or null", self.budget)
         exact = self.selection == "exact"
         _require(exact or self.budget is None, "budget needs selection: exact", self.selection)
+        tight = self.storage == "tight"
+        _require(tight or self.ranking == "scores", "ranking: random needs storage: tight", self.storage)
         Caps(self.max_growth, self.max_width)  # checks both
 
 

@@ -15,6 +15,7 @@ from dmao.config import ConfigError, OptimizerConfig, TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.distributed import Team, wrap
 from dmao.models import ConformerCTC, model_loss
+from dmao.random_ranking import RandomRanking
 from dmao.randomness import derive_seed, generator
 from dmao.widths import set_widths
 from dmao_kernels.structure import CostModel, Costs, LatencyCost, MacCost, ParameterCost, ScoringAdamW
@@ -146,7 +147,8 @@ def make_controller(
 def _controller(model: ConformerCTC, optimizer: ScoringAdamW, config: TrainConfig, cost: CostModel) -> GrowAndDrop:
     settings = config.grow_and_drop
     assert settings.schedule is not None
-    return GrowAndDrop(
+    kind = RandomRanking if settings.ranking == "random" else GrowAndDrop
+    return kind(
         model,
         optimizer,
         settings.schedule,
