@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 from dmao.cli import main
 
+from tests.cli.conftest import SETTINGS
+
 
 def run(*arguments, status=0):
     result = CliRunner().invoke(main, list(map(str, arguments)), prog_name="dmao")
@@ -72,3 +74,16 @@ def test_mistakes_are_one_line(trained, tmp_path):
     (tmp_path / "bad.arpa").write_text("no model")
     found = run("decode", trained, "--lm", tmp_path / "bad.arpa", status=2)
     assert "cannot read language model" in found.stderr.splitlines()[-1]
+
+
+def test_a_table_of_two_arms(corpus, tmp_path, arpa):
+    config = tmp_path / "config.yaml"
+    config.write_text("threads: 1\n")
+    changes = [part for setting in (*SETTINGS, f"data.root={corpus}") for part in ("--set", setting)]
+    arms = ["--arm", "baseline", "--arm", "dmao_exact", "--seeds", 1, "--lm", arpa]
+    out = run("experiment", "main", config, "--run-dir", tmp_path / "table", *changes, *arms).stdout
+    assert [line.split(" | ")[:2] for line in out.splitlines()[2:]] == [["| baseline", "1"], ["| dmao_exact", "1"]]
+    found = json.loads((tmp_path / "table" / "results.json").read_text())
+    assert found["search"]["lm"] == str(arpa)
+    report = tmp_path / "table" / "baseline" / "seed-0" / "decode" / "test" / "report.json"
+    assert found["arms"]["baseline"]["wer"] == [json.loads(report.read_text())["wer"]]
