@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from dmao.config import TrainConfig
@@ -47,6 +48,13 @@ class Source(Protocol):
 
     def segments(self, split: str) -> Mapping[str, Segment]:
         """Where the utterances of a split come from, and who speaks, by their ids."""
+
+
+def with_steps(config: TrainConfig, source: Source) -> TrainConfig:
+    """`config` with as many steps as its epochs are on this data; as it is where it counts steps."""
+    if config.epochs is None:
+        return config
+    return replace(config, steps=config.epochs * source.batches_per_epoch())
 
 
 class CorpusSource:

@@ -25,7 +25,7 @@ from dmao.distributed import Team, device_of, team
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
 from dmao.metrics import Recorder, read_json_lines
-from dmao.source import CorpusSource, Source
+from dmao.source import CorpusSource, Source, with_steps
 from dmao.step import (
     StepResult,
     TrainingStep,
@@ -114,8 +114,8 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
         _check_same_training(config, found[1]["config"], run_dir)
     torch.set_num_threads(config.threads)
     source = data or CorpusSource(config)
-    if config.epochs is not None and found is None:
-        config = replace(config, steps=config.epochs * source.batches_per_epoch())
+    if found is None:
+        config = with_steps(config, source)
     with team(device_of(config.device)) as mine:
         mine.wait()  # all have looked before the first one writes
         if mine.leads:

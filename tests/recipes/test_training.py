@@ -14,6 +14,7 @@ from dmao.data.throughput import measure_loader
 from dmao.errors import UserError
 from dmao.evaluate import evaluate
 from dmao.metrics import read_json_lines
+from dmao.overhead import measure_overhead
 from dmao.recipes import configs
 from dmao.source import CorpusSource
 from dmao.trainer import train
@@ -157,6 +158,14 @@ def test_a_resumed_run_keeps_its_steps(prepared, tmp_path):
     assert (again.steps, again.evaluations) == (first.steps, first.evaluations)
     with pytest.raises(UserError, match="epochs is 4, there 3"):
         train(small("tedlium2", root, "epochs=4"), tmp_path)
+
+
+def test_overhead_is_that_of_all_epochs(prepared):
+    config = small("tedlium2", prepared("tedlium2").root)
+    per_epoch = CorpusSource(config).batches_per_epoch()
+    found = measure_overhead(config, pairs=1, events=1)
+    expected = 100 * found.event_ms.median / (3 * per_epoch * found.step_ms.median)
+    assert found.events_pct.median == pytest.approx(expected)
 
 
 def test_splits_to_evaluate_are_missed_before_the_training(prepared, tmp_path):
