@@ -119,6 +119,12 @@ def test_part_of_a_table(table, tmp_path):
     assert write_results(part)["arms"] == {}
 
 
+def test_several_processes_are_refused(table, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="takes one process"):
+        run_arms(*table, [0], configure)
+
+
 def test_interval_is_students():
     changes = [0.1, -0.2, -0.3, 0.0]
     found = paired_interval(changes)

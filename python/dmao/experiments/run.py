@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,11 @@ def run_arms(
 
     configure: the configuration with these changes.  data: the source of a training; None: the corpus of its config.
 
-    Raises UserError where an arm needs another one that has not been trained, and whatever training raises.
+    Raises UserError under torchrun, where an arm needs another one that has not been trained, and whatever training
+    raises.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("experiment: takes one process; train runs with several by `dmao train`, then start this")
     for seed in seeds:
         for name, arm in arms.items():
             run_dir = plan.run_dir(name, seed)
