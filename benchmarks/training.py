@@ -18,6 +18,7 @@ from dmao.data.loader import Batch, LeftOut
 from dmao.overhead import measure_overhead
 from dmao.randomness import generator
 from dmao.recipes.embedded.demo import demo_config
+from dmao.scoring import Segment
 from dmao.step import TrainingStep, build_model, make_controller, make_optimizer
 
 from benchmarks._harness import Timing
@@ -61,6 +62,9 @@ class RandomSource:
 
     def left_out(self, split: str) -> list[LeftOut]:
         return []
+
+    def segments(self, split: str) -> dict[str, Segment]:
+        return {}
 
 
 def trained(config: TrainConfig, source: RandomSource, scores: bool) -> tuple[list[torch.Tensor], int]:

@@ -99,46 +99,64 @@ class FeedForward(Branch):
         return self.w2(self.dropout(self.activation(self.w1(self.norm(x)))))
 
 
-class Convolution(Branch):
+class Convolved(Branch):
+    """A branch with a depthwise convolution; chunk: within chunks of so many frames."""
+
+    depthwise: nn.Conv1d
+
+    def __init__(self, dropout: float, modules: Mapping[str, nn.Module], chunk: int | None) -> None:
+        super().__init__(dropout, modules)
+        self.chunk = chunk
+
+    def over_time(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The convolution of ``x`` [B, T, channels], whose padding is zero."""
+        x = x if mask is None else x.masked_fill(~mask[..., None], 0)
+        if self.chunk is None:
+            return self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        frames, reach = x.shape[1], self.depthwise.weight.shape[-1] // 2
+        # Every chunk, with what its filters see before it, is an utterance of its own: [B, chunks, channels, frames].
+        around = F.pad(x, (0, 0, reach, -frames % self.chunk)).unfold(1, reach + self.chunk, self.chunk)
+        y = self.depthwise(around.flatten(0, 1))[..., reach:]
+        return y.transpose(1, 2).unflatten(0, around.shape[:2]).flatten(1, 2)[:, :frames]
+
+
+class Convolution(Convolved):
     """Pointwise Linear, GLU, depthwise convolution, norm, SiLU, pointwise Linear."""
 
     pointwise1: nn.Module
-    depthwise: nn.Module
     depthwise_norm: nn.Module
     pointwise2: nn.Module
 
     def transform(self, x: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """Padding is what stands before the first frame: zeros."""
-        y = _over_time(self.depthwise, F.glu(self.pointwise1(self.norm(x)), -1), mask)
+        y = self.over_time(F.glu(self.pointwise1(self.norm(x)), -1), mask)
         return self.pointwise2(F.silu(self.depthwise_norm(y)))
 
 
-class GatingMLP(Branch):
+class GatingMLP(Convolved):
     """Linear, GELU, one half normed and convolved and multiplied with the other, Linear."""
 
     linear1: nn.Module
     gate_norm: nn.Module
-    depthwise: nn.Module
     linear2: nn.Module
 
     def transform(self, x: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """Padding is what stands before the first frame: zeros."""
         values, gates = F.gelu(self.linear1(self.norm(x))).chunk(2, -1)
-        return self.linear2(self.dropout(values * _over_time(self.depthwise, self.gate_norm(gates), mask)))
+        return self.linear2(self.dropout(values * self.over_time(self.gate_norm(gates), mask)))
 
 
-class Merge(Branch):
+class Merge(Convolved):
     """Attention and gating MLP side by side, convolved over time, to a Linear."""
 
     attention: nn.Module
     cgmlp: nn.Module
-    depthwise: nn.Module
     linear: nn.Module
 
     def transform(self, x: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """Both branches bring their own norm."""
         both = torch.cat([branch(x, mask, positions=positions) for branch in (self.attention, self.cgmlp)], -1)
-        return self.linear(both + _over_time(self.depthwise, both, mask))
+        return self.linear(both + self.over_time(both, mask))
 
 
 class Attention(Branch):
@@ -241,9 +259,3 @@ class Block(nn.Module):
         for name, scale in self.scales.items():
             x = x + scale * self.get_submodule(name)(x, mask, positions=positions)
         return self.norm(x)
-
-
-def _over_time(depthwise: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """A depthwise nn.Conv1d of ``x`` [B, T, channels], whose padding is zero."""
-    x = x if mask is None else x.masked_fill(~mask[..., None], 0)
-    return depthwise(x.transpose(1, 2)).transpose(1, 2)

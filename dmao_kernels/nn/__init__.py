@@ -2,6 +2,7 @@
 
 from dmao_kernels.nn.attention import RelPosSelfAttention, SelfAttention, sinusoidal_positions
 from dmao_kernels.nn.cgmlp import ConvolutionalGatingMLP
+from dmao_kernels.nn.chunks import ChunkRows
 from dmao_kernels.nn.conformer import ConformerBlock
 from dmao_kernels.nn.convolution import ConvolutionModule
 from dmao_kernels.nn.e_branchformer import EBranchformerBlock
@@ -11,6 +12,7 @@ from dmao_kernels.nn.norm import ComponentLayerNorm
 
 __all__ = [
     "ACTIVATIONS",
+    "ChunkRows",
     "ComponentLayerNorm",
     "ConformerBlock",
     "ConvolutionModule",

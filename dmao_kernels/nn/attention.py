@@ -142,11 +142,20 @@ class RelPosSelfAttention(SelfAttention):
             if d % 2:
                 raise ValueError(f"RelPosSelfAttention: d must be even for sinusoidal positions, got {d}")
             self.pos = MaskedLinear(d, heads * head_dim, bias=False)
-            self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))
-            self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))
+            self.content_bias = nn.Parameter(torch.empty(heads, head_dim))
+            self.position_bias = nn.Parameter(torch.empty(heads, head_dim))
         else:
             require_positive("RelPosSelfAttention", radius=radius)
-            self.table = nn.Parameter(torch.randn(2 * radius + 1, heads, head_dim) * head_dim**-0.5)
+            self.table = nn.Parameter(torch.empty(2 * radius + 1, heads, head_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Biases zero, the table normal: the parameters of this module's own."""
+        if self.radius is None:
+            nn.init.zeros_(self.content_bias)
+            nn.init.zeros_(self.position_bias)
+        else:
+            nn.init.normal_(self.table, std=self.head_dim**-0.5)
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the heads in this module's tensors, and their present number."""

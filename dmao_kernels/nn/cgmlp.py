@@ -8,9 +8,10 @@ from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import counted, require_divisible, require_odd, require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import ComponentLayerNorm
+from dmao_kernels.nn.over_time import convolve_depthwise
 from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
 from dmao_kernels.nn.slots import output_linear, rows_mask
-from dmao_kernels.ops import depthwise_conv1d, dropout_add
+from dmao_kernels.ops import dropout_add
 from dmao_kernels.structure.families import cgmlp_layout
 
 
@@ -27,22 +28,35 @@ class ConvolutionalGatingMLP(Branch):
         kernel: taps of the depthwise filters, odd.
         dropout: probability on the gated channels and on the output; follows the module's width in an edit.
         components: number of components the channels are cut into.
+        chunk: as of `ConvolutionModule`.
 
     Raises:
         ValueError: a size is not positive, ``kernel`` is even, ``hidden`` is not a multiple of
             ``2 * components``, or ``dropout`` is outside [0, 1).
     """
 
-    def __init__(self, d: int, hidden: int, kernel: int = 31, dropout: float = 0.1, components: int = 4) -> None:
+    def __init__(
+        self,
+        d: int,
+        hidden: int,
+        kernel: int = 31,
+        dropout: float = 0.1,
+        components: int = 4,
+        *,
+        chunk: int | None = None,
+    ) -> None:
         super().__init__()
         layer = "ConvolutionalGatingMLP"
-        require_positive(layer, d=d, hidden=hidden, kernel=kernel, components=components)
+        require_positive(
+            layer, d=d, hidden=hidden, kernel=kernel, components=components, chunk=1 if chunk is None else chunk
+        )
         require_divisible(layer, "hidden", hidden, "2 * components", 2 * components)
         require_probability(layer, dropout=dropout)
         require_odd(layer, kernel=kernel)
         channels = hidden // 2
         self.components = components
         self.dropout = float(dropout)
+        self.chunk = chunk
         self.norm = nn.LayerNorm(d)
         self.linear1 = MaskedLinear(d, hidden, activation="gelu")
         self.gate_norm = ComponentLayerNorm(channels, components)
@@ -62,13 +76,7 @@ class ConvolutionalGatingMLP(Branch):
         """Linear, GELU, gating, dropout, Linear."""
         hidden = self.linear1(normed, rows_mask(self.linear1, self.live_slots, repeats=2))
         values, gates = hidden.chunk(2, dim=-1)
-        gates = depthwise_conv1d(
-            self.gate_norm(gates),
-            self.depthwise.weight.squeeze(1),
-            self.depthwise.bias,
-            lengths=rows.lengths,
-            offsets=rows.offsets,
-        )
+        gates = convolve_depthwise(self.depthwise, self.gate_norm(gates), rows, self.chunk)
         gated = values * gates
         p = active(self, self.dropout)
         if p > 0.0:

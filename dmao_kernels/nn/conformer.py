@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dmao_kernels.nn.attention import RelPosSelfAttention, SelfAttention
+from dmao_kernels.nn.chunks import ChunkRows
 from dmao_kernels.nn.convolution import ConvolutionModule
 from dmao_kernels.nn.feedforward import FeedForward
 from dmao_kernels.nn.residual import Rows, residual_chain
@@ -31,7 +32,9 @@ class ConformerBlock(nn.Module):
         components: components per feed-forward and convolution module.
         activation: of the feed-forward modules.
         positions: "none" (the published form), or "relative" for `RelPosSelfAttention` in Transformer-XL's form.
-        window, chunk: what attention may see, see `SelfAttention`.
+        window: what attention may see, see `SelfAttention`.
+        chunk: the same, for streaming: (size, left chunks); convolutions then see earlier frames, and later ones of the
+            same chunk only, so that no frame depends on any behind its chunk.
     """
 
     def __init__(
@@ -52,11 +55,16 @@ class ConformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.ffn1 = FeedForward(d, expansion * d, dropout, components, activation)
-        self.conv = ConvolutionModule(d, kernel, dropout, components)
+        self.conv = ConvolutionModule(d, kernel, dropout, components, chunk=None if chunk is None else chunk[0])
         attention = attention_class(positions)
         self.attention = attention(d, heads, head_dim, dropout, attention_dropout, window=window, chunk=chunk)
         self.ffn2 = FeedForward(d, expansion * d, dropout, components, activation)
         self.norm = nn.LayerNorm(d)
+
+    @property
+    def reach(self) -> int:
+        """Frames before itself that a frame sees through the filters."""
+        return self.conv.depthwise.weight.shape[-1] // 2
 
     def forward(
         self,
@@ -65,15 +73,16 @@ class ConformerBlock(nn.Module):
         *,
         offsets: Tensor | None = None,
         positions: Tensor | None = None,
+        chunks: ChunkRows | None = None,
     ) -> Tensor:
         """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape.
 
         ``mask`` bool [B, T] is False at padding; packed rows have none. ``offsets`` int32 [B + 1]: utterance b has
         the rows offsets[b] ... offsets[b + 1] - 1. ``positions``: `sinusoidal_positions` of the longest utterance,
-        for relative positions; None: the block makes them.
+        for relative positions; ``chunks``: how the rows are cut in chunks, `reach` back. None: the block makes them.
         """
         steps = ((self.ffn1, 0.5), (self.conv, 1.0), (self.attention, 1.0), (self.ffn2, 0.5))
-        return residual_chain(x, steps, self.norm, Rows.of(x, mask, offsets, positions))
+        return residual_chain(x, steps, self.norm, Rows.of(x, mask, offsets, positions, chunks))
 
 
 def attention_class(positions: str) -> type[SelfAttention]:

@@ -8,6 +8,7 @@ from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import counted, require_divisible, require_odd, require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import ComponentLayerNorm
+from dmao_kernels.nn.over_time import convolve
 from dmao_kernels.nn.residual import Branch, Rows
 from dmao_kernels.nn.slots import live_list, output_linear, rows_mask
 from dmao_kernels.ops import component_conv
@@ -26,20 +27,26 @@ class ConvolutionModule(Branch):
         kernel: taps of the depthwise filters, odd; the output is as long as the input.
         dropout: probability on the output; follows the module's width in an edit.
         components: number of components the channels are cut into.
+        chunk: frames of a chunk: the filters then see earlier frames, and later ones of the same chunk only; None: all.
 
     Raises:
         ValueError: a size is not positive, ``kernel`` is even, ``d`` is not a multiple of ``components``,
             or ``dropout`` is outside [0, 1).
     """
 
-    def __init__(self, d: int, kernel: int = 31, dropout: float = 0.1, components: int = 4) -> None:
+    def __init__(
+        self, d: int, kernel: int = 31, dropout: float = 0.1, components: int = 4, *, chunk: int | None = None
+    ) -> None:
         super().__init__()
-        require_positive("ConvolutionModule", d=d, kernel=kernel, components=components)
+        require_positive(
+            "ConvolutionModule", d=d, kernel=kernel, components=components, chunk=1 if chunk is None else chunk
+        )
         require_divisible("ConvolutionModule", "d", d, "components", components)
         require_probability("ConvolutionModule", dropout=dropout)
         require_odd("ConvolutionModule", kernel=kernel)
         self.components = components
         self.dropout = float(dropout)
+        self.chunk = chunk
         self.norm = nn.LayerNorm(d)
         self.pointwise1 = MaskedLinear(d, 2 * d)
         self.depthwise = nn.Conv1d(d, d, kernel, padding="same", groups=d)
@@ -58,8 +65,13 @@ class ConvolutionModule(Branch):
 
     def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
         """Pointwise Linear, GLU, depthwise convolution, LayerNorm, SiLU, pointwise Linear."""
-        y = component_conv(
-            self.pointwise1(normed, rows_mask(self.pointwise1, self.live_slots, repeats=2)),
+        both = self.pointwise1(normed, rows_mask(self.pointwise1, self.live_slots, repeats=2))
+        y = convolve(self._convolve, both, rows, self.chunk, self.depthwise.weight.shape[-1] // 2)
+        return output_linear(self.pointwise2, y, self.live_slots)
+
+    def _convolve(self, x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
+        return component_conv(
+            x,
             self.depthwise.weight.squeeze(1),
             self.depthwise.bias,
             self.depthwise_norm.weight,
@@ -67,8 +79,7 @@ class ConvolutionModule(Branch):
             self.depthwise_norm.unequal_weights(),
             live_list(self.live_slots),
             components=self.components,
-            lengths=rows.lengths,
-            offsets=rows.offsets,
+            lengths=lengths,
+            offsets=offsets,
             eps=self.depthwise_norm.eps,
         )
-        return output_linear(self.pointwise2, y, self.live_slots)

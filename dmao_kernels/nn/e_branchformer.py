@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 from dmao_kernels.nn.attention import SelfAttention
 from dmao_kernels.nn.cgmlp import ConvolutionalGatingMLP
+from dmao_kernels.nn.chunks import ChunkRows
 from dmao_kernels.nn.common import require_odd
 from dmao_kernels.nn.conformer import Positions, attention_class
 from dmao_kernels.nn.feedforward import FeedForward
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import layer_norm
+from dmao_kernels.nn.over_time import convolve_depthwise
 from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed, residual_chain
-from dmao_kernels.ops import depthwise_conv1d, dropout_add
+from dmao_kernels.ops import dropout_add
 
 
 class MergedBranches(Branch):
@@ -23,9 +25,16 @@ class MergedBranches(Branch):
     """
 
     def __init__(
-        self, attention: SelfAttention, cgmlp: ConvolutionalGatingMLP, d: int, kernel: int, dropout: float
+        self,
+        attention: SelfAttention,
+        cgmlp: ConvolutionalGatingMLP,
+        d: int,
+        kernel: int,
+        dropout: float,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
+        self.chunk = chunk
         self.attention = attention
         self.cgmlp = cgmlp
         self.depthwise = nn.Conv1d(2 * d, 2 * d, kernel, padding="same", groups=2 * d)
@@ -53,14 +62,7 @@ class MergedBranches(Branch):
             p = active(branch, branch.dropout)
             parts.append(dropout_add(None, y, p=p, seed=draw_seed(p, y.device)) if p > 0.0 else y)
         both = torch.cat(parts, dim=-1)
-        mixed = depthwise_conv1d(
-            both,
-            self.depthwise.weight.squeeze(1),
-            self.depthwise.bias,
-            lengths=rows.lengths,
-            offsets=rows.offsets,
-        )
-        return self.linear(both + mixed)
+        return self.linear(both + convolve_depthwise(self.depthwise, both, rows, self.chunk))
 
 
 class EBranchformerBlock(nn.Module):
@@ -106,11 +108,17 @@ class EBranchformerBlock(nn.Module):
         attention = attention_class(positions)(
             d, heads, head_dim, dropout, attention_dropout, window=window, chunk=chunk
         )
-        cgmlp = ConvolutionalGatingMLP(d, cgmlp_expansion * d, kernel, dropout, components)
+        frames = None if chunk is None else chunk[0]
+        cgmlp = ConvolutionalGatingMLP(d, cgmlp_expansion * d, kernel, dropout, components, chunk=frames)
         self.ffn1 = FeedForward(d, expansion * d, dropout, components, activation)
-        self.merge = MergedBranches(attention, cgmlp, d, merge_kernel, dropout)
+        self.merge = MergedBranches(attention, cgmlp, d, merge_kernel, dropout, frames)
         self.ffn2 = FeedForward(d, expansion * d, dropout, components, activation)
         self.norm = nn.LayerNorm(d)
+
+    @property
+    def reach(self) -> int:
+        """Frames before itself that a frame sees through the longest filter."""
+        return max(m.depthwise.weight.shape[-1] for m in (self.merge, self.merge.cgmlp)) // 2
 
     def forward(
         self,
@@ -119,7 +127,8 @@ class EBranchformerBlock(nn.Module):
         *,
         offsets: Tensor | None = None,
         positions: Tensor | None = None,
+        chunks: ChunkRows | None = None,
     ) -> Tensor:
         """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape; see `ConformerBlock.forward`."""
         steps = ((self.ffn1, 0.5), (self.merge, 1.0), (self.ffn2, 0.5))
-        return residual_chain(x, steps, self.norm, Rows.of(x, mask, offsets, positions))
+        return residual_chain(x, steps, self.norm, Rows.of(x, mask, offsets, positions, chunks))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dmao_kernels.nn.chunks import ChunkRows
 from dmao_kernels.nn.norm import layer_norm
 from dmao_kernels.ops import dropout_add, dropout_add_layer_norm
 
@@ -20,14 +21,23 @@ class Rows:
     lengths: int32 [B] of padded rows [B, T, d]; None: all are T long.
     offsets: int32 [B + 1] of packed rows [N, d]: utterance b has the rows offsets[b] ... offsets[b + 1] - 1.
     positions: `sinusoidal_positions`, where they were made beforehand.
+    chunks: how they are cut in chunks, where that was done beforehand.
     """
 
     lengths: Tensor | None = None
     offsets: Tensor | None = None
     positions: Tensor | None = None
+    chunks: ChunkRows | None = None
 
     @classmethod
-    def of(cls, x: Tensor, mask: Tensor | None, offsets: Tensor | None, positions: Tensor | None = None) -> Rows:
+    def of(
+        cls,
+        x: Tensor,
+        mask: Tensor | None,
+        offsets: Tensor | None,
+        positions: Tensor | None = None,
+        chunks: ChunkRows | None = None,
+    ) -> Rows:
         """Of a layer's arguments: ``mask`` bool [B, T] is True for the first frames of each utterance.
 
         Raises:
@@ -35,7 +45,7 @@ class Rows:
                 on the CPU only, where it costs no wait).
         """
         if mask is None:
-            return cls(None, offsets, positions)
+            return cls(None, offsets, positions, chunks)
         if offsets is not None:
             raise ValueError("mask is for padded rows and offsets for packed ones: give one of them")
         if mask.dtype != torch.bool or mask.shape != x.shape[:-1] or mask.dim() != 2:
@@ -44,7 +54,7 @@ class Rows:
             )
         if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool((mask[:, 1:] > mask[:, :-1]).any()):
             raise ValueError("mask must be True for the first frames of an utterance and False for the rest")
-        return cls(mask.sum(1, dtype=torch.int32), None, positions)
+        return cls(mask.sum(1, dtype=torch.int32), None, positions, chunks)
 
 
 class Branch(nn.Module, ABC):
@@ -80,15 +90,16 @@ class Branch(nn.Module, ABC):
         *,
         offsets: Tensor | None = None,
         positions: Tensor | None = None,
+        chunks: ChunkRows | None = None,
     ) -> Tensor:
         """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape.
 
         ``mask`` bool [B, T] is False at padding, which never matters to the other frames; ``offsets`` int32
-        [B + 1] see `Rows`; ``positions`` see `RelPosSelfAttention`. An empty module maps to zeros.
+        [B + 1] and ``chunks`` see `Rows`; ``positions`` see `RelPosSelfAttention`. An empty module maps to zeros.
         """
         if self.empty:
             return torch.zeros_like(x)
-        y = self.transform(x, layer_norm(x, self.norm), Rows.of(x, mask, offsets, positions))
+        y = self.transform(x, layer_norm(x, self.norm), Rows.of(x, mask, offsets, positions, chunks))
         p = active(self, self.dropout)
         return dropout_add(None, y, p=p, seed=draw_seed(p, x.device)) if p > 0.0 else y
 

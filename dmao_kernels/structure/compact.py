@@ -135,12 +135,12 @@ def _feed_forward(module: layers.FeedForward, convert: Plain) -> nn.Module:
 
 def _convolution(module: layers.ConvolutionModule, convert: Plain) -> nn.Module:
     names = ("norm", "pointwise1", "depthwise", "depthwise_norm", "pointwise2")
-    return plain.Convolution(module.dropout, _parts(module, convert, *names))
+    return plain.Convolution(module.dropout, _parts(module, convert, *names), module.chunk)
 
 
 def _gating_mlp(module: layers.ConvolutionalGatingMLP, convert: Plain) -> nn.Module:
     parts = _parts(module, convert, "norm", "gate_norm", "depthwise", "linear2")
-    return plain.GatingMLP(module.dropout, {**parts, "linear1": _linear(module.linear1)})
+    return plain.GatingMLP(module.dropout, {**parts, "linear1": _linear(module.linear1)}, module.chunk)
 
 
 def _attention(module: layers.SelfAttention, convert: Plain) -> nn.Module:
@@ -166,7 +166,7 @@ def _or_empty(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 def _merge(module: MergedBranches, convert: Plain) -> nn.Module:
     names = ("attention", "cgmlp", "depthwise", "linear")
-    return plain.Merge(module.dropout, _parts(module, convert, *names))
+    return plain.Merge(module.dropout, _parts(module, convert, *names), module.chunk)
 
 
 def _block(**scales: float) -> Callable[..., nn.Module]:

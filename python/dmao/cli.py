@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from dmao.console import OneLineErrors, print_json, show_log
+from dmao import cli_decode, cli_experiment
+from dmao.console import ConfigFile, OneLineErrors, print_json, show_log
+from dmao.prepare import prepare
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-CONFIG = click.Path(exists=True, dir_okay=False, path_type=Path)
+CONFIG = ConfigFile()
 FOLDER = click.Path(file_okay=False, path_type=Path)
 CHECKPOINT = click.Path(exists=True, path_type=Path)
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -28,45 +30,7 @@ def main(traceback: bool) -> None:
     show_log()
 
 
-@main.command(short_help="Make the data of a recipe.")
-@click.argument("corpus", type=click.Choice(["embedded", "recorded-cs", "recorded-nl"]))
-@click.option("--root", type=FOLDER, help="Folder of the corpus.  [default: data/CORPUS]")
-@click.option(
-    "--hours",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Hours of training speech (embedded only).",
-)
-@click.option(
-    "--words",
-    type=click.IntRange(min=20),
-    default=150,
-    show_default=True,
-    help="Size of the vocabulary (embedded only).",
-)
-@click.option("--jobs", type=click.IntRange(min=1), help="Parallel processes (embedded only).  [default: all cores]")
-def prepare(corpus: str, root: Path | None, hours: float, words: int, jobs: int | None) -> None:
-    """Make the manifests of CORPUS; a second call finds its work done.
-
-    embedded: synthetic English from espeak-ng, generated here. recorded-cs, recorded-nl: about 95 minutes
-    of recorded Czech or Dutch each, fetched with apt-get (GPL-2 data, no root needed).
-
-    \b
-    Example:
-      dmao prepare embedded --hours 2 --root data/two-hours
-    """
-    root = root or Path("data") / corpus
-    if corpus == "embedded":
-        from dmao.data.embedded import prepare_embedded
-
-        made = prepare_embedded(root, hours=hours, words=words, jobs=jobs)
-    else:
-        _refuse_given("hours", "words", "jobs", why="is for the embedded corpus only")
-        from dmao.data.recorded import prepare_recorded
-
-        made = prepare_recorded(corpus.removeprefix("recorded-"), root)
-    click.echo(f"{made}; manifests in {root / 'manifests'}")
+main.add_command(prepare)
 
 
 def _refuse_given(*names: str, why: str) -> None:
@@ -82,18 +46,34 @@ def _refuse_given(*names: str, why: str) -> None:
 @click.option("--run-dir", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of CONFIG; repeatable.")
 @click.option("--baseline", is_flag=True, help="Train the uniform model: no events.")
+@click.option("--widths-of", type=CHECKPOINT, help="Train from scratch at the widths of this run's model: no events.")
 @click.option("--no-resume", is_flag=True, help="Refuse a folder that holds a training already.")
-def train(config: Path, run_dir: Path, overrides: tuple[str, ...], baseline: bool, no_resume: bool) -> None:
+def train(
+    config: Path,
+    run_dir: Path,
+    overrides: tuple[str, ...],
+    baseline: bool,
+    widths_of: Path | None,
+    no_resume: bool,
+) -> None:
     """Train as CONFIG (YAML) says. The same command resumes an interrupted run, bit for bit.
 
+    CONFIG is a file, or the name of a recipe, as librispeech/conformer_256 (tedlium2, switchboard; e_branchformer;
+    384, 512).
+
     \b
-    Example:
+    Examples:
       dmao train config.yaml --run-dir runs/wide --set model.width=144 --set steps=4000
+      dmao train tedlium2/e_branchformer_384 --run-dir runs/ted
     """
     from dmao.config import load_config
     from dmao.trainer import train as run
 
     settings = load_config(config, overrides)
+    if widths_of is not None:
+        from dmao.evaluate import load_widths
+
+        settings = settings.with_widths(load_widths(widths_of))
     result = run(settings.baseline() if baseline else settings, run_dir, resume=not no_resume)
     click.echo(f"{result.steps} steps, {result.parameters:,} parameters; checkpoint: {result.checkpoint}")
     for split, found in result.evaluations.items():
@@ -237,6 +217,62 @@ def bench(config: Path | None, overrides: tuple[str, ...], pairs: int, as_json: 
         )
 
 
+@main.command(short_help="Measure how fast batches are read.")
+@click.argument("config", type=CONFIG)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    multiple=True,
+    default=(0, 1, 2),
+    show_default=True,
+    help="Processes that read ahead; repeatable.",
+)
+@click.option("--batches", type=click.IntRange(min=1), default=200, show_default=True, help="Batches to read.")
+@as_json_option
+def bench_loader(
+    config: Path, overrides: tuple[str, ...], workers: tuple[int, ...], batches: int, as_json: bool
+) -> None:
+    """Measure utterances per second and worker: whether a GPU would wait for its batches.
+
+    \b
+    Example:
+      dmao bench-loader librispeech/conformer_512 --workers 1 --workers 4
+    """
+    from dmao.config import load_config
+    from dmao.data.throughput import measure_loader
+
+    found = measure_loader(load_config(config, overrides), workers, batches)
+    if as_json:
+        print_json({"loader": [{**vars(one), "utterances_per_second": one.utterances_per_second} for one in found]})
+    else:
+        click.echo("\n".join(map(str, found)))
+
+
+@main.command(short_help="Memory that a training needs, computed.")
+@click.argument("configs", type=CONFIG, nargs=-1, required=True, metavar="CONFIG...")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable.")
+@click.option("--outputs", type=click.IntRange(min=2), default=79, show_default=True, help="Labels, blank included.")
+def memory(configs: tuple[Path, ...], overrides: tuple[str, ...], outputs: int) -> None:
+    """Compute what parameters, gradients, AdamW and the saved activations of a batch take, for each CONFIG.
+
+    The allocator's slack and the temporaries of single operations come on top.
+
+    \b
+    Example:
+      dmao memory librispeech/conformer_256 librispeech/conformer_512 --set precision=bf16
+    """
+    from dmao.config import load_config
+    from dmao.memory import expected_memory, table
+
+    rows = []
+    for config in configs:
+        settings = load_config(config, overrides)
+        found = expected_memory(settings.model.conformer(outputs), settings.precision)
+        rows.append((f"{config.parent.name}/{config.stem}", found, settings.data.batch_seconds))
+    click.echo(table(rows))
+
+
 @main.command(short_help="What is installed, what runs here, and why the rest does not.")
 @as_json_option
 def info(as_json: bool) -> None:
@@ -286,6 +322,10 @@ def selftest(device: str | None, out: Path, quick: bool, only: tuple[str, ...], 
     )
     if report.wrong:
         click.get_current_context().exit(1)
+
+
+for command in (*cli_decode.COMMANDS, cli_experiment.experiment):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

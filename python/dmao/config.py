@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,17 +38,27 @@ class DataConfig:
 
     root: the folder of a prepared corpus (`dmao prepare`).
     train: the split to train on.
-    labels: characters or phonemes.
+    labels: characters; phonemes, each with and without end of word; bpe, pieces that sentencepiece learns from `train`.
+    bpe_size: number of pieces, blank included.
+    g2p: with phonemes: the voice of eSpeak NG that pronounces words beyond the lexicon ("en-us"); null: utterances with
+        such words are left out.
     batch_seconds: audio in one batch, padding included.
+    workers: processes that read batches ahead for the training; 0: none, it reads them itself.
     """
 
     root: str = "data/embedded"
     train: str = "train"
-    labels: Literal["characters", "phonemes"] = "characters"
+    labels: Literal["characters", "phonemes", "bpe"] = "characters"
+    bpe_size: int = 500
+    g2p: str | None = None
     batch_seconds: float = 20.0
+    workers: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.workers >= 0, "workers must not be negative", self.workers)
         _require(self.batch_seconds > 0, "batch_seconds must be positive", self.batch_seconds)
+        _require(self.bpe_size >= 2, "bpe_size must be 2 or more", self.bpe_size)
+        _require(self.g2p is None or self.labels == "phonemes", "g2p needs labels: phonemes", self.labels)
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,11 @@ class ModelConfig:
     frequency_pooling: tuple[int, ...] = (1, 1)
     block: str = "conformer"
     positions: str = "none"
+    chunk: int | None = None
+    left_chunks: int | None = None
+    intermediate: tuple[int, ...] = ()
+    intermediate_weight: float = 0.3
+    intermediate_output: str = "shared"
 
     def __post_init__(self) -> None:
         self.conformer(outputs=2)  # ConformerConfig checks the rest
@@ -130,6 +145,7 @@ class GrowAndDropConfig:
     max_growth, max_width, align: caps on growth per event and per module, and of what widths stay multiples.
     gate_penalty: with metric gate, weight of the gates' price in the loss (see GrowAndDrop.penalty).
     observe_every: score every n-th step.
+    ranking: scores; random: by lot, to compare with (tight storage).
     storage: tight: the widths are those of the tensors; slots: all shapes stay, within `headroom` times the widths.
     """
 
@@ -149,6 +165,7 @@ class GrowAndDropConfig:
     keep_at_least: int = 0
     revive: bool = False
     observe_every: int = 1
+    ranking: Literal["scores", "random"] = "scores"
     storage: Storage = "tight"
     headroom: float = 2.0
 
@@ -161,6 +178,8 @@ class GrowAndDropConfig:
         _require(self.budget is None or 0 < self.budget < math.inf, "budget must be positive or null", self.budget)
         exact = self.selection == "exact"
         _require(exact or self.budget is None, "budget needs selection: exact", self.selection)
+        tight = self.storage == "tight"
+        _require(tight or self.ranking == "scores", "ranking: random needs storage: tight", self.storage)
         Caps(self.max_growth, self.max_width)  # checks both
 
 
@@ -169,16 +188,22 @@ class TrainConfig:
     """One training. The result is a function of this and of the data, to the bit for the same machine and threads.
 
     steps: optimizer steps.
+    epochs: passes over the training split instead: `steps` becomes so many times the batches of the first one.
+    device: cpu; cuda; auto, which is cuda where there is a GPU. Of several processes each takes a GPU of its own.
     threads: threads of the CPU kernels.
     precision: fp32, or bf16 for the matrix products (autocast).
     max_skipped: steps in a row whose loss or gradient may be infinite or NaN (they are skipped) before
         training gives up.
+    widths: pairs of an elastic module and its number of components from the beginning, in place of the uniform ones,
+        as an earlier training has found them (`dmao train --widths-of`); needs grow_and_drop.schedule: null.
     eval_splits: decoded at the end and every `eval_every` steps (0: only at the end).
     checkpoint_every, log_every, log_scores_every: in steps.
     """
 
     seed: int = 0
     steps: int = 2000
+    epochs: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
     threads: int = 2
     precision: Literal["fp32", "bf16"] = "fp32"
     data: DataConfig = field(default_factory=DataConfig)
@@ -187,6 +212,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     learning_rate: LearningRate = field(default_factory=LearningRate)
     grow_and_drop: GrowAndDropConfig = field(default_factory=GrowAndDropConfig)
+    widths: tuple[tuple[str, int], ...] = ()
     max_skipped: int = 10
     eval_splits: tuple[str, ...] = ("test",)
     eval_every: int = 0
@@ -198,14 +224,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "threads", "max_skipped", "checkpoint_every", "log_every", "log_scores_every"):
             _require(getattr(self, name) >= 1, f"{name} must be 1 or more", getattr(self, name))
+        _require(self.epochs is None or self.epochs >= 1, "epochs must be 1 or more, or null", self.epochs)
         _require(self.seed >= 0, "seed must not be negative", self.seed)
         _require(self.eval_every >= 0, "eval_every must not be negative", self.eval_every)
         if self.grow_and_drop.schedule is not None:
+            _require(not self.widths, "widths needs grow_and_drop.schedule: null", self.grow_and_drop.schedule)
             self.grow_and_drop.schedule.steps(self.steps)
 
     def baseline(self) -> TrainConfig:
         """The same training without events: the uniform model to compare with."""
         return dataclasses.replace(self, grow_and_drop=dataclasses.replace(self.grow_and_drop, schedule=None))
+
+    def with_widths(self, widths: Mapping[str, int]) -> TrainConfig:
+        """The same training from scratch at these widths, without events."""
+        return dataclasses.replace(self.baseline(), widths=tuple(widths.items()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML and checkpoints."""
@@ -219,7 +251,7 @@ class TrainConfig:
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> TrainConfig:
     """The configuration in a YAML file (None: the defaults), changed by "key=value", e.g.
-    "learning_rate.peak=2e-3".
+    "learning_rate.peak=2e-3". A file with `base: OTHER.yaml` changes what that one, beside it, says.
 
     Raises ConfigError with one line that names the key, what it takes and what was found.
     """
@@ -242,7 +274,7 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
     write_atomically(Path(path), yaml.safe_dump(config.to_dict(), sort_keys=False))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -250,7 +282,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     values = _parse_yaml(text, str(path))
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"config: {path} must hold keys and values, got {type(values).__name__}")
-    return values or {}
+    values = values or {}
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    above = (*above, path.resolve())
+    if (path.parent / str(base)).resolve() in above:
+        raise ConfigError(f"config: {path} is its own base")
+    return _merge(_read_yaml(path.parent / str(base), above), values)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`; mappings in both are merged in the same way."""
+    both = {key: value for key, value in base.items() if isinstance(value, dict) and isinstance(changes.get(key), dict)}
+    return base | changes | {key: _merge(value, changes[key]) for key, value in both.items()}
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -47,6 +48,21 @@ class OneLineErrors(click.Group):
             message, status = "interrupted; what is finished stays, the same command goes on from there", 130
         click.echo(f"dmao: error: {' '.join(message.split())}", err=True)
         sys.exit(status)
+
+
+class ConfigFile(click.ParamType):
+    """A YAML file, or the name of a configuration that comes with the package."""
+
+    name = "config"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The file."""
+        from dmao.recipes import configs
+
+        known = configs()
+        if Path(value).is_file() or str(value) not in known:
+            return click.Path(exists=True, dir_okay=False, path_type=Path).convert(value, param, ctx)
+        return known[str(value)]
 
 
 class _Stderr(logging.Handler):

@@ -20,12 +20,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dmao.errors import UserError
+
 if TYPE_CHECKING:
     from dmao.data.loader import Batch
 
 # The others wait for the first rank while it decodes the evaluation splits. A rank that dies ends the job all the
 # same: torchrun sees to that.
 PATIENCE = timedelta(hours=6)
+CPU = torch.device("cpu")
+
+
+def device_of(wanted: str) -> torch.device:
+    """The device that a config asks for: "cpu", "cuda" or "auto"; on several GPUs that of this process.
+
+    Raises UserError where it is "cuda" and there is none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("device is cuda, but PyTorch finds no GPU; take cpu, or auto")
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own
 
 
 def several() -> bool:
@@ -138,11 +155,15 @@ class Team:
 
 
 @contextmanager
-def team() -> Iterator[Team]:
-    """The processes that torchrun started (it says so in the environment), or that have found each other already."""
+def team(device: torch.device = CPU) -> Iterator[Team]:
+    """The processes that torchrun started (it says so in the environment), or that have found each other already.
+
+    device: of the model; tensors on GPUs are exchanged through NCCL.
+    """
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if started:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+        dist.init_process_group(backend, timeout=PATIENCE)
     mine = Team(dist.get_rank(), dist.get_world_size()) if several() else Team()
     if not mine.leads:
         logging.getLogger("dmao").setLevel(logging.ERROR)

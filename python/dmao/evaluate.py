@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from dmao import checkpoint
 from dmao.config import TrainConfig
+from dmao.distributed import device_of
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.source import CorpusSource, Source
 from dmao.step import autocast, restore
+from dmao.widths import elastic_of
 
 if TYPE_CHECKING:
     from dmao.data.labels import Labels
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 class Evaluation:
     """Results on one split; error rates in percent.
 
-    ce: CTC loss per label, in nats, of the utterances that have an alignment.
-    cer: character error rate of the greedy path; with phonemes as labels, the phoneme error rate.
+    ce: CTC loss per label, in nats, of the utterances that the labels spell and that have an alignment.
+    cer: character error rate of the greedy path; with phonemes as labels, the phoneme error rate, without utterances
+        that the labels cannot spell.
     wer: word error rate of lexicon decoding (any word may follow any other, all equally likely).
     wer_greedy: word error rate of the greedy path; None with phonemes, which spell no words.
     utterances, left_out: how many were scored, and how many of these the model cannot process: too short, or
@@ -62,16 +65,27 @@ def load_model(path: str | Path) -> ConformerCTC:
     return restore(load_checkpoint(path))[0].eval()
 
 
+def load_widths(path: str | Path) -> dict[str, int]:
+    """The number of components of every elastic module of a checkpoint, or of a run directory's newest usable one."""
+    model, _, controller, config = restore(load_checkpoint(path))
+    return (controller.elastic if controller else elastic_of(model, dict(config.widths))).counts()
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The state in a checkpoint, or in the newest usable one of a run directory. Raises CheckpointError."""
+    return find_checkpoint(path)[1]
+
+
+def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """File and state of a checkpoint, or of the newest usable one of a run directory. Raises CheckpointError."""
     path = Path(path)
     if not path.is_dir():
-        return checkpoint.load(path)
+        return path, checkpoint.load(path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = checkpoint.load_latest(folder)
     if found is None:
         raise checkpoint.CheckpointError(f"checkpoint: there is none in {path}")
-    return found[1]
+    return found
 
 
 def evaluate(path: str | Path, split: str = "test", data: Source | None = None, root: str | None = None) -> Evaluation:
@@ -81,7 +95,17 @@ def evaluate(path: str | Path, split: str = "test", data: Source | None = None, 
 
     Raises CheckpointError and UserError where there is nothing to evaluate or nothing to evaluate on.
     """
-    state = load_checkpoint(path)
+    model, data, config = open_checkpoint(load_checkpoint(path), data, root)
+    return evaluate_model(model, data, split, config.precision)
+
+
+def open_checkpoint(
+    state: Mapping[str, Any], data: Source | None = None, root: str | None = None
+) -> tuple[ConformerCTC, Source, TrainConfig]:
+    """Model, data and config of a checkpoint's state, with the labels in it; arguments as of `evaluate`.
+
+    Sets the number of threads that the config asks for.
+    """
     values = state["config"]
     if root is not None:
         values = {**values, "data": {**values["data"], "root": root}}
@@ -91,7 +115,8 @@ def evaluate(path: str | Path, split: str = "test", data: Source | None = None, 
 
         data = CorpusSource(config, Labels.from_state_dict(state["labels"]))
     torch.set_num_threads(config.threads)
-    return evaluate_model(restore(state)[0], data, split, config.precision)
+    device = device_of("cpu" if config.device == "cpu" else "auto")  # not only where it was trained
+    return restore(state)[0].to(device), data, config
 
 
 def evaluate_model(model: ConformerCTC, source: Source, split: str = "test", precision: str = "fp32") -> Evaluation:
@@ -107,9 +132,13 @@ def evaluate_model(model: ConformerCTC, source: Source, split: str = "test", pre
     labels, decoder = source.labels, LexiconDecoder(source.labels, source.words)
     paths, words = list(lost), list(lost)
     loss = aligned = 0.0
-    for batch, log_probs, lengths in _outputs(model, source, split, precision):
-        mean, count, _ = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
-        loss, aligned = loss + count * mean.item(), aligned + count
+    for batch, log_probs, lengths in outputs(model, source.eval_batches(split), precision):
+        spelled = batch.target_lengths > 0
+        if spelled.any():
+            mean, count, _ = ctc_loss(
+                log_probs[spelled], lengths[spelled], batch.targets, batch.target_lengths[spelled]
+            )
+            loss, aligned = loss + count * mean.item(), aligned + count
         texts += batch.texts
         for frames, length in zip(log_probs, lengths.tolist(), strict=True):
             paths.append(greedy(frames[:length], labels))
@@ -132,14 +161,18 @@ def evaluate_model(model: ConformerCTC, source: Source, split: str = "test", pre
 
 
 @torch.no_grad()
-def _outputs(model: ConformerCTC, source: Source, split: str, precision: str) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+def outputs(
+    model: ConformerCTC, batches: Iterable[Batch], precision: str = "fp32"
+) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    """(batch, log-probabilities, their lengths) of every batch, of `model` in evaluation mode."""
     training = model.training
     model.eval()
     try:
-        for batch in source.eval_batches(split):
-            with autocast(precision, batch.features.device):
-                log_probs, lengths = model(batch.features, batch.feature_lengths)
-            yield batch, log_probs, lengths
+        for batch in batches:
+            features = batch.features.to(next(model.parameters()).device)
+            with autocast(precision, features.device):
+                log_probs, lengths = model(features, batch.feature_lengths)
+            yield batch, log_probs.cpu(), lengths
     finally:
         model.train(training)
 
@@ -148,14 +181,20 @@ def _greedy_errors(labels: Labels, texts: list[str], paths: list[str]) -> tuple[
     """(percent, number) of label errors, and percent of word errors where labels spell words."""
     from dmao.score import cer, wer
 
-    if labels.kind == "characters":
+    if labels.kind != "phonemes":
         errors = cer(texts, paths)
         return (errors.percent, errors.reference), wer(texts, paths).percent
-    phones = [labels.decode(labels.encode(text)) for text in texts]
+    spelled = [(_spelling(labels, text), path) for text, path in zip(texts, paths, strict=True)]
     # as "words" of a text: the boundaries are not sounds
-    errors = wer([_sounds(text) for text in phones], [_sounds(text) for text in paths])
+    pairs = [(text.replace("|", " "), path.replace("|", " ")) for text, path in spelled if text is not None]
+    errors = wer([text for text, _ in pairs], [path for _, path in pairs])
     return (errors.percent, errors.reference), None
 
 
-def _sounds(phones: str) -> str:
-    return phones.replace("|", " ")
+def _spelling(labels: Labels, text: str) -> str | None:
+    from dmao.data.labels import Unspellable
+
+    try:
+        return labels.decode(labels.encode(text))
+    except Unspellable:
+        return None

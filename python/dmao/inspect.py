@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dmao.evaluate import load_checkpoint
 from dmao.step import restore
+from dmao.widths import elastic_of
 from dmao_kernels.structure import Elastic, discover
 
 NO_FAMILY = "no family knows it"
@@ -19,8 +20,8 @@ SHOWN = 3  # names of modules that a line of what is fixed gives
 def structure_of(path: str | Path) -> dict[str, Any]:
     """Modules, parameters and events of a checkpoint (or of a run's newest one) as plain data."""
     state = load_checkpoint(path)
-    model, _, controller, _ = restore(state)
-    elastic = controller.elastic if controller else Elastic(model)
+    model, _, controller, config = restore(state)
+    elastic = controller.elastic if controller else elastic_of(model, dict(config.widths))
     events = [event.to_dict() for event in controller.events] if controller else []
     return {"step": state["step"], **_structure(elastic), "events": events}
 

@@ -22,7 +22,7 @@ from dmao.config import TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.errors import UserError
 from dmao.evaluate import load_checkpoint
-from dmao.source import CorpusSource, Source
+from dmao.source import CorpusSource, Source, with_steps
 from dmao.step import TrainingStep, build_model, make_controller, make_optimizer, restore
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def measure_overhead(config: TrainConfig, data: Source | None = None, pairs: int
         raise UserError(f"overhead: pairs and events must be 1 or more, got {pairs} and {events}")
     torch.set_num_threads(config.threads)
     data = data or CorpusSource(config)
+    config = with_steps(config, data)
     # every call is made to score here; what that costs is shared out over observe_every steps below
     every = config.grow_and_drop.observe_every
     config = dataclasses.replace(config, grow_and_drop=dataclasses.replace(config.grow_and_drop, observe_every=1))

@@ -1,4 +1,4 @@
-"""Word and character error rates, with their parts, through kaldialign."""
+"""Word and character error rates, with their parts, through kaldialign. `dmao.scoring` makes reports."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ class ErrorCount:
 
 
 def wer(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCount:
-    """Count word errors over pairs of texts. ValueError if the numbers of texts differ."""
-    return _count([split_words(text) for text in references], [split_words(text) for text in hypotheses])
+    """Count word errors over pairs of texts, aligned with sclite's costs. ValueError if the numbers of texts differ."""
+    pairs = [split_words(text) for text in references], [split_words(text) for text in hypotheses]
+    return _count(*pairs, sclite=True)
 
 
 def cer(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCount:
@@ -56,13 +57,13 @@ def _characters(text: str) -> list[str]:
     return list(" ".join(split_words(text)))
 
 
-def _count(references: Sequence[list[str]], hypotheses: Sequence[list[str]]) -> ErrorCount:
+def _count(references: Sequence[list[str]], hypotheses: Sequence[list[str]], sclite: bool = False) -> ErrorCount:
     if len(references) != len(hypotheses):
         raise ValueError(f"score: {len(references)} references but {len(hypotheses)} hypotheses")
-    return sum(_pairs(references, hypotheses), ErrorCount())
+    return sum(_pairs(references, hypotheses, sclite), ErrorCount())
 
 
-def _pairs(references: Iterable[list[str]], hypotheses: Iterable[list[str]]) -> Iterable[ErrorCount]:
+def _pairs(references: Iterable[list[str]], hypotheses: Iterable[list[str]], sclite: bool) -> Iterable[ErrorCount]:
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        counts = edit_distance(reference, hypothesis)
+        counts = edit_distance(reference, hypothesis, sclite_mode=sclite)
         yield ErrorCount(counts["sub"], counts["ins"], counts["del"], len(reference))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from dmao.config import TrainConfig
 
 if TYPE_CHECKING:
-    from dmao.data.labels import Labels
+    from dmao.data.labels import Entry, Labels
     from dmao.data.loader import Batch, LeftOut, SpeechDataset
+    from dmao.scoring.files import Segment
+
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -32,11 +37,24 @@ class Source(Protocol):
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on; their order is a function of the epoch."""
 
+    def batches_per_epoch(self) -> int:
+        """How many batches the first epoch has; asked where the config counts epochs."""
+
     def eval_batches(self, split: str) -> Iterator[Batch]:
         """The batches of a split, always in the same order."""
 
     def left_out(self, split: str) -> Sequence[LeftOut]:
         """The utterances of a split that are in no batch; a score counts their words as deleted."""
+
+    def segments(self, split: str) -> Mapping[str, Segment]:
+        """Where the utterances of a split come from, and who speaks, by their ids."""
+
+
+def with_steps(config: TrainConfig, source: Source) -> TrainConfig:
+    """`config` with as many steps as its epochs are on this data; as it is where it counts steps."""
+    if config.epochs is None:
+        return config
+    return replace(config, steps=config.epochs * source.batches_per_epoch())
 
 
 class CorpusSource:
@@ -48,17 +66,15 @@ class CorpusSource:
     def __init__(self, config: TrainConfig, labels: Labels | None = None):
         from dmao.data.corpus import Corpus
         from dmao.data.features import BINS
-        from dmao.data.labels import Labels
 
         self.config = config
         self.corpus = Corpus.load(config.data.root)
         self.inputs = BINS
         lexicon = self.corpus.lexicon()
-        self.words = tuple(sorted(lexicon))
         if labels is None:
-            by_sound = config.data.labels == "phonemes"
-            labels = Labels.phonemes(lexicon) if by_sound else Labels.characters(lexicon)
+            labels = self._make_labels(lexicon)
         self.labels = labels
+        self.words = labels.words or tuple(sorted(lexicon))
         self._datasets: dict[str, SpeechDataset] = {}
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -68,7 +84,16 @@ class CorpusSource:
         settings = self.config.data
         dataset = self._dataset(settings.train)
         seed = self.config.seed
-        return batches(dataset, seconds=settings.batch_seconds, seed=seed, epoch=epoch, start=start)
+        return batches(
+            dataset, seconds=settings.batch_seconds, seed=seed, epoch=epoch, start=start, workers=settings.workers
+        )
+
+    def batches_per_epoch(self) -> int:
+        """See Source."""
+        from dmao.data.loader import epoch_plan
+
+        settings = self.config.data
+        return len(epoch_plan(self._dataset(settings.train), seconds=settings.batch_seconds, seed=self.config.seed))
 
     def eval_batches(self, split: str) -> Iterator[Batch]:
         """See Source."""
@@ -80,12 +105,50 @@ class CorpusSource:
         """See Source."""
         return self._dataset(split).left_out
 
+    def segments(self, split: str) -> Mapping[str, Segment]:
+        """See Source."""
+        from dmao.scoring.files import Segment
+
+        return {
+            cut.id: Segment(
+                recording=cut.recording_id,
+                start=cut.start,
+                end=cut.end,
+                channel="1" if cut.recording.num_channels == 1 else "AB"[cut.channel],  # as NIST's files have it
+                speaker=cut.supervisions[0].speaker or "unknown",
+                reference=(cut.supervisions[0].custom or {}).get("reference", ""),
+            )
+            for cut in self.corpus.cuts(split)
+        }
+
+    def _make_labels(self, lexicon: Mapping[str, Entry]) -> Labels:
+        from dmao.data.labels import Labels
+        from dmao.data.loader import text_of
+
+        settings = self.config.data
+        if settings.labels == "phonemes":
+            return Labels.phonemes(lexicon, settings.g2p)
+        if settings.labels == "bpe":
+            return Labels.bpe(map(text_of, self.corpus.cuts(settings.train)), settings.bpe_size)
+        return Labels.characters(lexicon)
+
     def _dataset(self, split: str) -> SpeechDataset:
         from dmao.data.loader import SpeechDataset
 
         if split not in self._datasets:
             first, second = self.config.model.time_pooling
             self._datasets[split] = SpeechDataset(
-                self.corpus.cuts(split), self.labels, subsampling=first * second, name=split
+                self.corpus.cuts(split),
+                self.labels,
+                subsampling=first * second,
+                name=split,
+                unspellable="leave out" if split == self.config.data.train else "keep",
             )
+            self._tell_guesses(split)
         return self._datasets[split]
+
+    def _tell_guesses(self, split: str) -> None:
+        guessed = getattr(self.labels, "guessed", {})
+        if guessed:
+            named = ", ".join(f"{word} ({' '.join(phones)})" for word, phones in sorted(guessed.items()))
+            _log.warning("%s: eSpeak NG pronounced %d words beyond the lexicon so far: %s", split, len(guessed), named)

@@ -14,8 +14,10 @@ from torch.nn.utils import get_total_norm
 from dmao.config import ConfigError, OptimizerConfig, TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.distributed import Team, wrap
-from dmao.models import ConformerCTC, ctc_loss
+from dmao.models import ConformerCTC, model_loss
+from dmao.random_ranking import RandomRanking
 from dmao.randomness import derive_seed, generator
+from dmao.widths import set_widths
 from dmao_kernels.structure import CostModel, Costs, LatencyCost, MacCost, ParameterCost, ScoringAdamW
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class TrainingStep:
         self.optimizer = optimizer
         self.config = config
         self.controller = controller
+        self._options = {"intermediate": True} if model.config.intermediate else {}
 
     def rewrap(self) -> None:
         """To be called whenever the model's widths have changed."""
@@ -71,6 +74,7 @@ class TrainingStep:
         rate = self.config.learning_rate.at(step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        batch = replace(batch, features=batch.features.to(next(self.model.parameters()).device))
         if self.config.spec_augment is not None:
             masks = generator(seed, "spec_augment", step)
             augmented = self.config.spec_augment(batch.features, batch.feature_lengths, masks)
@@ -82,8 +86,8 @@ class TrainingStep:
     def _learn(self, batch: Batch, weight: float) -> StepResult:
         """weight: of the batch's loss, see Team.share."""
         with autocast(self.config.precision, batch.features.device):
-            log_probs, lengths = self.forward(batch.features, batch.feature_lengths)
-        loss, own_labels, own_unaligned = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
+            outputs = self.forward(batch.features, batch.feature_lengths, **self._options)
+        loss, own_labels, own_unaligned = model_loss(outputs, self.model.config, batch.targets, batch.target_lengths)
         counted = (weight * value for value in (loss.item() * own_labels, own_labels, own_unaligned))
         value, *counts = self.team.total(list(counted))
         labels, unaligned = (int(count) for count in counts)
@@ -143,7 +147,8 @@ def make_controller(
 def _controller(model: ConformerCTC, optimizer: ScoringAdamW, config: TrainConfig, cost: CostModel) -> GrowAndDrop:
     settings = config.grow_and_drop
     assert settings.schedule is not None
-    return GrowAndDrop(
+    kind = RandomRanking if settings.ranking == "random" else GrowAndDrop
+    return kind(
         model,
         optimizer,
         settings.schedule,
@@ -175,6 +180,7 @@ def _cost_model(model: ConformerCTC, config: TrainConfig) -> CostModel:
     if cost.kind == "latency":
         shape = (cost.batch, cost.length, model.config.inputs)
         features = torch.randn(shape, generator=generator(config.seed, "calibration"))
+        features = features.to(next(model.parameters()).device)
         lengths = torch.full((cost.batch,), cost.length)
 
         def run(timed: nn.Module) -> None:
@@ -193,9 +199,12 @@ def saved_costs(state: Mapping[str, Any] | None) -> Costs | None:
 
 
 def build_model(config: TrainConfig, outputs: int, inputs: int = 80) -> ConformerCTC:
-    """The uniform model with its initial weights, a function of the seed."""
+    """The uniform model, or one of `config.widths`, with its initial weights, a function of the seed."""
     torch.manual_seed(derive_seed(config.seed, "initial weights"))
-    return ConformerCTC(config.model.conformer(outputs, inputs))
+    model = ConformerCTC(config.model.conformer(outputs, inputs))
+    if config.widths:
+        set_widths(model, dict(config.widths))
+    return model
 
 
 def restore(

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from dmao import checkpoint
 from dmao.config import ConfigError, TrainConfig, save_config
-from dmao.distributed import Team, team
+from dmao.distributed import Team, device_of, team
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
 from dmao.metrics import Recorder, read_json_lines
-from dmao.source import CorpusSource, Source
+from dmao.source import CorpusSource, Source, with_steps
 from dmao.step import (
     StepResult,
     TrainingStep,
@@ -35,6 +35,7 @@ from dmao.step import (
     make_optimizer,
     saved_costs,
 )
+from dmao.widths import elastic_of
 from dmao_kernels.structure import Elastic
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ _FREE_KEYS = frozenset(
         "log_scores_every",
         "tensorboard",
         "data.root",
+        "data.workers",
     ]
 )
 
@@ -107,14 +109,19 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
         raise UserError(f"train: {run_dir} holds a training already; choose another folder, or resume it")
     found = checkpoint.load_latest(run_dir / "checkpoints")
     if found is not None:
+        if config.epochs is not None:  # how many steps they are was settled when the run began
+            config = replace(config, steps=found[1]["config"]["steps"])
         _check_same_training(config, found[1]["config"], run_dir)
     torch.set_num_threads(config.threads)
-    with team() as mine:
+    source = data or CorpusSource(config)
+    if found is None:
+        config = with_steps(config, source)
+    with team(device_of(config.device)) as mine:
         mine.wait()  # all have looked before the first one writes
         if mine.leads:
             run_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, run_dir / "config.yaml")
-        training = _Training(config, run_dir, data or CorpusSource(config), found[1] if found else None, mine)
+        training = _Training(config, run_dir, source, found[1] if found else None, mine)
         try:
             return training.run()
         finally:
@@ -127,10 +134,11 @@ def resume_command(run_dir: Path) -> str:
 
 
 def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Path) -> None:
-    wanted, found = _flatten(config.to_dict()), _flatten(stored)
+    complete = TrainConfig.from_dict(stored)  # keys that are newer than the run have their defaults
+    wanted, found = _flatten(config.to_dict()), _flatten(complete.to_dict())
     different = [key for key in sorted({*wanted, *found} - _FREE_KEYS) if wanted.get(key) != found.get(key)]
-    if different == ["threads"]:
-        _log.warning("train: resuming with another number of threads: continues, but not to the bit")
+    if different and set(different) <= {"threads", "device"}:
+        _log.warning("train: resuming with another %s: continues, but not to the bit", " and ".join(different))
     elif different:
         key = different[0]
         raise ConfigError(
@@ -164,8 +172,10 @@ class _Training:
         self.team = team
         self.run_dir = run_dir
         self.source = source
+        for split in config.eval_splits if team.leads else ():
+            source.left_out(split)  # opens it: what is missing is told before the training, not after it
         self.place = _Place(**state["place"]) if state else _Place()
-        self.model = build_model(config, len(source.labels), source.inputs)
+        self.model = build_model(config, len(source.labels), source.inputs).to(device_of(config.device))
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.controller = make_controller(self.model, self.optimizer, config, saved_costs(state))
         if state:
@@ -184,7 +194,7 @@ class _Training:
             path,
             self.place.step,
             self._parameters(),
-            self.controller.elastic.counts() if self.controller else Elastic(self.model).counts(),
+            self._structure().counts(),
             self._final_evaluations(),
             list(read_json_lines(self.run_dir / "events.jsonl")),
         )
@@ -330,10 +340,11 @@ class _Training:
     def _rate(self) -> float:
         return self.config.learning_rate.at(self.place.step, self.config.steps)
 
+    def _structure(self) -> Elastic:
+        return self.controller.elastic if self.controller else elastic_of(self.model, dict(self.config.widths))
+
     def _parameters(self) -> int:
-        if self.controller is not None:
-            return self.controller.elastic.live_parameters()
-        return sum(p.numel() for p in self.model.parameters())
+        return self._structure().live_parameters()
 
     def _final_evaluations(self) -> dict[str, dict[str, Any]]:
         rows = read_json_lines(self.run_dir / "metrics.jsonl")

@@ -17,7 +17,7 @@ from dmao import console
 from dmao.cli import main
 from dmao.errors import UserError
 
-COMMANDS = ("prepare", "train", "demo", "evaluate", "inspect", "bench", "selftest")
+COMMANDS = ("prepare", "train", "demo", "evaluate", "inspect", "bench", "bench-loader", "memory", "selftest")
 
 
 def run(*arguments):
@@ -71,10 +71,13 @@ def test_help_of_every_command_has_an_example(command, option):
         (["inspect", "good.yaml"], "good.yaml cannot be read"),
         (["bench", "--set", "data.root=nowhere"], "no prepared corpus in nowhere"),
         (["bench", "--pairs", "1"], "1 is not in the range"),
-        (["prepare", "klingon"], "'klingon' is not one of"),
+        (["prepare", "klingon"], "No such command 'klingon'"),
         (["prepare", "embedded", "--hours", "0"], "0.0 is not in the range"),
         (["prepare", "embedded", "--hours", "nan"], "must last longer than 0 minutes"),
-        (["prepare", "recorded-cs", "--hours", "2"], "--hours is for the embedded corpus only"),
+        (["prepare", "recorded-cs", "--hours", "2"], "No such option '--hours'"),
+        (["prepare", "librispeech"], "Missing option '--source'"),
+        (["prepare", "tedlium2", "--source", "nowhere"], "Directory 'nowhere' does not exist"),
+        (["prepare", "tedlium2", "--source", ".", "--on-problem", "ignore"], "'ignore' is not one of 'refuse', 'skip'"),
         (["demo", "--set", "eval_splits=[dev]"], "eval_splits must have the split 'test', got dev"),
         (["demo", "--set", "grow_and_drop.schedule=null"], "schedule must not be null"),
         (["demo", "--set", "nope=1"], "unknown key 'nope'"),

@@ -1,10 +1,11 @@
+import itertools
 import sys
 
 import numpy as np
 import pytest
 import torch
 from dmao.data.labels import BLANK, BOUNDARY, Labels
-from dmao.decode import LexiconDecoder, greedy, write_arpa
+from dmao.decode import LexiconDecoder, PrefixDecoder, Scales, greedy, mean_posterior, write_arpa
 from dmao.errors import UserError
 from dmao.score import wer
 
@@ -47,7 +48,16 @@ def test_perfect_log_probs_over_phonemes(repeat):
     text = "a cat at tack"
     frames = log_probs(alignment(PHONEMES.encode(text), repeat), PHONEMES)
     assert LexiconDecoder(PHONEMES, PHONEMES.lexicon).decode(frames) == text
-    assert greedy(frames, PHONEMES) == "ɐ | k æ t | æ t | t æ k"
+    assert greedy(frames, PHONEMES) == PrefixDecoder(PHONEMES).decode(frames) == "ɐ | k æ t | æ t | t æ k"
+
+
+@pytest.mark.parametrize("gap", [0, 2])
+def test_perfect_log_probs_over_pieces(gap):
+    pytest.importorskip("sentencepiece")
+    labels, text = Labels.bpe(["cab see abba", "bee seed a ab"] * 3, 14), "see a cab abba a a seed"
+    frames = log_probs(alignment(labels.encode(text), 2, gap), labels)
+    assert LexiconDecoder(labels, WORDS).decode(frames) == greedy(frames, labels) == text
+    assert PrefixDecoder(labels).decode(frames) == text
 
 
 def test_the_lexicon_mends_what_greedy_gets_wrong():
@@ -78,8 +88,94 @@ def test_best_word_by_enumeration(seed):
         target = torch.tensor([LABELS.encode(word)])
         return torch.nn.functional.ctc_loss(frames[:, None], target, [5], [3], reduction="sum").item()
 
-    decoder = LexiconDecoder(LABELS, words, word_score=40.0)  # so that a word beats silence
+    decoder = LexiconDecoder(LABELS, words, scales=Scales(word=40.0))  # so that a word beats silence
     assert decoder.decode(frames) == min(words, key=loss)
+
+
+SHORT = {"ba": ["b", "a"], "a": ["a"], "ab": ["a", "b"], "bab": ["b", "a", "b"], "b": ["b"]}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_best_words_by_enumeration(seed):
+    """Against the CTC loss, over all texts of at most two words: without a boundary, too, every path counts once.
+
+    Blanks are unlikely, so that repeated frames at a word's end matter.
+    """
+    labels = Labels.phonemes(SHORT)
+    frames = log_probs([BLANK] * 5, labels, confidence=-2, noise=2, seed=seed)
+    texts = [*SHORT, *(f"{a} {b}" for a in SHORT for b in SHORT)]
+
+    def loss(text):
+        target = torch.tensor([labels.encode(text)])
+        arguments = torch.from_numpy(frames)[:, None], target, [5], [target.shape[1]]
+        return torch.nn.functional.ctc_loss(*arguments, reduction="sum").item()
+
+    two = {text for text in texts if " " in text}
+    for score, best in ((-40.0, min(set(texts) - two, key=loss)), (0.0, None)):
+        decoded = LexiconDecoder(labels, SHORT, scales=Scales(word=score)).decode(frames)
+        if best is not None:
+            assert decoded in (best, "")
+        elif decoded in texts:
+            assert loss(decoded) <= min(map(loss, texts)) + 0.3  # a beam keeps no path that the gates of twins close
+
+
+def test_frames_of_one_label_are_one_word_however_welcome_words_are():
+    labels = Labels.phonemes(SHORT)
+    frames = log_probs([labels.encode("ba")[0], *[labels.encode("ba")[1]] * 4], labels, confidence=20)
+    for scales in (Scales(word=0.0), Scales(word=5.0)):
+        assert LexiconDecoder(labels, SHORT, scales=scales).decode(frames) == "ba"
+    for repeat in (1, 2):  # a blank parts words, however unwelcome these are
+        parted = log_probs(alignment(labels.encode("ba a a"), repeat, 1), labels)
+        for scales in (Scales(word=0.0), Scales(word=-3.0)):
+            assert LexiconDecoder(labels, SHORT, scales=scales).decode(parted) == "ba a a"
+
+
+def test_prior_takes_from_labels_what_they_have_anyway():
+    """ "see" and "bee" are as likely to hear; the model says "b" more often than it should."""
+    see, bee = LABELS.encode("see"), LABELS.encode("bee")
+    frames = log_probs(alignment(see), LABELS)
+    position = frames.argmax(1).tolist().index(see[0])
+    frames[position, bee[0]] = frames[position, see[0]] + 0.1
+    prior = np.full(len(LABELS), 0.1)
+    prior[bee[0]] = 0.4
+    decoder = LexiconDecoder(LABELS, WORDS, prior=prior, scales=Scales(prior=0.0))
+    assert decoder.decode(frames) == "bee"
+    decoder.rescale(Scales(prior=0.3))
+    assert decoder.decode(frames) == "see"
+    assert PrefixDecoder(LABELS, prior=prior, prior_scale=0.3).decode(frames) == "see"
+    with pytest.raises(ValueError, match=r"prior must be positive \[8\], got \[3\]"):
+        LexiconDecoder(LABELS, WORDS, prior=np.ones(3))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_prefixes_by_enumeration(seed):
+    """The sequence with the least CTC loss of all those of four frames, where the best path may say something else."""
+    labels = Labels.characters(["ab"])
+    frames = log_probs([BLANK] * 4, labels, confidence=0, noise=1.5, seed=seed)
+    sequences = [s for length in range(5) for s in itertools.product(range(1, len(labels)), repeat=length)]
+
+    def loss(sequence):
+        target = torch.tensor([sequence], dtype=torch.int64).view(1, -1)
+        arguments = torch.from_numpy(frames)[:, None], target, [4], [len(sequence)]
+        return torch.nn.functional.ctc_loss(*arguments, reduction="sum").item()
+
+    assert PrefixDecoder(labels).decode(frames) == labels.decode(min(sequences, key=loss))
+
+
+def test_mean_posterior():
+    outputs = [np.log(np.array([[0.5, 0.5, 0.0 + 1e-30]])), np.log(np.array([[0.2, 0.4, 0.4], [0.1, 0.6, 0.3]]))]
+    assert mean_posterior(outputs) == pytest.approx([0.8 / 3, 1.5 / 3, 0.7 / 3])
+    assert (mean_posterior([np.log(np.array([[1.0, 1e-300]]))]) > 0).all()
+    with pytest.raises(ValueError, match="no frame"):
+        mean_posterior([np.zeros((0, 3))])
+
+
+def test_pronunciations_of_a_word_and_words_that_sound_alike(caplog):
+    labels = Labels.phonemes({"read": [["r", "i", "d"], ["r", "e", "d"]], **{f"w{i}": ["r", "i"] for i in range(8)}})
+    decoder = LexiconDecoder(labels, labels.words)
+    for spelling in labels.spellings("read"):
+        assert decoder.decode(log_probs(alignment(spelling), labels)) == "read"
+    assert "2 pronunciations are those of 6 other words and are left out: w6, w7" in caplog.text
 
 
 def test_no_frames_and_silence():
@@ -116,11 +212,13 @@ def test_nan_is_an_error():
             decode(frames)
 
 
-def test_vocabulary_is_checked():
+def test_vocabulary_is_checked(caplog):
     with pytest.raises(UserError, match="at least one word"):
         LexiconDecoder(LABELS, [])
-    with pytest.raises(UserError, match="character 'z'"):
+    with pytest.raises(UserError, match="at least one word that the labels can spell, got zoo"):
         LexiconDecoder(LABELS, ["zoo"])
+    LexiconDecoder(LABELS, ["zoo", "cab"])
+    assert "1 words that the labels cannot spell are left out: zoo" in caplog.text
 
 
 def test_missing_flashlight_is_named(monkeypatch):
@@ -138,7 +236,7 @@ def test_language_model_decides_between_equals(tmp_path):
     for after_cab in ("see", "bee"):
         path = tmp_path / f"{after_cab}.arpa"
         write_arpa([f"cab {after_cab}", "a see", "a bee"], path, order=2, words=WORDS)
-        assert LexiconDecoder(LABELS, WORDS, arpa=path, lm_weight=1.0).decode(frames) == f"cab {after_cab}"
+        assert LexiconDecoder(LABELS, WORDS, arpa=path).decode(frames) == f"cab {after_cab}"
 
 
 def test_language_model_that_cannot_be_read(tmp_path):

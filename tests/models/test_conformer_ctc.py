@@ -25,19 +25,32 @@ def make(config: ConformerConfig = SMALL) -> ConformerCTC:
     return ConformerCTC(config)
 
 
-@pytest.mark.parametrize(("width", "parameters"), [(256, 19_025_455), (384, 42_066_991), (512, 74_152_495)])
-def test_published_parameter_counts(width: int, parameters: int) -> None:
+PUBLISHED = [
+    ("conformer", 256, 19_025_455, (131_520, 51_648, 65_920)),
+    ("conformer", 384, 42_066_991, (295_584, 114_336, 98_688)),
+    ("conformer", 512, 74_152_495, (525_184, 201_600, 131_456)),
+    ("e_branchformer", 256, 25_737_775, (131_520, 154_560, 65_920)),
+    ("e_branchformer", 384, 56_854_063, (295_584, 342_432, 98_688)),
+    ("e_branchformer", 512, 100_160_047, (525_184, 604_032, 131_456)),
+]
+
+
+@pytest.mark.parametrize(("block", "width", "parameters", "costs"), PUBLISHED)
+def test_published_parameter_counts(block: str, width: int, parameters: int, costs: tuple[int, int, int]) -> None:
+    """Of the whole model with 79 outputs, and of one component of FFN, convolution or cgMLP, and attention."""
     with torch.device("meta"):
-        model = ConformerCTC(ConformerConfig(outputs=79, width=width))
+        model = ConformerCTC(ConformerConfig(outputs=79, width=width, block=block))
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert Elastic(model).live_parameters() == parameters
-
-
-@pytest.mark.parametrize(("width", "parameters"), [(256, 25.74), (384, 56.85), (512, 100.16)])
-def test_published_parameter_counts_of_the_e_branchformer(width: int, parameters: float) -> None:
-    with torch.device("meta"):
-        model = ConformerCTC(ConformerConfig(outputs=79, width=width, block="e_branchformer"))
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == parameters
+    elastic = Elastic(model)
+    assert elastic.live_parameters() == parameters
+    ffn, convolution, attention = costs
+    inner = {"ffn1": ffn, "ffn2": ffn}
+    inner |= {"conv": convolution} if block == "conformer" else {"merge.cgmlp": convolution}
+    inner |= {"attention" if block == "conformer" else "merge.attention": attention}
+    assert {name: module.cost for name, module in elastic.modules.items()} == {
+        f"blocks.{i}.{name}": cost for i in range(12) for name, cost in inner.items()
+    }
+    assert sum(elastic.counts().values()) == {256: 192, 384: 216, 512: 240}[width]
 
 
 @pytest.mark.parametrize("lengths", [(50, 33, 4, 31), (4, 4, 4, 4), (51, 51, 51, 51), (7, 50, 49, 48)], ids=str)
@@ -176,6 +189,16 @@ def test_integer_features_are_refused() -> None:
         ({"outputs": 9, "blocks": -1}, "blocks must be at least 0, got -1"),
         ({"outputs": 9, "block": "transformer"}, "block must be one of conformer, e_branchformer, got transformer"),
         ({"outputs": 9, "positions": "absolute"}, "positions must be one of none, relative, got absolute"),
+        ({"outputs": 9, "chunk": 0}, "chunk must be at least 1 or null, got 0"),
+        ({"outputs": 9, "left_chunks": 2}, "left_chunks must be null without chunk, got 2"),
+        (
+            {"outputs": 9, "intermediate": [3, 12]},
+            r"intermediate must be ascending numbers from 1 to 11, got \(3, 12\)",
+        ),
+        ({"outputs": 9, "intermediate": [6, 3]}, "intermediate must be ascending"),
+        ({"outputs": 9, "intermediate": [0]}, "intermediate must be ascending"),
+        ({"outputs": 9, "intermediate_weight": 1.0}, "intermediate_weight must be between 0 and 1"),
+        ({"outputs": 9, "intermediate_output": "none"}, "intermediate_output must be one of shared, own"),
         ({"outputs": 9, "depth": 3}, r"unknown fields \['depth'\]"),
         ({"width": 64}, "outputs is missing"),
     ],

@@ -25,6 +25,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "chunked attention": lambda: SelfAttention(16, 2, 8, chunk=(3, 1)),
     "relative positions": lambda: RelPosSelfAttention(16, 2, 8),
     "learnt positions": lambda: RelPosSelfAttention(16, 2, 8, radius=3),
+    "chunked convolution": lambda: ConvolutionModule(16, 5, chunk=3),
+    "chunked cgmlp": lambda: ConvolutionalGatingMLP(16, 48, 5, chunk=3),
+    "chunked conformer": lambda: ConformerBlock(
+        16, 2, head_dim=8, expansion=2, kernel=5, positions="relative", chunk=(2, 1)
+    ),
+    "chunked e-branchformer": lambda: EBranchformerBlock(
+        16, 2, head_dim=8, kernel=5, merge_kernel=7, positions="relative", chunk=(2, None)
+    ),
     "cgmlp": lambda: ConvolutionalGatingMLP(16, 48, 5),
     "conformer": lambda: ConformerBlock(16, 2, head_dim=8, expansion=2, kernel=5),
     "conformer, relative": lambda: ConformerBlock(16, 2, head_dim=8, expansion=2, kernel=5, positions="relative"),

@@ -26,6 +26,10 @@ LAYERS = {
     "sinusoids": lambda: layers.RelPosSelfAttention(12, 4, 6),
     "sinusoids, window": lambda: layers.RelPosSelfAttention(12, 4, 6, window=(3, 3)),
     "table": lambda: layers.RelPosSelfAttention(12, 4, 6, radius=2),
+    "chunked conformer": lambda: layers.ConformerBlock(12, 4, head_dim=4, kernel=5, chunk=(3, 1)),
+    "chunked e-branchformer": lambda: layers.EBranchformerBlock(
+        12, 4, head_dim=4, kernel=5, merge_kernel=3, chunk=(3, None)
+    ),
     "conformer": lambda: layers.ConformerBlock(12, 4, head_dim=4, kernel=5, positions="relative"),
     "e-branchformer": lambda: layers.EBranchformerBlock(12, 4, head_dim=4, kernel=5, merge_kernel=3),
 }

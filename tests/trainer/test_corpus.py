@@ -7,6 +7,7 @@ import pytest
 import soundfile
 from dmao.data.corpus import LEXICON, Corpus
 from dmao.data.features import add_features
+from dmao.data.labels import Labels
 from dmao.data.manifests import make_cut
 from dmao.errors import UserError
 from dmao.evaluate import evaluate, evaluate_model
@@ -44,10 +45,10 @@ def _speak(root, name, text, seconds):
     return make_cut(name, path, samples, text=text, speaker="tone", language="en")
 
 
-@pytest.mark.parametrize("labels", ["characters", "phonemes"])
+@pytest.mark.parametrize("labels", ["characters", "phonemes", "bpe"])
 def test_train_and_evaluate(corpus, tmp_path, labels):
     config = tiny_config(
-        f"data={{root: {corpus}, labels: {labels}, batch_seconds: 2.0}}", "steps=18", "eval_splits=[test]"
+        f"data={{root: {corpus}, labels: {labels}, bpe_size: 5, batch_seconds: 2.0}}", "steps=18", "eval_splits=[test]"
     )
     result = train(config, tmp_path)
     rows = [row for row in read_json_lines(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
@@ -68,6 +69,18 @@ def test_words_of_what_is_left_out_count_as_deleted(corpus):
     assert whole.words - rest.words == whole.deletions - rest.deletions == 9
     assert (whole.insertions, whole.substitutions) == (rest.insertions, rest.substitutions)
     assert whole.wer > rest.wer or rest.wer >= 100
+
+
+def test_words_that_the_labels_cannot_spell(corpus, caplog):
+    """Such utterances are not trained on; they are decoded and scored all the same."""
+    config = tiny_config(f"data={{root: {corpus}, labels: phonemes, batch_seconds: 2.0}}")
+    source = CorpusSource(config, Labels.phonemes({"ab": ["a", "b"]}))
+    ids = [id for batch in source.train_batches(0) for id in batch.ids]
+    assert ids == ["train-b"]
+    assert "train-a (utterance train-a: word 'ba' is not in the lexicon)" in caplog.text
+    found = evaluate_model(build_model(config, len(source.labels), source.inputs), source, "test")
+    assert (found.utterances, found.words, found.labels) == (5, 15, 2 * 2)
+    assert np.isfinite(found.ce)
 
 
 def test_order_of_batches_depends_on_seed_and_epoch_alone(corpus):

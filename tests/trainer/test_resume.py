@@ -142,3 +142,13 @@ def test_a_folder_of_another_training_is_refused(uninterrupted):
 
 def test_what_decides_nothing_may_change(uninterrupted):
     train(tiny_config("checkpoint_every=3", "data.root=elsewhere"), uninterrupted.run_dir, TinySource())
+
+
+def test_keys_newer_than_the_run_have_their_defaults(uninterrupted, tmp_path):
+    """A checkpoint from before a key was there goes on."""
+    state = checkpoint.load(uninterrupted.checkpoint)
+    del state["config"]["epochs"], state["config"]["device"], state["config"]["model"]["positions"]
+    checkpoint.save(tmp_path / "checkpoints", uninterrupted.steps, state)
+    assert train(tiny_config(), tmp_path, TinySource()).steps == uninterrupted.steps
+    with pytest.raises(ConfigError, match=r"model\.positions is 'relative', there 'none'$"):
+        train(tiny_config("model.positions=relative"), tmp_path, TinySource())

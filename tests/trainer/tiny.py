@@ -11,6 +11,7 @@ from dmao.config import TrainConfig, load_config
 from dmao.data.labels import Labels
 from dmao.data.loader import Batch, LeftOut
 from dmao.randomness import generator
+from dmao.scoring import Segment
 
 BINS = 8
 WORDS = ("ab", "ba", "cab", "dad", "bad")
@@ -53,6 +54,10 @@ class TinySource:
 
     def left_out(self, split: str) -> list[LeftOut]:
         return []
+
+    def segments(self, split: str) -> dict[str, Segment]:
+        ids = [f"{split}-{index}" for index in range(self.utterances)]
+        return {id: Segment("tiny", 10.0 * i, 10.0 * i + 9, "1", f"speaker-{i % 2}") for i, id in enumerate(ids)}
 
     def _batches(self, split: str, order: list[int], start: int) -> Iterator[Batch]:
         for first in range(start * self.batch_size, len(order), self.batch_size):

@@ -2,8 +2,9 @@
 
     embedded.prepare_embedded    synthetic English, made on the spot, bit-identical anywhere
     recorded.prepare_recorded    recorded Czech and Dutch, fetched from Debian
-    corpus.Corpus                what either of them leaves on disk, read through lhotse
-    labels.Labels                text <-> label ids (characters or phonemes)
+    disk.prepare_from_disk       corpora that lie on disk (dmao.recipes), from their own formats
+    corpus.Corpus                what each of them leaves on disk, read through lhotse
+    labels.Labels                text <-> label ids (characters, phonemes, pieces of words)
     loader.SpeechDataset, loader.batches    padded batches of normalised features
 
 Nothing is imported here: the synthesis workers are fresh interpreters that must start fast and without torch.

@@ -1,9 +1,11 @@
 """What a prepared corpus looks like on disk, whoever made it.
 
 ROOT/corpus.json                 the stamp: how it was made, what it holds; written last
-ROOT/lexicon.json                word -> phones
+ROOT/lexicon.json                word -> phones, or a list of such: the words that decoding may choose from
 ROOT/manifests/SPLIT.jsonl.gz    lhotse CutSets; paths inside are relative to ROOT, so a corpus can be moved
 ROOT/audio/...  ROOT/features/...
+
+A corpus that lies on disk already keeps its audio where it is: the paths of its recordings are absolute.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,21 +26,33 @@ from dmao.files import write_atomically
 if TYPE_CHECKING:
     from lhotse import CutSet
 
+    from dmao.data.labels import Entry
+
 STAMP = "corpus.json"
 LEXICON = "lexicon.json"
-SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus. `splits` maps train, dev and test to {"utterances", "seconds", "sha256"}."""
+    """A prepared corpus.
+
+    splits: name, as "train" or "dev-other" -> {"utterances", "seconds", "sha256"}.
+    fingerprint: sha256 over all splits: over the PCM of their utterances where the audio was made here, over what is
+        cut from where otherwise.
+    sample_rate: of the audio, in Hz.
+    problems: kind -> how many were found in the source, and left out.
+    left_out: why -> how many segments hold nothing to learn: silence, noise, what is not to be scored.
+    """
 
     root: Path
     name: str
     arguments: Mapping[str, Any]
     versions: Mapping[str, str]
     splits: Mapping[str, Mapping[str, Any]]
-    fingerprint: str  # sha256 over the PCM of all utterances in order
+    fingerprint: str
+    sample_rate: int = 16_000
+    problems: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, root: str | Path) -> Corpus:
@@ -82,8 +96,8 @@ class Corpus:
 
         return read_manifest(self.manifest(split), self.root)
 
-    def lexicon(self) -> dict[str, list[str]]:
-        """Read the pronunciations: word -> phones."""
+    def lexicon(self) -> dict[str, Entry]:
+        """Read the vocabulary with its pronunciations: word -> phones, or a list of such."""
         path = self.root / LEXICON
         try:
             return json.loads(path.read_text(encoding="utf-8"))

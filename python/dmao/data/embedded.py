@@ -94,7 +94,7 @@ def prepare_embedded(
             raise UserError(f"the {name} split must last longer than 0 minutes and end, got {value}")
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs must be at least 1, got {jobs}")
-    from dmao.data.features import FEATURE_VERSION, add_features
+    from dmao.data.features import add_features, feature_version
 
     root = Path(root)
     arguments = {
@@ -105,7 +105,7 @@ def prepare_embedded(
         "test_minutes": test_minutes,
     }
     synthesis_versions = {"generation": GENERATION, **installed_versions("espeakng-loader", "numpy", "scipy")}
-    versions = {**synthesis_versions, "features": FEATURE_VERSION}
+    versions = {**synthesis_versions, "features": feature_version()}
     splits = plan(vocabulary(words), minutes, seed)
     with preparing(root):
         if corpus := Corpus.find(root, "embedded", arguments, versions):

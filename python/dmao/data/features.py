@@ -1,4 +1,5 @@
-"""Log-mel features: 80 bins of 60 .. 7600 Hz, 25 ms windows every 10 ms, computed once through lhotse and kept in fp16.
+"""Log-mel features: 80 bins from 60 Hz to 95 % of the Nyquist frequency (7600 Hz at 16 kHz, 3800 Hz at 8 kHz), 25 ms
+windows every 10 ms, computed once through lhotse and kept in fp16.
 
 One .npy file per utterance (lhotse's storage "numpy_files"): of lhotse's storages it needs no further package and reads
 about 20,000 times faster than real time. Files appear whole or not at all, so an interrupted run goes on.
@@ -9,10 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
+import multiprocessing
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,47 +36,105 @@ from dmao.files import write_atomically
 
 BINS = 80
 FRAME_SHIFT = 0.01
-CONFIG = FbankConfig(
-    sampling_rate=SAMPLE_RATE,
-    num_filters=BINS,
-    low_freq=60.0,
-    high_freq=7600.0,
-    frame_shift=FRAME_SHIFT,
-    dither=0.0,
-)
-_SETTINGS = "fp16 " + " ".join(f"{key}={value}" for key, value in sorted(CONFIG.to_dict().items()))
-FEATURE_VERSION = (
-    f"lhotse {installed_versions('lhotse')['lhotse']} {hashlib.sha256(_SETTINGS.encode()).hexdigest()[:8]}"
-)
 _DEVIATION_FLOOR = 1e-5
 
 
-def add_features(root: Path, split: str, cuts: Sequence[MonoCut], content: str, *, progress: bool = True) -> None:
+def fbank_config(sample_rate: int = SAMPLE_RATE) -> FbankConfig:
+    """The settings of the features at a sample rate."""
+    return FbankConfig(
+        sampling_rate=sample_rate,
+        num_filters=BINS,
+        low_freq=60.0,
+        high_freq=0.475 * sample_rate,
+        frame_shift=FRAME_SHIFT,
+        dither=0.0,
+    )
+
+
+def feature_version(sample_rate: int = SAMPLE_RATE) -> str:
+    """What decides the features of given audio: lhotse's version and a hash of the settings."""
+    chosen = sorted(fbank_config(sample_rate).to_dict().items())
+    settings = "fp16 " + " ".join(f"{key}={value}" for key, value in chosen)
+    return f"lhotse {installed_versions('lhotse')['lhotse']} {hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
+def add_features(
+    root: Path,
+    split: str,
+    cuts: Sequence[MonoCut],
+    content: str,
+    *,
+    jobs: int = 1,
+    on_unreadable: Callable[[MonoCut, str], None] | None = None,
+    progress: bool = True,
+) -> list[MonoCut]:
     """Compute what features are missing and write the manifest of `split`.
 
     Args:
-        root: folder of the corpus; the paths in `cuts` are relative to it.
+        root: folder of the corpus; the paths in `cuts` are relative to it, or absolute.
         split: name of the split.
-        cuts: cuts with recordings.
+        cuts: cuts with recordings, all of one sample rate.
         content: hash of the audio: features of other audio are never taken for these.
+        jobs: processes that compute.
+        on_unreadable: gets every cut whose audio is missing, cut off or unreadable, with the reason; the manifest goes
+            without them. None raises the first one.
         progress: show a progress bar.
+
+    Returns:
+        The cuts of the manifest, with features.
 
     Raises:
         UserError: if audio is missing, cut off or unreadable (names utterance and file).
     """
-    key = hashlib.sha256(f"{content} {FEATURE_VERSION}".encode()).hexdigest()[:12]
+    sample_rate = cuts[0].sampling_rate if cuts else SAMPLE_RATE
+    key = hashlib.sha256(f"{content} {feature_version(sample_rate)}".encode()).hexdigest()[:12]
     folder = Path("features") / f"{split}-{key}"
     _remove_others(root / "features", split, keep=folder.name)
-    extractor = Fbank(CONFIG)
     described = []
-    with one_torch_thread():
-        for cut in tqdm(cuts, desc=f"features {split}", unit="utt", disable=None if progress else True):
-            file = folder / f"{cut.id}.npy"
-            frames = compute_num_frames(cut.duration, FRAME_SHIFT, SAMPLE_RATE)
-            if _frames_in(root / file) != frames:
-                _write(root / file, extractor.extract(_audio(cut, root), SAMPLE_RATE), frames, cut.id)
-            described.append(replace(cut, features=_describe(extractor, cut, file, frames)))
+    results = _compute_all(cuts, root, folder, jobs)
+    bar = tqdm(results, desc=f"features {split}", unit="utt", total=len(cuts), disable=None if progress else True)
+    for cut, unreadable in zip(cuts, bar, strict=True):
+        if not unreadable:
+            described.append(replace(cut, features=_describe(cut, folder / f"{cut.id}.npy")))
+        elif on_unreadable is None:
+            path = root / cut.recording.sources[0].source
+            raise UserError(f"cannot read audio of utterance {cut.id} ({path}): {unreadable}")
+        else:
+            on_unreadable(cut, unreadable)
     write_manifest(root / "manifests" / f"{split}.jsonl.gz", CutSet.from_cuts(described))
+    return described
+
+
+def _compute_all(cuts: Sequence[MonoCut], root: Path, folder: Path, jobs: int) -> Iterator[str]:
+    """For every cut in order "", or why its audio cannot be read."""
+    work = (cuts, itertools.repeat(root), itertools.repeat(folder))
+    if jobs == 1:
+        with one_torch_thread():
+            yield from map(_compute, *work)
+        return
+    context = multiprocessing.get_context("forkserver")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(jobs, context, initializer=_begin_worker) as pool:
+        try:
+            yield from pool.map(_compute, *work, chunksize=32)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
+
+
+def _compute(cut: MonoCut, root: Path, folder: Path) -> str:
+    path = root / folder / f"{cut.id}.npy"
+    if _frames_in(path) == _frames_of(cut):
+        return ""
+    try:
+        audio = _audio(cut, root)
+    except UserError as error:
+        return str(error)
+    _write(path, _extractor(cut.sampling_rate).extract(audio, cut.sampling_rate), _frames_of(cut), cut.id)
+    return ""
 
 
 def load_features(cut: MonoCut) -> np.ndarray:
@@ -83,7 +147,8 @@ def load_features(cut: MonoCut) -> np.ndarray:
         features = cut.load_features().astype(np.float32)
     except Exception as error:  # numpy and the file system raise their own
         path = Path(cut.features.storage_path) / cut.features.storage_key
-        raise UserError(f"cannot read features of utterance {cut.id} ({path}): {error}; prepare again") from error
+        reason = first_line(error)
+        raise UserError(f"cannot read features of utterance {cut.id} ({path}): {reason}; prepare again") from error
     deviation = features.std(axis=0) + _DEVIATION_FLOOR
     return (features - features.mean(axis=0)) / deviation
 
@@ -99,6 +164,11 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@cache
+def _extractor(sample_rate: int) -> Fbank:
+    return Fbank(fbank_config(sample_rate))
+
+
 def _audio(cut: MonoCut, root: Path) -> np.ndarray:
     path = root / cut.recording.sources[0].source
     try:
@@ -107,8 +177,11 @@ def _audio(cut: MonoCut, root: Path) -> np.ndarray:
             raise ValueError(f"it holds {found} samples, its manifest says {cut.recording.num_samples}")
         return cut.with_recording_path_prefix(root).load_audio()
     except Exception as error:  # lhotse, libsndfile and the file system raise their own
-        reason = "no such file" if not path.exists() else first_line(error)
-        raise UserError(f"cannot read audio of utterance {cut.id} ({path}): {reason}") from error
+        raise UserError("no such file" if not path.exists() else first_line(error)) from error
+
+
+def _frames_of(cut: MonoCut) -> int:
+    return compute_num_frames(cut.duration, FRAME_SHIFT, cut.sampling_rate)
 
 
 def _frames_in(path: Path) -> int | None:
@@ -126,25 +199,25 @@ def _write(path: Path, features: np.ndarray, frames: int, id: str) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _describe(extractor: Fbank, cut: MonoCut, file: Path, frames: int) -> Features:
+def _describe(cut: MonoCut, file: Path) -> Features:
     return Features(
-        type=extractor.name,
-        num_frames=frames,
+        type=Fbank.name,
+        num_frames=_frames_of(cut),
         num_features=BINS,
         frame_shift=FRAME_SHIFT,
-        sampling_rate=SAMPLE_RATE,
-        start=0.0,
+        sampling_rate=cut.sampling_rate,
+        start=cut.start,
         duration=cut.duration,
         storage_type=NumpyFilesReader.name,
         storage_path=file.parent.as_posix(),
         storage_key=file.name,
         recording_id=cut.recording_id,
-        channels=0,
+        channels=cut.channel,
     )
 
 
 def _remove_others(features: Path, split: str, keep: str) -> None:
-    pattern = re.compile(rf"{split}-[0-9a-f]{{12}}")
+    pattern = re.compile(rf"{re.escape(split)}-[0-9a-f]{{12}}")
     for folder in features.glob(f"{split}-*"):
         if folder.name != keep and pattern.fullmatch(folder.name):
             shutil.rmtree(folder)

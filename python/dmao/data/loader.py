@@ -1,7 +1,7 @@
 """Padded batches: a pure function of dataset, seconds, seed and epoch, read from any position on.
 
 lhotse's bucketing sampler groups utterances of similar length; this module reads their features, normalises and pads.
-No worker process: reading costs far less than a training step.
+On a CPU that costs far less than a training step; for a GPU, worker processes read ahead (`dmao bench-loader`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from lhotse.dataset import DynamicBucketingSampler
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from dmao.data.features import BINS, load_features
-from dmao.data.labels import Labels
+from dmao.data.labels import Labels, Unspellable
 from dmao.data.manifests import MonoCut
 from dmao.errors import UserError
 
@@ -58,6 +60,8 @@ class SpeechDataset:
         min_frames: feature frames that the model needs at least (its receptive field).
         subsampling: feature frames per output frame of the model.
         name: what messages call this dataset.
+        unspellable: what becomes of an utterance that the labels cannot spell: an error ("refuse"), "leave out", or
+            "keep" it without targets, to be decoded.
 
     Attributes:
         cuts: id -> cut, in the order of the manifest.
@@ -77,6 +81,7 @@ class SpeechDataset:
         min_frames: int = 1,
         subsampling: int = 4,
         name: str = "data",
+        unspellable: Literal["refuse", "leave out", "keep"] = "refuse",
     ) -> None:
         self.labels = labels
         self.name = name
@@ -88,7 +93,15 @@ class SpeechDataset:
             total += 1
             if not cut.has_features or cut.num_features != BINS:
                 raise UserError(f"utterance {cut.id} has no features with {BINS} bins: prepare the corpus again")
-            target = labels.encode(text_of(cut), cut.id)
+            try:
+                target = labels.encode(text_of(cut), cut.id)
+            except Unspellable as error:
+                if unspellable == "refuse":
+                    raise
+                if unspellable == "leave out":
+                    self.left_out.append(LeftOut(cut.id, text_of(cut), str(error)))
+                    continue
+                target = []
             if reason := _why_not(cut.num_frames, target, min_frames, subsampling):
                 self.left_out.append(LeftOut(cut.id, text_of(cut), reason))
             else:
@@ -125,7 +138,7 @@ class SpeechDataset:
         return Batch(
             features=torch.nn.utils.rnn.pad_sequence(features, batch_first=True),
             feature_lengths=torch.tensor([len(x) for x in features]),
-            targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+            targets=torch.tensor([id for target in targets for id in target], dtype=torch.int64),
             target_lengths=torch.tensor([len(target) for target in targets]),
             ids=ids,
             texts=tuple(text_of(self.cuts[id]) for id in ids),
@@ -185,10 +198,12 @@ def batches(
     start: int = 0,
     shuffle: bool = True,
     buckets: int = 10,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch from batch `start` on; those before it cost nothing.
 
-    See `epoch_plan` for the other arguments and for the number of batches.
+    See `epoch_plan` for the other arguments and for the number of batches. `workers` processes read ahead; the batches
+    are the same.
 
     Raises:
         UserError: for a bad argument or features that cannot be read.
@@ -196,8 +211,30 @@ def batches(
     plan = epoch_plan(dataset, seconds=seconds, seed=seed, epoch=epoch, shuffle=shuffle, buckets=buckets)
     if not 0 <= start <= len(plan):
         raise UserError(f"start must lie between 0 and {len(plan)}, the number of batches, got {start}")
-    for ids in plan[start:]:
-        yield dataset.batch(ids)
+    if workers == 0:
+        yield from map(dataset.batch, plan[start:])
+        return
+    for batch in DataLoader(_Planned(dataset, plan[start:]), batch_size=None, num_workers=workers, prefetch_factor=4):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Planned(Dataset[Batch | UserError]):
+    """The batches of a plan by their number, for PyTorch's loader; an error of ours comes as it is, not as its text."""
+
+    dataset: SpeechDataset
+    plan: list[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int) -> Batch | UserError:
+        try:
+            return self.dataset.batch(self.plan[number])
+        except UserError as error:
+            return error
 
 
 def text_of(cut: MonoCut) -> str:

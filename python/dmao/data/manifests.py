@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ from dmao.data.acoustics import SAMPLE_RATE
 from dmao.errors import UserError
 
 
+@dataclass(frozen=True)
+class Span:
+    """Samples of one channel of a longer recording."""
+
+    recording: str
+    start: int
+    recording_samples: int
+    channel: int = 0
+    channels: int = 1
+
+
 def make_cut(
     id: str,
     path: Path,
@@ -29,15 +41,30 @@ def make_cut(
     speaker: str,
     language: str,
     custom: Mapping[str, Any] | None = None,
+    sample_rate: int = SAMPLE_RATE,
+    span: Span | None = None,
 ) -> MonoCut:
-    """Describe one 16 kHz mono file of `samples` samples as one cut with one supervision."""
-    duration = samples / SAMPLE_RATE
-    source = AudioSource("file", [0], path.as_posix())
-    recording = Recording(id, [source], SAMPLE_RATE, samples, duration)
+    """Describe `samples` samples as one cut with one supervision.
+
+    path: of the file; it holds nothing else and one channel, unless `span` says which part of it is meant.
+    """
+    span = span or Span(id, 0, samples)
+    source = AudioSource("file", list(range(span.channels)), path.as_posix())
+    whole = span.recording_samples
+    recording = Recording(span.recording, [source], sample_rate, whole, whole / sample_rate)
+    duration = samples / sample_rate
     supervision = SupervisionSegment(
-        id, id, 0.0, duration, text=text, language=language, speaker=speaker, custom=dict(custom or {})
+        id,
+        span.recording,
+        0.0,
+        duration,
+        span.channel,
+        text=text,
+        language=language,
+        speaker=speaker,
+        custom=dict(custom or {}),
     )
-    return MonoCut(id, 0.0, duration, 0, [supervision], recording=recording)
+    return MonoCut(id, span.start / sample_rate, duration, span.channel, [supervision], recording=recording)
 
 
 def read_manifest(path: Path, root: Path) -> CutSet:

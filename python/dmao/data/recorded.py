@@ -23,9 +23,9 @@ import soundfile
 from tqdm import tqdm
 
 from dmao.data.acoustics import resample
-from dmao.data.corpus import LEXICON, SPLITS, STAMP, Corpus, installed_versions, preparing
+from dmao.data.corpus import LEXICON, STAMP, Corpus, installed_versions, preparing
 from dmao.data.espeak import Espeak
-from dmao.data.features import FEATURE_VERSION, add_features
+from dmao.data.features import add_features, feature_version
 from dmao.data.manifests import MonoCut, make_cut
 from dmao.data.synthesis import encode_flac
 from dmao.errors import UserError
@@ -34,6 +34,7 @@ from dmao.files import write_atomically
 _log = logging.getLogger(__name__)
 
 CONVERSION = "1"  # raise it when the same packages begin to give another corpus
+SPLITS = ("train", "dev", "test")
 LANGUAGES = {"cs": "Czech", "nl": "Dutch"}
 _GAME = Path("usr/share/games/fillets-ng")
 _LINE = re.compile(
@@ -83,7 +84,7 @@ def prepare_recorded(language: str, root: str | Path, *, progress: bool = True) 
     arguments = {"language": language}
     versions = {
         "conversion": CONVERSION,
-        "features": FEATURE_VERSION,
+        "features": feature_version(),
         **installed_versions("espeakng-loader", "numpy", "scipy"),
     }
     with preparing(root):

@@ -1,7 +1,7 @@
 """Models whose width is trainable."""
 
 from dmao.models.conformer_ctc import ConformerConfig, ConformerCTC
-from dmao.models.ctc import CtcLoss, ctc_loss
+from dmao.models.ctc import CtcLoss, ctc_loss, model_loss
 from dmao.models.plain import PlainConformerCTC
 
-__all__ = ["ConformerCTC", "ConformerConfig", "CtcLoss", "PlainConformerCTC", "ctc_loss"]
+__all__ = ["ConformerCTC", "ConformerConfig", "CtcLoss", "PlainConformerCTC", "ctc_loss", "model_loss"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from dmao.models.frontend import VggFrontEnd
 from dmao_kernels import unpack
-from dmao_kernels.nn import ACTIVATIONS, ConformerBlock, EBranchformerBlock, sinusoidal_positions
+from dmao_kernels.nn import ACTIVATIONS, ChunkRows, ConformerBlock, EBranchformerBlock, sinusoidal_positions
 
 BLOCKS = {"conformer": ConformerBlock, "e_branchformer": EBranchformerBlock}
 POSITIONS = ("none", "relative")
+OUTPUTS = ("shared", "own")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,13 @@ class ConformerConfig:
     ``block`` is "conformer" or "e_branchformer", ``positions`` "none" or "relative" (Transformer-XL's), ``heads``
     None stands for ``width // head_dim``, ``attention_dropout`` None for ``dropout``. Defaults are the published
     settings (arXiv 2506.13180) at width 256.
+
+    Streaming: ``chunk`` output frames are a chunk, and no output depends on frames behind its chunk but through the
+    front end (`front_lookahead`); attention sees ``left_chunks`` chunks before its own, None: all.
+
+    Intermediate CTC (Lee and Watanabe, 2021): the loss behind the blocks ``intermediate`` (numbers from 1, below
+    ``blocks``) weighs ``intermediate_weight`` in all, the ordinary one the rest; through the model's output layer, or,
+    with ``intermediate_output`` "own", through one each.
     """
 
     outputs: int
@@ -46,9 +55,14 @@ class ConformerConfig:
     frequency_pooling: tuple[int, ...] = (1, 1)
     block: str = "conformer"
     positions: str = "none"
+    chunk: int | None = None
+    left_chunks: int | None = None
+    intermediate: tuple[int, ...] = ()
+    intermediate_weight: float = 0.3
+    intermediate_output: str = "shared"
 
     def __post_init__(self) -> None:
-        for name in ("front_channels", "time_pooling", "frequency_pooling"):
+        for name in ("front_channels", "time_pooling", "frequency_pooling", "intermediate"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("inputs", "width", "head_dim", "expansion", "kernel", "components"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
@@ -71,8 +85,19 @@ class ConformerConfig:
         for name, count in (("front_channels", 4), ("time_pooling", 2), ("frequency_pooling", 2)):
             sizes = getattr(self, name)
             self._require(len(sizes) == count and min(sizes) >= 1, name, f"{count} numbers of at least 1")
+        self._check_options()
         first, second = self.frequency_pooling
         self._require(self.inputs // first // second >= 1, "frequency_pooling", f"at most inputs={self.inputs}")
+
+    def _check_options(self) -> None:
+        self._require(self.chunk is None or self.chunk >= 1, "chunk", "at least 1 or null")
+        self._require(self.left_chunks is None or self.left_chunks >= 0, "left_chunks", "at least 0 or null")
+        self._require(self.left_chunks is None or self.chunk is not None, "left_chunks", "null without chunk")
+        inner = self.intermediate
+        ascending = all(a < b for a, b in itertools.pairwise((0, *inner, self.blocks))) or not inner
+        self._require(ascending, "intermediate", f"ascending numbers from 1 to {self.blocks - 1}")
+        self._require(0 < self.intermediate_weight < 1, "intermediate_weight", "between 0 and 1")
+        self._require(self.intermediate_output in OUTPUTS, "intermediate_output", f"one of {', '.join(OUTPUTS)}")
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
@@ -82,6 +107,11 @@ class ConformerConfig:
     def subsampling(self) -> int:
         """Feature frames per output frame."""
         return self.time_pooling[0] * self.time_pooling[1]
+
+    @property
+    def front_lookahead(self) -> int:
+        """Feature frames behind an output frame's own that its front end sees: two frames per pair of convolutions."""
+        return 2 * (1 + self.time_pooling[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for YAML, JSON and checkpoints."""
@@ -116,7 +146,7 @@ class ConformerCTC(nn.Module):
             config.inputs, config.width, config.front_channels, config.time_pooling, config.frequency_pooling
         )
         block = BLOCKS[config.block]
-        self.blocks = nn.ModuleList(
+        blocks = [
             block(
                 config.width,
                 config.heads,
@@ -128,21 +158,28 @@ class ConformerCTC(nn.Module):
                 components=config.components,
                 activation=config.activation,
                 positions=config.positions,
+                chunk=None if config.chunk is None else (config.chunk, config.left_chunks),
             )
             for _ in range(config.blocks)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
+        self._reach = max((each.reach for each in blocks), default=0)
         self.output = nn.Linear(config.width, config.outputs)
+        own = config.intermediate if config.intermediate_output == "own" else ()
+        self.intermediate = nn.ModuleList(nn.Linear(config.width, config.outputs) for _ in own)
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, lengths: Tensor, *, intermediate: bool = False) -> tuple[Tensor, ...]:
         """Log-probabilities of the labels per output frame.
 
         Args:
             features: float [B, T, inputs]; what stands at and beyond an utterance's length is ignored.
             lengths: integer [B], frames per utterance. On the CPU they cost no device sync.
+            intermediate: return the log-probabilities behind the blocks ``config.intermediate`` as well.
 
         Returns:
             ``log_probs`` float32 [B, T', outputs] (float64 of a float64 model), zero beyond an utterance's end,
-            and ``out_lengths`` int64 [B], on the device of ``lengths``, with T' = T // subsampling.
+            and ``out_lengths`` int64 [B], on the device of ``lengths``, with T' = T // subsampling; behind them, with
+            ``intermediate``, further log-probabilities as the first.
 
         Raises:
             ValueError: wrong shape or dtype, an empty batch, or an utterance longer than T or shorter than
@@ -154,12 +191,32 @@ class ConformerCTC(nn.Module):
         positions = None
         if self.config.positions == "relative":
             positions = sinusoidal_positions(int(out_lengths.max()), self.config.width, x)
-        for block in self.blocks:
-            x = block(x, offsets=offsets, positions=positions)
-        logits = self.output(F.dropout(x, self.config.output_dropout, self.training))
+        chunks = self._chunks(out_lengths, x.device)
+        outputs = self._intermediate_outputs() if intermediate else {}
+        found = []
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, offsets=offsets, positions=positions, chunks=chunks)
+            if number in outputs:
+                found.append(self._log_probs(outputs[number], x))
+        frames = features.shape[1] // self.config.subsampling
+        last, *inner = (unpack(y, offsets, frames) for y in (self._log_probs(self.output, x), *found))
+        return last, out_lengths, *inner
+
+    def _intermediate_outputs(self) -> dict[int, nn.Module]:
+        """Output layers by the numbers of the blocks before them."""
+        own = list(self.intermediate) or [self.output] * len(self.config.intermediate)
+        return dict(zip(self.config.intermediate, own, strict=True))
+
+    def _log_probs(self, output: nn.Module, x: Tensor) -> Tensor:
+        logits = output(F.dropout(x, self.config.output_dropout, self.training))
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        log_probs = F.log_softmax(logits, dim=-1, dtype=dtype)
-        return unpack(log_probs, offsets, features.shape[1] // self.config.subsampling), out_lengths
+        return F.log_softmax(logits, dim=-1, dtype=dtype)
+
+    def _chunks(self, out_lengths: Tensor, device: torch.device) -> ChunkRows | None:
+        """How the packed frames are cut; the same for all blocks."""
+        if self.config.chunk is None:
+            return None
+        return ChunkRows.of(out_lengths, self.config.chunk, self._reach).to(device)
 
     def _check(self, features: Tensor, lengths: Tensor) -> None:
         inputs, shortest = self.config.inputs, self.config.subsampling

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dmao.models.conformer_ctc import ConformerConfig
 
 
 class CtcLoss(NamedTuple):
@@ -67,6 +71,19 @@ def ctc_loss(
     )
     labels = int(target_lengths[fits].sum())
     return CtcLoss(losses.sum() / max(labels, 1), labels, batch - int(fits.sum()))
+
+
+def model_loss(outputs: Sequence[Tensor], config: ConformerConfig, targets: Tensor, target_lengths: Tensor) -> CtcLoss:
+    """The loss of a model's ``outputs`` (log-probabilities, their lengths, further log-probabilities): of the first
+    ones alone, or with ``config.intermediate_weight`` on the mean of the further ones. Errors as of `ctc_loss`.
+    """
+    log_probs, lengths, *inner = outputs
+    last = ctc_loss(log_probs, lengths, targets, target_lengths)
+    if not inner:
+        return last
+    others = [ctc_loss(each, lengths, targets, target_lengths).loss for each in inner]
+    weight = config.intermediate_weight
+    return last._replace(loss=(1 - weight) * last.loss + weight * torch.stack(others).mean())
 
 
 def _needed_frames(targets: Tensor, target_lengths: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ def _valid(frames: int, lengths: Tensor) -> Tensor:
 
 
 class PlainConformerCTC(nn.Module):
-    """Log-probabilities [B, T', outputs] of ``features`` [B, T, inputs] with ``lengths`` [B], and their lengths.
+    """Log-probabilities [B, T', outputs] of ``features`` [B, T, inputs] with ``lengths`` [B], and their lengths; there
+    are no intermediate ones.
 
     Lengths are not checked; what stands at and beyond an utterance's end is not defined.
     """

@@ -1,0 +1,249 @@
+"""The commands that turn a checkpoint into words: `dmao lm`, `dmao prior`, `dmao tune`, `dmao decode`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from dmao.console import print_json
+from dmao.errors import UserError
+
+if TYPE_CHECKING:
+    from dmao.recognise import Recogniser, Search
+    from dmao.scoring import Normaliser
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+CHECKPOINT = click.Path(exists=True, path_type=Path)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_data = click.option("--root", type=FOLDER, help="Folder of the corpus, where it has moved, or of another one.")
+search_options = _options(
+    click.option("--lm", type=FILE, help="Word n-gram model (ARPA).  [default: the tuned one, else none]"),
+    click.option(
+        "--beam", type=click.IntRange(min=1), help="Hypotheses kept per frame.  [default: the tuned one, 100]"
+    ),
+    click.option("--lm-scale", type=click.FloatRange(min=0), help="[default: the tuned one, else 0.9]"),
+    click.option("--prior-scale", type=click.FloatRange(min=0), help="[default: the tuned one, else 0.3]"),
+    click.option("--word-score", type=float, help="Added per word.  [default: the tuned one, else 0]"),
+)
+normaliser_options = _options(
+    click.option("--glm", type=FILE, help="Mapping of words (NIST's GLM) for references and hypotheses."),
+    click.option("--drop", multiple=True, metavar="WORD", help="Word that does not count, as [noise]; repeatable."),
+)
+
+
+@click.command(short_help="Estimate a word n-gram model from texts.")
+@click.argument("texts", type=FILE, nargs=-1)
+@click.option("--root", type=FOLDER, help="Folder of a prepared corpus: its transcripts, and its words.")
+@click.option("--split", default="train", show_default=True, help="Split of that corpus.")
+@click.option("--order", type=click.IntRange(1, 6), default=4, show_default=True, help="Longest n-gram.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The ARPA file.")
+def lm(texts: tuple[Path, ...], root: Path | None, split: str, order: int, out: Path) -> None:
+    """Estimate a word n-gram model (Witten-Bell) from TEXTS, one sentence a line, and from a corpus.
+
+    For some millions of words; larger models come from KenLM's lmplz or from the corpus's makers, in the same format.
+
+    \b
+    Example:
+      dmao lm --root data/embedded --order 4 --out data/embedded/lm.arpa
+    """
+    from dmao.decode import write_arpa
+
+    if not texts and root is None:
+        raise click.UsageError("give TEXTS, or --root")
+    words: tuple[str, ...] = ()
+    sentences = [line for path in texts for line in _lines(path)]
+    if root is not None:
+        from dmao.data.corpus import Corpus
+        from dmao.data.loader import text_of
+
+        corpus = Corpus.load(root)
+        words = tuple(corpus.lexicon())
+        sentences += [text_of(cut) for cut in corpus.cuts(split)]
+    write_arpa(sentences, out, order, words)
+    click.echo(f"{out}: {order}-gram model of {len(sentences)} sentences")
+
+
+@click.command(short_help="Estimate the labels' prior: the mean posterior over training data.")
+@click.argument("checkpoint", type=CHECKPOINT)
+@_data
+@click.option("--batches", type=click.IntRange(min=1), help="So many batches of the training data.  [default: all]")
+def prior(checkpoint: Path, root: Path | None, batches: int | None) -> None:
+    """Estimate the prior of the labels of CHECKPOINT, and keep it beside it, where decode and tune find it.
+
+    They estimate it themselves, over all training data, where it is missing.
+
+    \b
+    Example:
+      dmao prior runs/demo/dmao --batches 200
+    """
+    recogniser = _recogniser(checkpoint, root)
+    found = recogniser.estimate_prior(batches)
+    click.echo(f"blank {found[0]:.3f}, {len(found)} labels; {recogniser.checkpoint.with_suffix('.prior.json')}")
+
+
+@click.command(short_help="Tune LM scale, prior scale and word score on a split.")
+@click.argument("checkpoint", type=CHECKPOINT)
+@click.option("--split", default="dev", show_default=True, help="Split of the corpus.")
+@_data
+@search_options
+@normaliser_options
+@click.option("--utterances", type=click.IntRange(min=1), help="So many, spread over the split.  [default: all]")
+@as_json_option
+def tune(
+    checkpoint: Path,
+    split: str,
+    root: Path | None,
+    glm: Path | None,
+    drop: tuple[str, ...],
+    utterances: int | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Find the scales with the fewest word errors of CHECKPOINT on a split; `dmao decode` uses them from then on.
+
+    \b
+    Example:
+      dmao tune runs/demo/dmao --split dev --lm data/embedded/lm.arpa
+      dmao decode runs/demo/dmao --split test
+    """
+    from dmao.recognise import TUNED, Search
+    from dmao.tune import tune as run
+
+    recogniser = _recogniser(checkpoint, root)
+    found = run(recogniser, split, chosen_search(Search(), given), normaliser_of(glm, drop), utterances)
+    if as_json:
+        print_json({"wer": found.count.percent, "trials": len(found.trials), **found.search.to_dict()})
+    else:
+        click.echo(f"{split}: WER {found.count} with {found.search.scales}, best of {len(found.trials)}")
+        click.echo(f"kept in {recogniser.folder / TUNED}")
+
+
+@click.command(short_help="Decode a split with a language model; WER, and a report as sclite's.")
+@click.argument("checkpoint", type=CHECKPOINT)
+@click.option("--split", default="test", show_default=True, help="Split of the corpus.")
+@_data
+@click.option(
+    "--search", "kind", type=click.Choice(["lexicon", "prefix", "greedy"]), default="lexicon", show_default=True
+)
+@search_options
+@normaliser_options
+@click.option("--out", type=FOLDER, help="Folder of the report.  [default: RUN/decode/SPLIT]")
+@as_json_option
+def decode(
+    checkpoint: Path,
+    split: str,
+    root: Path | None,
+    kind: Literal["lexicon", "prefix", "greedy"],
+    glm: Path | None,
+    drop: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Decode a split with CHECKPOINT (a file or a run's folder), score it, and write the report.
+
+    Scales, beam and language model are those that `dmao tune` found for this checkpoint, unless given here.
+
+    \b
+    Examples:
+      dmao decode runs/librispeech --split test-other --lm 4-gram.arpa
+      dmao decode runs/switchboard --split hub5-00 --glm hub5-00.glm --drop [noise] --drop [laughter]
+    """
+    from dmao.recognise import Search
+    from dmao.recognise import decode as run
+
+    recogniser = _recogniser(checkpoint, root)
+    start = (recogniser.tuned() if kind == "lexicon" else None) or Search()
+    search = dataclasses.replace(chosen_search(start, given), kind=kind)
+    report = run(recogniser, split, search, normaliser_of(glm, drop), out)
+    folder = out or recogniser.folder / "decode" / split
+    if as_json:
+        print_json({**report.to_dict(), "search": search.to_dict()})
+    else:
+        click.echo(report.title)
+        click.echo(report.table())
+        click.echo(f"WER {report.total}; {folder / 'report.txt'}")
+
+
+@click.command(short_help="Compare word error rates of runs: paired bootstrap over utterances and seeds.")
+@click.argument("first", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--with",
+    "second",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    required=True,
+    help="Run to compare with the RUN in the same place; repeatable.",
+)
+@click.option("--split", default="test", show_default=True, help="Split that both were decoded on.")
+@click.option("--by", type=click.Choice(["utterance", "speaker"]), default="utterance", show_default=True)
+@click.option("--draws", type=click.IntRange(min=100), default=10_000, show_default=True)
+@as_json_option
+def compare(
+    first: tuple[Path, ...],
+    second: tuple[Path, ...],
+    split: str,
+    by: Literal["utterance", "speaker"],
+    draws: int,
+    as_json: bool,
+) -> None:
+    """Compare RUNs (folders of runs, or report.json files) with those of --with, pair by pair: one seed each.
+
+    \b
+    Example, three seeds:
+      dmao compare runs/base-0 runs/base-1 runs/base-2 --with runs/dmao-0 --with runs/dmao-1 --with runs/dmao-2
+    """
+    from dmao.scoring.compare import compare as run
+
+    sides = [[p if p.is_file() else p / "decode" / split / "report.json" for p in side] for side in (first, second)]
+    found = run(sides[0], sides[1], by, draws)
+    print_json(found.to_dict()) if as_json else click.echo(str(found))
+
+
+def _recogniser(checkpoint: Path, root: Path | None) -> Recogniser:
+    from dmao.recognise import Recogniser
+
+    return Recogniser(checkpoint, root=None if root is None else str(root))
+
+
+def chosen_search(start: Search, given: dict[str, Any]) -> Search:
+    """`start` with what was given on the command line."""
+    names = {"lm_scale": "lm", "prior_scale": "prior", "word_score": "word"}
+    scales = {names[key]: value for key, value in given.items() if key in names and value is not None}
+    search = dataclasses.replace(start, scales=dataclasses.replace(start.scales, **scales))
+    if given["lm"] is not None:
+        search = dataclasses.replace(search, lm=str(given["lm"].resolve()))
+    return search if given["beam"] is None else dataclasses.replace(search, beam=given["beam"])
+
+
+def normaliser_of(glm: Path | None, drop: tuple[str, ...]) -> Normaliser:
+    from dmao.scoring import Normaliser, read_glm
+
+    return Normaliser({} if glm is None else read_glm(glm), frozenset(word.lower() for word in drop))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from (line for line in file if line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: it is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+COMMANDS = (lm, prior, tune, decode, compare)

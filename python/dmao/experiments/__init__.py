@@ -1,0 +1,1 @@
+"""Experiments: arms of a table, each with several seeds, trained, decoded and compared."""

@@ -1,0 +1,198 @@
+"""One table: every arm with every seed trained, decoded and compared. What is finished is not repeated.
+
+FOLDER/ARM/seed-N/       a run, with decode/SPLIT
+FOLDER/results.json      {"arms": {ARM: {"ce": [per seed], "wer": [...], "parameters": [...]}}, "against": ...}
+FOLDER/results.md        the table
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from dmao.config import TrainConfig
+from dmao.errors import UserError
+from dmao.evaluate import load_widths
+from dmao.experiments.tables import Arm
+from dmao.files import write_atomically
+from dmao.recognise import Recogniser, Search, decode
+from dmao.schedule import Schedule
+from dmao.scoring import Normaliser
+from dmao.scoring.compare import compare
+from dmao.source import Source
+from dmao.trainer import TrainResult, train
+from dmao.tune import tune
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done with each run.
+
+    order: the arms of the table, the one that the others are compared with first.
+    split: decoded, scored and compared.  dev: scales are tuned on it, run by run; None: they stay as in `search`.
+    """
+
+    folder: Path
+    order: tuple[str, ...]
+    split: str = "test"
+    dev: str | None = None
+    search: Search = dataclasses.field(default_factory=Search)
+    normaliser: Normaliser = dataclasses.field(default_factory=Normaliser)
+
+    def run_dir(self, arm: str, seed: int) -> Path:
+        """Where a run is."""
+        return self.folder / arm / f"seed-{seed}"
+
+
+def run_arms(
+    plan: Plan,
+    arms: Mapping[str, Arm],
+    seeds: Sequence[int],
+    configure: Callable[[tuple[str, ...]], TrainConfig],
+    data: Callable[[TrainConfig], Source | None] = lambda config: None,
+) -> None:
+    """Trains and decodes all arms, seed by seed, and writes the results after each run.
+
+    configure: the configuration with these changes.  data: the source of a training; None: the corpus of its config.
+
+    Raises UserError under torchrun, where an arm needs another one that has not been trained, and whatever training
+    raises.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("experiment: takes one process; train runs with several by `dmao train`, then start this")
+    for seed in seeds:
+        for name, arm in arms.items():
+            run_dir = plan.run_dir(name, seed)
+            config = _configured(plan, arm, seed, configure)
+            source = data(config)
+            result = train(config, run_dir, source)
+            if not _outcome(run_dir).exists():
+                _decode(plan, result, source)
+            _log.info("experiment: %s, seed %d is finished", name, seed)
+            write_results(plan)
+
+
+def _configured(plan: Plan, arm: Arm, seed: int, configure: Callable[[tuple[str, ...]], TrainConfig]) -> TrainConfig:
+    config = configure((*arm.changes, f"seed={seed}"))
+    config = dataclasses.replace(config, eval_splits=tuple(dict.fromkeys((*config.eval_splits, plan.split))))
+    if arm.events is not None:
+        config = _with_events(config, arm.events)
+    if arm.widths_of is None:
+        return config
+    found = plan.run_dir(arm.widths_of, seed)
+    if not _outcome(found).exists():
+        raise UserError(f"experiment: the widths of {found} are needed, and it is not finished: run that arm first")
+    return config.with_widths(load_widths(found))
+
+
+def _with_events(config: TrainConfig, events: int) -> TrainConfig:
+    """The published iterations: with the last event at E they fall at E / n, 2 E / n, ... E."""
+    schedule = config.grow_and_drop.schedule
+    if not isinstance(schedule, Schedule):
+        raise UserError("experiment: a number of events needs a schedule with fixed steps (start)")
+    last = schedule.start if schedule.end is None else schedule.end
+    several = dataclasses.replace(schedule, start=None, end=last, events=events)
+    return dataclasses.replace(config, grow_and_drop=dataclasses.replace(config.grow_and_drop, schedule=several))
+
+
+def _outcome(run_dir: Path) -> Path:
+    return run_dir / "outcome.json"
+
+
+def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
+    found = result.evaluations.get(plan.split)
+    if found is None:
+        raise UserError(f"experiment: {result.run_dir} was not evaluated on {plan.split} when it ended")
+    recogniser = Recogniser(result.checkpoint, source)
+    search = plan.search
+    if plan.dev is not None:
+        search = tune(recogniser, plan.dev, search, plan.normaliser).search
+    report = decode(recogniser, plan.split, search, plan.normaliser)
+    outcome = {
+        "split": plan.split,
+        "ce": found["ce"],
+        "wer": report.total.percent,
+        "parameters": result.parameters,
+        "components": result.component_counts,
+    }
+    write_atomically(_outcome(result.run_dir), json.dumps(outcome, indent=1) + "\n")
+
+
+def write_results(plan: Plan) -> dict[str, Any]:
+    """results.json and results.md of all runs in the folder that are finished."""
+    finished: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in plan.order:
+        for path in (plan.folder / name).glob("seed-*/outcome.json"):
+            seed = int(path.parent.name.removeprefix("seed-"))
+            finished.setdefault(name, {})[seed] = json.loads(path.read_text())
+    arms = {
+        name: {
+            "seeds": sorted(runs),
+            **{key: [runs[s][key] for s in sorted(runs)] for key in ("ce", "wer", "parameters")},
+        }
+        for name, runs in finished.items()
+    }
+    base = plan.order[0]
+    others = [name for name in arms if name != base and base in arms]
+    against = {name: _against(plan, base, name, finished) for name in others}
+    results = {"split": plan.split, "search": plan.search.to_dict(), "arms": arms, "base": base, "against": against}
+    write_atomically(plan.folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(plan.folder / "results.md", _table(results))
+    return results
+
+
+def _against(plan: Plan, base: str, name: str, finished: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
+    """Differences to `base` over the seeds that both have finished."""
+    seeds = sorted(finished[base].keys() & finished[name].keys())
+    if not seeds:
+        return {"seeds": []}
+    first, second = (
+        [plan.run_dir(arm, s) / "decode" / plan.split / "report.json" for s in seeds] for arm in (base, name)
+    )
+    changes = [finished[name][s]["ce"] - finished[base][s]["ce"] for s in seeds]
+    return {"seeds": seeds, "ce": paired_interval(changes), "wer": compare(first, second).to_dict()}
+
+
+def paired_interval(changes: Sequence[float]) -> dict[str, float | None]:
+    """Mean of paired differences, and its 95 % interval by Student's t; without ends for a single pair."""
+    mean = float(np.mean(changes))
+    if len(changes) < 2:
+        return {"difference": mean, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, len(changes) - 1) * np.std(changes, ddof=1) / np.sqrt(len(changes)))
+    return {"difference": mean, "low": mean - half, "high": mean + half}
+
+
+def _table(results: Mapping[str, Any]) -> str:
+    lines = [
+        f"| arm | seeds | parameters | cross-entropy | against {results['base']} | WER % | against {results['base']} |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, arm in results["arms"].items():
+        other = results["against"].get(name, {})
+        means = [float(np.mean(arm[key])) for key in ("parameters", "ce", "wer")]
+        changes = [_interval(other.get(key), digits) for key, digits in (("ce", 3), ("wer", 2))]
+        lines.append(
+            f"| {name} | {len(arm['seeds'])} | {means[0]:,.0f} | {means[1]:.3f} | {changes[0]} | {means[2]:.2f} "
+            f"| {changes[1]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _interval(found: Mapping[str, float | None] | None, digits: int) -> str:
+    if not found:
+        return ""
+    middle = f"{found['difference']:+.{digits}f}"
+    if found["low"] is None:
+        return middle
+    return f"{middle} ({found['low']:+.{digits}f} to {found['high']:+.{digits}f})"

@@ -1,0 +1,1 @@
+"""TED-LIUM release 2: talks, 207 hours."""

@@ -1,0 +1,225 @@
+"""A checkpoint and a corpus to words: label prior, search with a language model, scales tuned on dev, scored reports.
+
+Beside a checkpoint stands its prior (NAME.prior.json), in the run's folder tuned.json and decode/SPLIT/.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dmao.decode import LexiconDecoder, PrefixDecoder, Scales, greedy, mean_posterior
+from dmao.errors import UserError
+from dmao.evaluate import find_checkpoint, open_checkpoint, outputs
+from dmao.files import write_atomically
+from dmao.scoring import Normaliser, Report, Segment, Utterance, align, write_ctm, write_stm, write_trn
+from dmao.scoring.files import TimedWord
+from dmao.source import Source
+
+_log = logging.getLogger(__name__)
+TUNED = "tuned.json"
+FRAME_SHIFT = 0.01  # seconds of a feature frame
+
+
+@dataclass(frozen=True)
+class Search:
+    """How words are searched for.
+
+    kind: lexicon: words of the vocabulary, with `lm` (ARPA file) where there is one; prefix: the best labels, whatever
+        words they make; greedy: the best label of each frame.
+    beam: hypotheses kept per frame.
+    """
+
+    kind: Literal["greedy", "prefix", "lexicon"] = "lexicon"
+    lm: str | None = None
+    beam: int = 100
+    scales: Scales = field(default_factory=Scales)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Search:
+        """The inverse of to_dict."""
+        return cls(**{**values, "scales": Scales(**values["scales"])})
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a model makes of one utterance: log-probabilities [T, V], T = 0 where it cannot process it."""
+
+    id: str
+    reference: str
+    frames: np.ndarray
+
+
+class Recogniser:
+    """The model of a checkpoint or of a run's newest one, with data to decode.
+
+    data: a source of batches; None opens the corpus of the checkpoint's config, in `root` if that is given.
+    """
+
+    def __init__(self, path: str | Path, data: Source | None = None, root: str | None = None):
+        self.checkpoint, state = find_checkpoint(path)
+        inside = self.checkpoint.parent.name == "checkpoints"
+        self.folder = self.checkpoint.parent.parent if inside else self.checkpoint.parent
+        self.model, self.source, self.config = open_checkpoint(state, data, root)
+        self.frame_seconds = FRAME_SHIFT * self.model.config.subsampling
+
+    def hear(self, split: str) -> Iterator[Heard]:
+        """The model's outputs on a split, in the order of its batches; what it cannot process stands first."""
+        without = np.zeros((0, len(self.source.labels)), np.float32)
+        left_out = self.source.left_out(split)
+        yield from (Heard(left.id, left.text, without) for left in left_out)
+        found = len(left_out)
+        batches = tqdm(self.source.eval_batches(split), desc=split, unit="batch", leave=False)
+        for batch, log_probs, lengths in outputs(self.model, batches, self.config.precision):
+            for id, text, frames, length in zip(batch.ids, batch.texts, log_probs, lengths.tolist(), strict=True):
+                found += 1
+                yield Heard(id, text, frames[:length].float().cpu().numpy())
+        if not found:
+            raise UserError(f"decode: the split '{split}' holds no utterance")
+
+    def prior(self, batches: int | None = None) -> np.ndarray:
+        """The labels' prior, from the file beside the checkpoint; where there is none, it is estimated and written.
+
+        batches: of the training data, without augmentation; None: all.
+        """
+        path = self.checkpoint.with_suffix(".prior.json")
+        if path.exists():
+            return np.array(json.loads(path.read_text())["prior"])
+        return self.estimate_prior(batches)
+
+    @torch.no_grad()
+    def estimate_prior(self, batches: int | None = None) -> np.ndarray:
+        """The mean posterior over the training data, written beside the checkpoint. Arguments as of `prior`."""
+        stream = (b for b, _ in zip(self.source.train_batches(0), range(batches or 1 << 62), strict=False))
+        shown = tqdm(stream, desc="prior", unit="batch", leave=False)
+        frames = 0
+
+        def posteriors() -> Any:
+            nonlocal frames
+            for _, log_probs, lengths in outputs(self.model, shown, self.config.precision):
+                for row, length in zip(log_probs, lengths.tolist(), strict=True):
+                    frames += length
+                    yield row[:length].float().cpu().numpy()
+
+        prior = mean_posterior(posteriors())
+        path = self.checkpoint.with_suffix(".prior.json")
+        content = {"split": self.config.data.train, "frames": frames, "prior": prior.tolist()}
+        write_atomically(path, json.dumps(content) + "\n")
+        _log.info("prior: mean posterior of %d frames, kept in %s", frames, path)
+        return prior
+
+    def tuned(self) -> Search | None:
+        """What `tune` found for this checkpoint, if it did."""
+        path = self.folder / TUNED
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())
+        if found["checkpoint"] != self.checkpoint.name:
+            _log.warning("%s is of another checkpoint (%s) and is not used", path, found["checkpoint"])
+            return None
+        return Search.from_dict(found["search"])
+
+    def decoder(self, search: Search) -> Callable[[np.ndarray], list[TimedWord]]:
+        """A function from log-probabilities [T, V] to words; the lexicon search alone knows when they are spoken.
+
+        Raises UserError where labels alone spell no words, or files cannot be read.
+        """
+        labels = self.source.labels
+        if search.kind == "lexicon":
+            return self._timed(self.lexicon_decoder(search))
+        if labels.kind == "phonemes":
+            raise UserError(f"decode: {search.kind} search gives phonemes, not words; use the lexicon search")
+        if search.kind == "greedy":
+            return lambda frames: _untimed(greedy(frames, labels))
+        prior = self.prior() if search.scales.prior else None
+        decoder = PrefixDecoder(labels, beam=search.beam, prior=prior, prior_scale=search.scales.prior)
+        return lambda frames: _untimed(decoder.decode(frames))
+
+    def lexicon_decoder(self, search: Search, prior: bool | None = None) -> LexiconDecoder:
+        """The decoder itself. prior: load it in any case (True), or where its scale is not 0."""
+        wanted = bool(search.scales.prior) if prior is None else prior
+        return LexiconDecoder(
+            self.source.labels,
+            self.source.words,
+            arpa=search.lm,
+            beam=search.beam,
+            prior=self.prior() if wanted else None,
+            scales=search.scales,
+        )
+
+    def _timed(self, decoder: LexiconDecoder) -> Callable[[np.ndarray], list[TimedWord]]:
+        seconds = self.frame_seconds
+        return lambda frames: [
+            TimedWord(word, begin * seconds, end * seconds) for word, begin, end in decoder.decode_words(frames)
+        ]
+
+
+def decode(
+    recogniser: Recogniser,
+    split: str,
+    search: Search,
+    normaliser: Normaliser = Normaliser(),  # noqa: B008 - it is frozen
+    out: Path | None = None,
+) -> Report:
+    """Decodes and scores a split; writes into `out` (None: RUN/decode/SPLIT):
+
+        report.txt  report.json  alignments.txt  search.json  ref.stm  ref.trn  hyp.trn  hyp.ctm (lexicon search)
+
+    Raises UserError where there is nothing to decode, or not so.
+    """
+    decoder = recogniser.decoder(search)
+    plain: dict[str, str] = {}
+    words: dict[str, list[TimedWord]] = {}
+    for heard in recogniser.hear(split):
+        plain[heard.id], words[heard.id] = heard.reference, decoder(heard.frames)
+    segments = _segments(recogniser.source, split, plain)
+    texts = {id: " ".join(word for word, _, _ in found) for id, found in words.items()}
+    references = {id: segments[id].reference or text for id, text in plain.items()}
+    report = _score(
+        references, texts, segments, normaliser, f"{recogniser.checkpoint.name}, {split}: {_describe(search)}"
+    )
+    out = out or recogniser.folder / "decode" / split
+    report.write(out)
+    write_stm(out / "ref.stm", segments, references)
+    write_trn(out / "ref.trn", segments, references)
+    write_trn(out / "hyp.trn", segments, texts)
+    if search.kind == "lexicon":
+        write_ctm(out / "hyp.ctm", segments, words)
+    write_atomically(out / "search.json", json.dumps(search.to_dict(), indent=1) + "\n")
+    return report
+
+
+def _describe(search: Search) -> str:
+    model = f", {Path(search.lm).name}" if search.lm else ""
+    return f"{search.kind} search{model}, beam {search.beam}, {search.scales}"
+
+
+def _score(
+    references: dict[str, str], texts: dict[str, str], segments: dict[str, Segment], normaliser: Normaliser, title: str
+) -> Report:
+    scored = (
+        Utterance(id, segments[id].speaker, align(reference, texts[id], normaliser))
+        for id, reference in references.items()
+    )
+    return Report(sorted(scored, key=lambda u: u.id), title)
+
+
+def _segments(source: Source, split: str, ids: Iterable[str]) -> dict[str, Segment]:
+    known = source.segments(split)
+    return {id: known.get(id, Segment(id, 0.0, 0.0)) for id in ids}
+
+
+def _untimed(text: str) -> list[TimedWord]:
+    return [TimedWord(word, 0.0, 0.0) for word in text.split()]

@@ -1,0 +1,113 @@
+"""From a checkpoint to scored words: times, kept priors, tuned scales."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from dmao.data.labels import BLANK, Labels
+from dmao.decode import LexiconDecoder, Scales, write_arpa
+from dmao.errors import UserError
+from dmao.recognise import Recogniser, Search, decode
+from dmao.score import ErrorCount
+from dmao.trainer import train
+from dmao.tune import descend, tune
+
+from tests.trainer.tiny import WORDS, TinySource, tiny_config
+
+LEXICON = {"cab": ["k", "æ", "b"], "a": ["ə"]}
+
+
+@pytest.mark.parametrize("labels", [Labels.characters(["cab a"]), Labels.phonemes(LEXICON)], ids=["letters", "phones"])
+def test_times_of_words(labels):
+    cab, a = labels.spellings("cab")[0], labels.spellings("a")[0]
+    between = [BLANK] if labels.boundary is None else [labels.boundary]
+    path = [BLANK, BLANK, *[cab[0]] * 2, cab[1], *[cab[2]] * 2, *between, BLANK, *[a[0]] * 3, BLANK]
+    frames = np.full((len(path), len(labels)), -20.0)
+    frames[np.arange(len(path)), path] = -0.01
+    (first, begin, end), second = LexiconDecoder(labels, ["cab", "a"]).decode_words(frames)
+    assert (first, begin) == ("cab", 2)
+    assert end in (7, 8)
+    assert second[:2] == ("a", 9)
+    assert second[2] in (12, 13)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    source = TinySource(utterances=24, labels=Labels.phonemes({word: list(word) for word in WORDS}))
+    train(tiny_config("steps=60", "learning_rate.peak=2e-2").baseline(), folder, source)
+    write_arpa([" ".join(WORDS), "ab ba ab", "dad bad"], folder / "lm.arpa", order=4)
+    return Recogniser(folder, source)
+
+
+def test_prior_is_estimated_once_and_kept(run):
+    prior = run.prior()
+    assert prior.shape == (len(run.source.labels),)
+    assert prior.sum() == pytest.approx(1)
+    path = run.checkpoint.with_suffix(".prior.json")
+    kept = json.loads(path.read_text())
+    assert kept["split"] == "train"
+    assert kept["frames"] == sum(len(h.frames) for h in run.hear("train"))
+    path.write_text(json.dumps({**kept, "prior": [1.0] * len(prior)}))
+    assert (run.prior() == 1).all()
+    path.unlink()
+    np.testing.assert_array_equal(run.prior(), prior)
+
+
+def test_decode_writes_a_report(run, tmp_path):
+    report = decode(run, "test", Search(lm=str(run.folder / "lm.arpa")), out=tmp_path)
+    assert {u.speaker for u in report.utterances} == {"speaker-0", "speaker-1"}
+    assert report.total.reference == sum(1 + i % 3 for i in range(24))
+    assert report.total.percent < 60  # it has learnt something
+    assert (tmp_path / "ref.stm").read_text().startswith("tiny 1 speaker-0 0.000 9.000 ")
+    assert "4-gram" not in report.title
+    assert "lm.arpa, beam 100, LM scale 0.9, prior scale 0.3, word score 0" in report.title
+
+
+def test_phonemes_alone_are_no_words(run, tmp_path):
+    for kind in ("greedy", "prefix"):
+        with pytest.raises(UserError, match=f"{kind} search gives phonemes, not words"):
+            decode(run, "test", Search(kind), out=tmp_path)
+        with pytest.raises(UserError, match="has no scales"):
+            tune(run, "test", Search(kind))
+
+
+def test_tuned_scales_belong_to_a_checkpoint(run):
+    assert run.tuned() is None
+    found = tune(run, "dev", Search(), utterances=10)
+    kept = json.loads((run.folder / "tuned.json").read_text())
+    assert (kept["utterances"], kept["split"]) == (10, "dev")
+    assert run.tuned() == found.search
+    assert found.count.errors == min(trial.count.errors for trial in found.trials)
+    assert all(trial.scales.lm == Scales().lm for trial in found.trials)  # without a model it has nothing to scale
+    whole = tune(run, "dev", Search())
+    assert decode(run, "dev", whole.search).total.errors == whole.count.errors
+    (run.folder / "tuned.json").write_text(json.dumps({**kept, "checkpoint": "another"}))
+    assert run.tuned() is None
+
+
+def test_tuning_scores_against_the_marked_reference(run, monkeypatch):
+    """A reference that allows anything at all leaves no errors but insertions."""
+    segments = run.source.segments("dev")
+    free = {id: dataclasses.replace(s, reference=f"{{ {' / '.join(WORDS)} / @ }}") for id, s in segments.items()}
+    monkeypatch.setattr(run.source, "segments", lambda split: free)
+    found = tune(run, "dev", Search(), utterances=6)
+    assert found.count.substitutions == found.count.deletions == 0
+
+
+def test_descent_finds_the_lowest_point():
+    def bowl(s):
+        return ErrorCount(
+            substitutions=round(100 * ((s.lm - 1.6) ** 2 + (s.prior - 0.1) ** 2 + 0.1 * (s.word + 1) ** 2))
+        )
+
+    trials = descend(Scales(), bowl)
+    best = min(trials, key=lambda trial: trial.count.errors)
+    assert abs(best.scales.lm - 1.6) <= 0.1
+    assert abs(best.scales.prior - 0.1) <= 0.1
+    assert abs(best.scales.word + 1) <= 0.5
+    assert len({trial.scales for trial in trials}) == len(trials) < 80
+    assert all(trial.scales.lm >= 0 and trial.scales.prior >= 0 for trial in trials)

@@ -1,0 +1,139 @@
+"""Tables of arms: configurations that load, runs that resume, results that add up."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from dmao.cli import main
+from dmao.config import load_config
+from dmao.errors import UserError
+from dmao.evaluate import load_widths
+from dmao.experiments import run as experiment
+from dmao.experiments.run import Plan, paired_interval, run_arms, write_results
+from dmao.experiments.tables import TABLES, chosen
+from dmao.random_ranking import RandomRanking
+from dmao.recipes.embedded.demo import demo_config
+from dmao.recognise import Search
+from dmao.step import build_model, make_controller, make_optimizer
+from scipy import stats
+
+from tests.trainer.tiny import SETTINGS, TinySource, tiny_config
+
+SPLIT = "test"
+
+
+def configure(changes):
+    return load_config(None, [*SETTINGS, *changes])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_arms_change_what_they_say(table, tmp_path):
+    arms = chosen(table, ())
+    assert next(iter(arms)) == "baseline"
+    plan = Plan(tmp_path, tuple(arms))
+
+    def configured(arm):
+        return experiment._configured(plan, arm, 0, lambda changes: load_config(demo_config(), changes))
+
+    configs = {name: configured(arm) for name, arm in arms.items() if arm.widths_of is None}
+    assert configs["baseline"].grow_and_drop.schedule is None
+    assert len({str(config.to_dict()) for config in configs.values()}) >= len(configs) - 1  # one may be the default
+    for name, config in configs.items():
+        if name != "baseline":
+            assert config.grow_and_drop.schedule is not None
+
+
+def test_events_in_equal_distances():
+    for last, steps in ((0.4, [220, 440, 660, 880]), (800, [200, 400, 600, 800])):
+        config = load_config(demo_config(), [f"grow_and_drop.schedule.start={last}"])
+        schedule = experiment._with_events(config, 4).grow_and_drop.schedule
+        assert list(schedule.steps(config.steps)) == steps
+        assert schedule.fraction == config.grow_and_drop.schedule.fraction
+
+
+def test_arms_are_known_by_name():
+    assert list(chosen("main", ["random", "baseline"])) == ["baseline", "random"]
+    with pytest.raises(ValueError, match="table main has no arm dmao; it has baseline, dmao_exact"):
+        chosen("main", ["dmao"])
+
+
+def test_ranking_by_lot_is_a_function_of_the_seed():
+    plans = []
+    for changes in ((), (), ("seed=1",)):
+        config = tiny_config("grow_and_drop.ranking=random", *changes)
+        model = build_model(tiny_config(), 7, 8)
+        controller = make_controller(model, make_optimizer(model, config.optimizer), config)
+        assert isinstance(controller, RandomRanking)
+        scores = {name: [1.0] * count for name, count in controller.elastic.counts().items()}
+        plans.append(controller._plan(scores))
+    assert plans[0].sources == plans[1].sources != plans[2].sources
+    assert plans[0].dropped > 0
+    with pytest.raises(UserError, match=r"ranking: random needs storage: tight"):
+        tiny_config("grow_and_drop.ranking=random", "grow_and_drop.storage=slots")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    plan = Plan(tmp_path_factory.mktemp("table"), tuple(TABLES["main"]), search=Search("greedy"))
+    arms = chosen("main", ())
+    run_arms(plan, arms, range(2), configure, lambda config: TinySource())
+    return plan, arms
+
+
+def test_results_of_all_arms(table):
+    plan, arms = table
+    found = json.loads((plan.folder / "results.json").read_text())
+    assert list(found["arms"]) == list(arms)
+    for name, arm in found["arms"].items():
+        assert arm["seeds"] == [0, 1]
+        assert all(len(arm[key]) == 2 and np.isfinite(arm[key]).all() for key in ("ce", "wer", "parameters"))
+        assert (name == "baseline") == (name not in found["against"])
+    other = found["against"]["dmao_exact"]
+    pairs = zip(found["arms"]["dmao_exact"]["ce"], found["arms"]["baseline"]["ce"], strict=True)
+    assert other["ce"]["difference"] == pytest.approx(np.mean([new - old for new, old in pairs]))
+    assert other["wer"]["second"] == pytest.approx(np.mean(found["arms"]["dmao_exact"]["wer"]))
+    lines = (plan.folder / "results.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in arms]
+    for seed in range(2):
+        widths = [load_widths(plan.run_dir(name, seed)) for name in ("dmao_exact", "scratch", "random", "baseline")]
+        assert widths[0] == widths[1] != widths[2]
+        assert widths[0] != widths[3]
+
+
+def test_what_is_finished_is_not_repeated(table, monkeypatch):
+    plan, arms = table
+    before = (plan.folder / "results.json").read_bytes()
+    monkeypatch.setattr(experiment, "_decode", None)
+    run_arms(plan, arms, range(2), configure, lambda config: TinySource())
+    assert (plan.folder / "results.json").read_bytes() == before
+
+
+def test_part_of_a_table(table, tmp_path):
+    plan, arms = table
+    part = Plan(tmp_path, plan.order, search=plan.search)
+    with pytest.raises(UserError, match=r"the widths of .*dmao_exact/seed-0 are needed, and it is not finished"):
+        run_arms(part, {"scratch": arms["scratch"]}, [0], configure, lambda config: TinySource())
+    assert write_results(part)["arms"] == {}
+
+
+def test_several_processes_are_refused(table, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="takes one process"):
+        run_arms(*table, [0], configure)
+
+
+def test_interval_is_students():
+    changes = [0.1, -0.2, -0.3, 0.0]
+    found = paired_interval(changes)
+    expected = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert paired_interval([0.5]) == {"difference": 0.5, "low": None, "high": None}
+
+
+def test_command(tmp_path):
+    result = CliRunner().invoke(main, ["experiment", "none", "x", "--run-dir", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "'none' is not one of 'main', 'metric'" in result.stderr

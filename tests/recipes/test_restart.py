@@ -1,0 +1,123 @@
+"""A preparation that is interrupted in any stage goes on behind the last full one and ends the same."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+from dmao.data import features
+from dmao.data.corpus import Corpus
+from dmao.data.stages import Stages
+
+from tests.recipes.conftest import NAMES, prepare
+
+STAGES = ("manifests", "checks", "text", "lexicon", "features")
+
+
+def contents(root):
+    """All files that a preparation leaves, manifests unpacked (gzip writes the time)."""
+    files = {path.relative_to(root): path for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        name: gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        for name, path in files.items()
+    }
+
+
+class Interrupted(Exception):
+    pass
+
+
+def watch(monkeypatch, stop_in=None):
+    """The names of stages that are made; `stop_in` is interrupted when it has done its work, before it is kept."""
+    made = []
+    run = Stages.run
+
+    def watched(self, name, make):
+        def remember():
+            made.append(name)
+            value = make()
+            if name == stop_in:
+                raise Interrupted(name)
+            return value
+
+        return run(self, name, remember)
+
+    monkeypatch.setattr(Stages, "run", watched)
+    return made
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_interrupted_in_a_stage(prepared, sources, tmp_path, monkeypatch, name, stage):
+    with monkeypatch.context() as patch:
+        watch(patch, stop_in=stage)
+        with pytest.raises(Interrupted):
+            prepare(name, sources(name), tmp_path)
+    assert not (tmp_path / "corpus.json").exists()
+    with monkeypatch.context() as patch:
+        made = watch(patch)
+        prepare(name, sources(name), tmp_path)
+    assert tuple(made) == STAGES[STAGES.index(stage) :]
+    assert contents(tmp_path) == contents(prepared(name).root)
+
+
+def test_features_that_are_there_are_not_computed_again(sources, tmp_path, monkeypatch):
+    compute, computed = features._write, []
+
+    def write(path, *arguments):
+        if len(computed) == 5:
+            raise Interrupted
+        computed.append(path)
+        compute(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_write", write)
+        with pytest.raises(Interrupted):
+            prepare("librispeech", sources("librispeech"), tmp_path)
+    again = []
+    monkeypatch.setattr(features, "_write", lambda path, *rest: (again.append(path), compute(path, *rest)))
+    prepare("librispeech", sources("librispeech"), tmp_path)
+    assert len(again) == 12 - 5
+    assert set(again).isdisjoint(computed)
+
+
+def test_interrupted_before_the_stamp(prepared, sources, tmp_path, monkeypatch):
+    def fail(self):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Corpus, "save", fail)
+        with pytest.raises(Interrupted):
+            prepare("tedlium2", sources("tedlium2"), tmp_path)
+    made = watch(monkeypatch)
+    assert prepare("tedlium2", sources("tedlium2"), tmp_path).splits == prepared("tedlium2").splits
+    assert made == []
+
+
+def test_other_arguments_begin_anew(sources, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        watch(patch, stop_in="features")
+        with pytest.raises(Interrupted):
+            prepare("tedlium2", sources("tedlium2"), tmp_path)
+    made = watch(monkeypatch)
+    prepare("tedlium2", sources("tedlium2"), tmp_path, on_problem="skip")
+    assert tuple(made) == STAGES
+
+
+def test_a_damaged_stage_is_made_again(sources, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        watch(patch, stop_in="features")
+        with pytest.raises(Interrupted):
+            prepare("tedlium2", sources("tedlium2"), tmp_path)
+    damaged = tmp_path / "stages" / "text.json.gz"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    made = watch(monkeypatch)
+    prepare("tedlium2", sources("tedlium2"), tmp_path)
+    assert made == ["text", "features"]
+
+
+def test_stages_are_kept_whole(tmp_path):
+    stages = Stages(tmp_path, {"a": 1})
+    assert stages.run("x", lambda: {"n": [1, "ř"]}) == {"n": [1, "ř"]}
+    assert Stages(tmp_path, {"a": 1}).run("x", lambda: pytest.fail("made again")) == {"n": [1, "ř"]}
+    assert Stages(tmp_path, {"a": 2}).run("x", lambda: 3) == 3
