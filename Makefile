@@ -100,7 +100,7 @@ wheel: $(NATIVE) $(if $(shell command -v nvcc),,$(CUDA_TOOLS))
 # What nvcc made: resources of every kernel, and the wheel in an environment of its own.
 test-cuda-build: wheel
 	@mkdir -p build
-	$(PYTEST) -m "" tests/cuda $(ARGS)
+	$(PYTEST) -n 0 -m "" tests/cuda $(ARGS)
 
 test-integrations: $(INTEGRATIONS)
 	@mkdir -p build

@@ -63,7 +63,8 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """The innermost loop with the most matrix instructions; without any, the longest innermost one."""
+    """The innermost loop with the most matrix instructions; without any, the longest innermost one. Loops without
+    matrix instructions may stand inside where there is no other."""
 
     instructions: tuple[Instruction, ...]
 
@@ -178,7 +179,8 @@ def parse_sass(sass: str, usage: str, gpu: GPU, shared: int, warps: int) -> Code
 
 
 def parse_instructions(sass: str) -> tuple[list[Instruction], list[Loop]]:
-    """All instructions, and the loops that have no loop inside."""
+    """All instructions, and the loops that have no loop inside; if none of these has matrix instructions, those loops
+    with some that have no such loop inside."""
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     spans = []
@@ -192,8 +194,16 @@ def parse_instructions(sass: str) -> tuple[list[Instruction], list[Loop]]:
             spans.append((labels[target[0]], len(instructions)))
     # A branch to itself ends every kernel.
     spans = [(first, end) for first, end in spans if end - first > 1]
-    innermost = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
-    return instructions, [Loop(tuple(instructions[first:end])) for first, end in innermost]
+    loops = {span: Loop(tuple(instructions[slice(*span)])) for span in spans}
+    with_matrix = [span for span in loops if loops[span].matrix]
+    innermost = _innermost(list(loops))
+    if not any(loops[span].matrix for span in innermost) and with_matrix:
+        innermost = _innermost(with_matrix)
+    return instructions, [loops[span] for span in innermost]
+
+
+def _innermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
 
 
 def hottest(loops: Sequence[Loop]) -> Loop:

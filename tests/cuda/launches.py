@@ -20,15 +20,15 @@ from dmao_kernels.testing.gpus import GPU
 class Launch:
     """Of one kernel; shared: bytes of dynamic shared memory."""
 
-    symbol: str
+    name: str  # as in names_of
     threads: int
     shared: int
 
-    @property
-    def name(self) -> str:
-        """Of the kernel, without namespaces and the types of its parameters."""
-        shown = subprocess.run(["c++filt", self.symbol], capture_output=True, text=True, check=True).stdout.strip()
-        return _short(shown)
+
+def names_of(symbols: list[str]) -> list[str]:
+    """Of kernels, without namespaces and the types of their parameters, which on the host are others."""
+    shown = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout
+    return [_short(name) for name in shown.splitlines()]
 
 
 def _short(shown: str) -> str:
@@ -69,7 +69,12 @@ def recorded(problem: Callable[[], None], gpu: GPU, library: Path, file: Path) -
         torch.backends.cuda.matmul.allow_tf32 = tf32
     symbols = _symbols(library)
     found = [line.split() for line in file.read_text().splitlines()]
-    return list(dict.fromkeys(Launch(symbols[int(at, 16)], int(threads), int(shared)) for at, threads, shared in found))
+    names = names_of([symbols[int(at, 16)] for at, _, _ in found])
+    return list(
+        dict.fromkeys(
+            Launch(name, int(threads), int(shared)) for name, (_, threads, shared) in zip(names, found, strict=True)
+        )
+    )
 
 
 def _symbols(library: Path) -> dict[int, str]:

@@ -16,6 +16,8 @@ from tests.aot.problems import PROBLEMS
 from tests.cuda import wheel
 from tests.cuda.launches import recorded
 
+pytestmark = pytest.mark.timeout(1800)  # the first test takes all kernels apart
+
 FILE = Path(__file__).with_name("budgets.json")
 BUDGETS = budgets.load(FILE)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -39,9 +41,9 @@ def test_every_architecture_is_there(compiled: dict[int, dict[str, sass.Binary]]
 def test_nothing_spills(compiled: dict[int, dict[str, sass.Binary]]) -> None:
     """Also what the problems of test_budget do not launch."""
     stacks = {
-        f"sm_{arch} {symbol}": kernel.usage.strip()
+        f"sm_{arch} {name}": kernel.usage.strip()
         for arch, kernels in compiled.items()
-        for symbol, kernel in kernels.items()
+        for name, kernel in kernels.items()
         if "STACK:0 " not in kernel.usage or "LDL" in kernel.sass or "STL" in kernel.sass
     }
     assert not stacks
@@ -62,7 +64,7 @@ def test_budget(
     gpu = CUDA_GPUS[arch]
     launches = recorded(lambda: PROBLEMS[problem](DTYPES[dtype]), gpu, emulated_library, tmp_path / "launches")
     assert launches, f"{problem} launched nothing"
-    codes = {each.name: compiled[arch][each.symbol].code(gpu, each.shared, each.threads) for each in launches}
+    codes = {each.name: compiled[arch][each.name].code(gpu, each.shared, each.threads) for each in launches}
     record(arch, dtype, problem, codes)
     if request.config.getoption("--write-budgets"):
         return

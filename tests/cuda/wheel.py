@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dmao_kernels._version import __version__
 from dmao_kernels.testing import sass
+from tests.cuda.launches import names_of
 from tests.emu.build import ROOT
 
 
@@ -28,9 +31,11 @@ def unpacked(folder: Path) -> Path:
 
 @functools.cache
 def kernels(library: Path, folder: Path) -> dict[int, dict[str, sass.Binary]]:
-    """Of every architecture the kernels by their symbols."""
+    """Of every architecture the kernels by their names."""
     found: dict[int, dict[str, sass.Binary]] = {}
-    for cubin in sass.extract(library, folder):
-        architecture = int(cubin.stem.rpartition("sm_")[2])
-        found.setdefault(architecture, {}).update(sass.binaries(cubin))
+    cubins = sass.extract(library, folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # of processes, which take minutes
+        for cubin, kernels in zip(cubins, pool.map(sass.binaries, cubins), strict=True):
+            architecture = int(cubin.stem.rpartition("sm_")[2])
+            found.setdefault(architecture, {}).update(zip(names_of(list(kernels)), kernels.values(), strict=True))
     return found

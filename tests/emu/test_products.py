@@ -27,7 +27,7 @@ MUTANTS = {
         "data race",
     ),
     "weak wait": ("plain", "async_wait<kStages - 2>", "async_wait<kStages - 1>", "not been waited for"),
-    "stage too early": ("plain", "fetch(step + kStages - 1)", "fetch(step + kStages)", "wrong"),
+    "stage too early": ("plain", "fetch(step + kStages - 1,", "fetch(step + kStages,", "wrong"),
     "too little shared memory": ("memory", "kStages * kStageBytes;\n    static", "64;\n    static", "shared memory"),
     "bound": ("memory", "i < wide", "i <= wide", "the source is out of bounds"),
     "lanes of the sums": ("plain", "half * 8 + lane / 4", "half * 8 + lane % 8", "wrong"),
