@@ -22,7 +22,7 @@ class Mutant:
 def each(mutants: dict[str, Mutant]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorates a test of one `mutant`; all but the first are slow, since each is compiled."""
     parameters = [
-        pytest.param(mutant, id=name, marks=[pytest.mark.slow] if place else [])
+        pytest.param(mutant, id=name, marks=[pytest.mark.timeout(900), *([pytest.mark.slow] if place else [])])
         for place, (name, mutant) in enumerate(mutants.items())
     ]
     return pytest.mark.parametrize("mutant", parameters)

@@ -42,9 +42,9 @@ MUTANTS = {
         "wrong: grad_w2",
     ),
     "a filler counts": Mutant("__ldg(ids + i) < things;", "__ldg(ids + i) <= things;", "wrong"),
-    "neighbours": Mutant("static_cast<int>(width.value) % count == 0", "count > 0", "wrong: pre-activation"),
+    "neighbours": Mutant("static_cast<int>(width.value) % count == 0", "count > 0", "misaligned address", "memory"),
     "chunks of w2": Mutant(
-        "layer.live.width.value) % kPerChunk<E> == 0", "layer.live.width.value) % 4 == 0", "wrong: y"
+        "layer.live.width.value) % kPerChunk<E> == 0", "layer.live.width.value) % 4 == 0", "not aligned"
     ),
     "quotient": Mutant("low + 1 : low", "low : low", "wrong"),
     "row of a unit": Mutant("rows_listed ? live.element(row) : row", "row", "wrong: grad_w1"),

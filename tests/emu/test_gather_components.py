@@ -34,7 +34,7 @@ MUTANTS = {
     "rows of another index": Mutant("rows + entry.first_row", "rows", "wrong: tensor"),
     "too many rows": Mutant("if (i < table.count) rows[i]", "rows[i]", "overflow", "memory"),
     "repeats of the new tensor": Mutant("place(x, old_components, row", "place(x, components, row", "wrong: tensor"),
-    "a given one that is not there": Mutant("return i < 0 ? nullptr :", "return", "overflow", "memory"),
+    "a given one that is not there": Mutant("return i < 0 ? nullptr :", "return", "AddressSanitizer", "memory"),
     "where the piece begins": Mutant("static_cast<std::uint32_t>(first % entry.run)", "0", "wrong: tensor"),
     "bits of two elements": Mutant(
         "quad.words[i / 2] |= static_cast<unsigned>(value.bits) << i % 2 * 16",
