@@ -35,7 +35,12 @@ print("fake tensors are right")
 def run(python: Path | str, *arguments: str, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DMAO_", "PYTHON"))}
     done = subprocess.run(
-        [str(python), *arguments], capture_output=True, text=True, check=False, env={**environment, **variables}
+        [str(python), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, **variables},
+        cwd="/",  # not where the sources are
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
