@@ -175,7 +175,33 @@ def test_pronunciations_of_a_word_and_words_that_sound_alike(caplog):
     decoder = LexiconDecoder(labels, labels.words)
     for spelling in labels.spellings("read"):
         assert decoder.decode(log_probs(alignment(spelling), labels)) == "read"
+    assert decoder.decode(log_probs(alignment(labels.encode("w3")), labels)) == "w0"
+    said = "7 pronunciations are those of 1 other words, which only a language model tells apart, and are left out: w1, w2,"
+    assert said in caplog.text
+
+
+def test_a_model_tells_words_that_sound_alike_apart(caplog, tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder.kenlm")
+    labels = Labels.phonemes({f"w{i}": ["r", "i"] for i in range(8)})
+    arpa = tmp_path / "model.arpa"
+    write_arpa([*["w0", "w1", "w2", "w3"] * 2, "w5"], arpa, order=2)
+    frames = log_probs(alignment(labels.encode("w5")), labels)
+    decoder = LexiconDecoder(labels, labels.words, arpa=arpa)
+    assert decoder.decode(frames) == "w0"  # the first one of those that are equally likely
     assert "2 pronunciations are those of 6 other words and are left out: w6, w7" in caplog.text
+    write_arpa([*["w0", "w1", "w2", "w3"], *["w5"] * 3], arpa, order=2)
+    assert LexiconDecoder(labels, labels.words, arpa=arpa).decode(frames) == "w5"
+
+
+def test_equal_frames_are_equal_words():
+    """More hypotheses than are kept: which of them are must not depend on where they lie in memory."""
+    labels = Labels.phonemes({f"w{i}": [f"p{i % 5}", f"p{i // 5}"][: 1 + i % 2] for i in range(25)})
+    kept, found = [], []
+    for attempt in range(8):
+        frames = log_probs([BLANK] * 40, labels, confidence=0, noise=0.2, seed=3)
+        found.append(LexiconDecoder(labels, labels.words).decode(frames))
+        kept += [bytearray(97 * attempt + 13 * place) for place in range(2000)][::2]
+    assert len(set(found)) == 1
 
 
 def test_no_frames_and_silence():

@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 _UNKNOWN = "<unk>"
 _END = -30.0
 _SAME_SPELLING = 6  # flashlight keeps no more words than that with the same labels
+# flashlight orders equal scores by addresses. A word that ends in a label and one that goes on in its twin would be equal.
+_WORD = 1e-6
 
 
 class LexiconDecoder:
@@ -29,6 +31,9 @@ class LexiconDecoder:
     calls silence. So, where labels have a boundary, every word ends in it, it is what flashlight calls silence, and a
     frame with a sure boundary is appended to every utterance. Where they have none, a word may end in its last label
     as it is, or in a twin of it for the last of several frames: every path then belongs to just one spelling.
+
+    Equal frames give equal words. Of words with the same pronunciation that are equally likely the first one in
+    alphabetical order is taken: without a model always.
 
     Args:
         labels: the label set of the model.
@@ -80,7 +85,7 @@ class LexiconDecoder:
             beam_size_token=min(self._columns, TOKENS),
             beam_threshold=50.0,
             lm_weight=scales.lm * math.log(10) if self._with_model else 0.0,  # ARPA has decimal logarithms
-            word_score=scales.word,
+            word_score=scales.word + _WORD,
             unk_score=float("-inf"),
             sil_score=0.0,
             log_add=True,
@@ -110,7 +115,12 @@ class LexiconDecoder:
         count = len(frames)
         frames = self._with_end(frames) if self._labels.boundary is not None else self._with_twins(frames)
         results = self._decoder.decode(frames.ctypes.data, *frames.shape)
-        return self._timed(results[0], count) if results else []
+        return self._timed(self._best(results), count) if results else []
+
+    def _best(self, results: list[Any]) -> Any:
+        """The first one in alphabetical order of those that are as good as the best one."""
+        equal = [result for result in results if result.score >= results[0].score - _WORD / 2]
+        return min(equal, key=lambda result: [self._dictionary.get_entry(word) for word in result.words if word >= 0])
 
     def _timed(self, result: Any, count: int) -> list[tuple[str, int, int]]:
         """A word ends where flashlight emits it, and begins with the first label since the one before."""
@@ -129,13 +139,14 @@ class LexiconDecoder:
         start = self._model.start(False)
         twin = {label: len(self._labels) + position for position, label in enumerate(self._twins.tolist())}
         alike: Counter[tuple[int, ...]] = Counter()
+        most = _SAME_SPELLING if self._with_model else 1
         crowded = []
         for word, several in spellings.items():
             index = self._dictionary.get_index(word)
             _, score = self._model.score(start, index)
             for ids in several:
                 alike[tuple(ids)] += 1
-                if alike[tuple(ids)] > _SAME_SPELLING:
+                if alike[tuple(ids)] > most:
                     crowded.append(word)
                     continue
                 ends = [[self._labels.boundary]] if self._labels.boundary is not None else [[], [twin[ids[-1]]]]
@@ -143,9 +154,10 @@ class LexiconDecoder:
                     self._trie.insert([*ids, *end], index, score)
         if crowded:
             _log.warning(
-                "decode: %d pronunciations are those of %d other words and are left out: %s",
+                "decode: %d pronunciations are those of %d other words%s and are left out: %s",
                 len(crowded),
-                _SAME_SPELLING,
+                most,
+                "" if self._with_model else ", which only a language model tells apart,",
                 _some(crowded),
             )
 

@@ -1,8 +1,9 @@
 """One table: every arm with every seed trained, decoded and compared. What is finished is not repeated.
 
 FOLDER/ARM/seed-N/       a run, with decode/SPLIT
-FOLDER/results.json      {"arms": {ARM: {"ce": [per seed], "wer": [...], "parameters": [...]}}, "against": ...}
+FOLDER/results.json      {"arms": {ARM: {"ce": [per seed], "wer": [...], "parameters": [...]}}, "against": ..., "widths": ...}
 FOLDER/results.md        the table
+FOLDER/widths.svg        where the width went, beside the published pattern
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from scipy import stats
 from dmao.config import TrainConfig
 from dmao.errors import UserError
 from dmao.evaluate import load_widths
+from dmao.experiments.redistribution import Curves, redistribution_plot, relative_widths
 from dmao.experiments.tables import Arm
 from dmao.files import write_atomically
 from dmao.recognise import Recogniser, Search, decode
@@ -146,10 +149,32 @@ def write_results(plan: Plan) -> dict[str, Any]:
     base = plan.order[0]
     others = [name for name in arms if name != base and base in arms]
     against = {name: _against(plan, base, name, finished) for name in others}
-    results = {"split": plan.split, "search": plan.search.to_dict(), "arms": arms, "base": base, "against": against}
-    write_atomically(plan.folder / "results.json", json.dumps(results, indent=1) + "\n")
+    widths = _widths(base, finished)
+    results = {
+        **{"split": plan.split, "search": plan.search.to_dict()},
+        **{"arms": arms, "base": base, "against": against, "widths": widths},
+    }
+    write_atomically(plan.folder / "results.json", _lists_in_lines(json.dumps(results, indent=1)) + "\n")
     write_atomically(plan.folder / "results.md", _table(results))
+    if widths:
+        write_atomically(plan.folder / "widths.svg", redistribution_plot(widths))
     return results
+
+
+def _widths(base: str, finished: Mapping[str, Mapping[int, Any]]) -> Curves:
+    """Widths relative to the first arm's, of the arms with the same modules; those with another's widths left out."""
+    uniform = next((run["components"] for run in finished.get(base, {}).values()), {})
+    others = {name: [runs[seed]["components"] for seed in sorted(runs)] for name, runs in finished.items()}
+    shown: dict[str, list[dict[str, int]]] = {}
+    for name, runs in others.items():
+        if runs not in shown.values() and all(run.keys() == uniform.keys() for run in runs):
+            shown[name] = runs
+    return relative_widths(shown, uniform)
+
+
+def _lists_in_lines(text: str) -> str:
+    """JSON with every list of plain values in one line."""
+    return re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
 
 
 def _against(plan: Plan, base: str, name: str, finished: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
