@@ -6,20 +6,25 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from dmao.cli import main
 from dmao.config import load_config
 from dmao.errors import UserError
 from dmao.evaluate import load_widths
 from dmao.experiments import run as experiment
-from dmao.experiments.run import Plan, paired_interval, run_arms, write_results
+from dmao.experiments.redistribution import PUBLISHED, PUBLISHED_BRANCHES, redistribution_plot, relative_widths
+from dmao.experiments.run import Plan, _lists_in_lines, paired_interval, run_arms, write_results
 from dmao.experiments.tables import TABLES, chosen
+from dmao.models import ConformerCTC
 from dmao.random_ranking import RandomRanking
+from dmao.recipes import configs
 from dmao.recipes.embedded.demo import demo_config
 from dmao.recognise import Search
 from dmao.step import build_model, make_controller, make_optimizer
 from scipy import stats
 
+from dmao_kernels.structure import Elastic
 from tests.trainer.tiny import SETTINGS, TinySource, tiny_config
 
 SPLIT = "test"
@@ -101,6 +106,37 @@ def test_results_of_all_arms(table):
         widths = [load_widths(plan.run_dir(name, seed)) for name in ("dmao_exact", "scratch", "random", "baseline")]
         assert widths[0] == widths[1] != widths[2]
         assert widths[0] != widths[3]
+
+
+def test_where_the_width_went(table):
+    plan, _ = table
+    found = json.loads((plan.folder / "results.json").read_text())["widths"]
+    assert set(found["ffn1"]) == {"dmao_exact", "dmao_paper", "random"}  # the others are uniform, or another's widths
+    exact, uniform = (load_widths(plan.run_dir(name, 1)) for name in ("dmao_exact", "baseline"))
+    blocks = len(uniform) // len(found)
+    expected = [exact[f"blocks.{block}.ffn1"] / uniform[f"blocks.{block}.ffn1"] for block in range(blocks)]
+    assert found["ffn1"]["dmao_exact"][1] == expected
+    drawn = (plan.folder / "widths.svg").read_text()
+    for text in ("published", *found, *found["ffn1"], "width, relative to uniform"):
+        assert f">{text}<" in drawn
+
+
+def test_published_widths_are_of_our_modules():
+    """Names of families as an encoder has them, and a number for each of the twelve blocks."""
+    for block, published in (("conformer", PUBLISHED), ("e_branchformer", PUBLISHED_BRANCHES)):
+        with torch.device("meta"):
+            model = ConformerCTC(load_config(configs()[f"librispeech/{block}_256"]).model.conformer(outputs=79))
+        curves = relative_widths({"arm": [dict.fromkeys(Elastic(model).counts(), 2)]}, Elastic(model).counts())
+        assert published.keys() <= curves.keys()
+        assert all(len(widths) == 12 for widths in published.values())
+        assert "published" in redistribution_plot(curves)
+
+
+def test_lists_in_lines():
+    values = {"a": [1, 2.5], "b": {"c": [[1, 2], [3]], "d": []}, "e": ["x y", None]}
+    text = _lists_in_lines(json.dumps(values, indent=1))
+    assert json.loads(text) == values
+    assert ' "a": [1, 2.5],' in text.splitlines()
 
 
 def test_what_is_finished_is_not_repeated(table, monkeypatch):

@@ -20,7 +20,8 @@ _log = logging.getLogger(__name__)
 _UNKNOWN = "<unk>"
 _END = -30.0
 _SAME_SPELLING = 6  # flashlight keeps no more words than that with the same labels
-# flashlight orders equal scores by addresses. A word that ends in a label and one that goes on in its twin would be equal.
+# flashlight orders equal scores by addresses. A word that ends in a label and one that goes on in its twin would be
+# equal without this.
 _WORD = 1e-6
 
 

@@ -11,10 +11,10 @@ from dmao.report.records import families
 
 # arXiv 2506.13180, Conformer of 12 blocks: means over the runs that were released with it, read off its code's records.
 PUBLISHED: dict[str, tuple[float, ...]] = {
-    "feedforward1": (0.80, 1.19, 1.01, 1.00, 0.99, 0.98, 0.98, 1.00, 1.02, 1.15, 1.40, 1.14),
-    "convolution": (0.40, 0.95, 1.14, 1.28, 1.36, 1.46, 1.52, 1.82, 2.00, 2.28, 2.43, 2.00),
+    "ffn1": (0.80, 1.19, 1.01, 1.00, 0.99, 0.98, 0.98, 1.00, 1.02, 1.15, 1.40, 1.14),
+    "conv": (0.40, 0.95, 1.14, 1.28, 1.36, 1.46, 1.52, 1.82, 2.00, 2.28, 2.43, 2.00),
     "attention": (1.76, 1.53, 1.20, 1.05, 0.99, 0.97, 0.91, 0.95, 0.99, 0.96, 0.91, 0.28),
-    "feedforward2": (0.61, 0.86, 0.77, 0.53, 0.43, 0.43, 0.38, 0.60, 0.77, 0.94, 1.00, 0.76),
+    "ffn2": (0.61, 0.86, 0.77, 0.53, 0.43, 0.43, 0.38, 0.60, 0.77, 0.94, 1.00, 0.76),
 }
 # The same of E-Branchformer, where every block is known.
 PUBLISHED_BRANCHES = {"attention": (1.02, 1.16, 1.03, 1.01, 0.95, 0.84, 0.67, 0.51, 0.33, 0.45, 0.21, 0.04)}
@@ -55,9 +55,11 @@ def redistribution_plot(curves: Curves) -> str:
                 for run in runs:
                     axes.plot(*_over_depth(run), color=f"C{number}", linewidth=0.5, alpha=0.3)
                 axes.plot(*_over_depth(np.mean(runs, axis=0)), color=f"C{number}", linewidth=1.8, label=arm)
-            axes.set(title=family, xlabel="depth", xlim=(0, 1), ylim=(0, None))
+            axes.set(title=family, xlabel="depth", xlim=(0, 1))
+        panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("width, relative to uniform")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
+        lines = {line.get_label(): line for axes in panels for line in axes.get_legend_handles_labels()[0]}
+        figure.legend(handles=list(lines.values()), loc="outside upper center", ncols=8, frameon=False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

@@ -1,7 +1,7 @@
 """One table: every arm with every seed trained, decoded and compared. What is finished is not repeated.
 
 FOLDER/ARM/seed-N/       a run, with decode/SPLIT
-FOLDER/results.json      {"arms": {ARM: {"ce": [per seed], "wer": [...], "parameters": [...]}}, "against": ..., "widths": ...}
+FOLDER/results.json      {"arms": {ARM: {"ce": [per seed], "wer": [...], "parameters": [...]}}, "against", "widths"}
 FOLDER/results.md        the table
 FOLDER/widths.svg        where the width went, beside the published pattern
 """
@@ -151,8 +151,8 @@ def write_results(plan: Plan) -> dict[str, Any]:
     against = {name: _against(plan, base, name, finished) for name in others}
     widths = _widths(base, finished)
     results = {
-        **{"split": plan.split, "search": plan.search.to_dict()},
-        **{"arms": arms, "base": base, "against": against, "widths": widths},
+        "split": plan.split, "search": plan.search.to_dict(),
+        "arms": arms, "base": base, "against": against, "widths": widths,
     }
     write_atomically(plan.folder / "results.json", _lists_in_lines(json.dumps(results, indent=1)) + "\n")
     write_atomically(plan.folder / "results.md", _table(results))
@@ -163,7 +163,7 @@ def write_results(plan: Plan) -> dict[str, Any]:
 
 def _widths(base: str, finished: Mapping[str, Mapping[int, Any]]) -> Curves:
     """Widths relative to the first arm's, of the arms with the same modules; those with another's widths left out."""
-    uniform = next((run["components"] for run in finished.get(base, {}).values()), {})
+    uniform: dict[str, int] = next((run["components"] for run in finished.get(base, {}).values()), {})
     others = {name: [runs[seed]["components"] for seed in sorted(runs)] for name, runs in finished.items()}
     shown: dict[str, list[dict[str, int]]] = {}
     for name, runs in others.items():
