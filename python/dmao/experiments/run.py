@@ -151,8 +151,12 @@ def write_results(plan: Plan) -> dict[str, Any]:
     against = {name: _against(plan, base, name, finished) for name in others}
     widths = _widths(base, finished)
     results = {
-        "split": plan.split, "search": plan.search.to_dict(),
-        "arms": arms, "base": base, "against": against, "widths": widths,
+        "split": plan.split,
+        "search": plan.search.to_dict(),
+        "arms": arms,
+        "base": base,
+        "against": against,
+        "widths": widths,
     }
     write_atomically(plan.folder / "results.json", _lists_in_lines(json.dumps(results, indent=1)) + "\n")
     write_atomically(plan.folder / "results.md", _table(results))
