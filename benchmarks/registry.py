@@ -43,7 +43,9 @@ from benchmarks._harness import Timing
 OURS = "ours"
 LIMIT = "limit"
 SLOW_PEERS = frozenset({"torch.compile"})
-FRAMEWORK = frozenset({"score_exchange", "registry", "roofline", "report", "plots", "compare", "conftest"})
+FRAMEWORK = frozenset(
+    {"score_exchange", "step_on_gpu", "registry", "roofline", "report", "plots", "compare", "conftest"}
+)
 
 
 @dataclass
