@@ -109,9 +109,7 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
         raise UserError(f"train: {run_dir} holds a training already; choose another folder, or resume it")
     found = checkpoint.load_latest(run_dir / "checkpoints")
     if found is not None:
-        if config.epochs is not None:  # how many steps they are was settled when the run began
-            config = replace(config, steps=found[1]["config"]["steps"])
-        _check_same_training(config, found[1]["config"], run_dir)
+        config = check_same_training(config, found[1]["config"], run_dir)
     torch.set_num_threads(config.threads)
     source = data or CorpusSource(config)
     if found is None:
@@ -133,7 +131,13 @@ def resume_command(run_dir: Path) -> str:
     return shlex.join(["dmao", "train", str(run_dir / "config.yaml"), "--run-dir", str(run_dir)])
 
 
-def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Path) -> None:
+def check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Path) -> TrainConfig:
+    """`config` with the number of steps that the run in `run_dir` has settled; `stored` is that run's.
+
+    Raises ConfigError where they are of different trainings.
+    """
+    if config.epochs is not None:
+        config = replace(config, steps=stored["steps"])
     complete = TrainConfig.from_dict(stored)  # keys that are newer than the run have their defaults
     wanted, found = _flatten(config.to_dict()), _flatten(complete.to_dict())
     different = [key for key in sorted({*wanted, *found} - _FREE_KEYS) if wanted.get(key) != found.get(key)]
@@ -145,6 +149,7 @@ def _check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: P
             f"train: {run_dir} was trained with another config: {key} is {wanted.get(key)!r}, "
             f"there {found.get(key)!r}" + (f" (and {len(different) - 1} more keys)" if len(different) > 1 else "")
         )
+    return config
 
 
 def _flatten(values: Any, path: str = "") -> dict[str, Any]:

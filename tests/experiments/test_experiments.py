@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -139,12 +141,21 @@ def test_lists_in_lines():
     assert ' "a": [1, 2.5],' in text.splitlines()
 
 
-def test_what_is_finished_is_not_repeated(table, monkeypatch):
+def test_what_is_finished_is_not_repeated(table, tmp_path, monkeypatch):
+    """Of a finished run its outcome is enough: another folder, another machine."""
     plan, arms = table
-    before = (plan.folder / "results.json").read_bytes()
-    monkeypatch.setattr(experiment, "_decode", None)
-    run_arms(plan, arms, range(2), configure, lambda config: TinySource())
-    assert (plan.folder / "results.json").read_bytes() == before
+    copy = dataclasses.replace(plan, folder=tmp_path)
+    for name in arms:
+        for seed in range(2):
+            copy.run_dir(name, seed).mkdir(parents=True)
+            shutil.copy(plan.run_dir(name, seed) / "outcome.json", copy.run_dir(name, seed))
+    monkeypatch.setattr(experiment, "train", None)
+    for one in (plan, copy):
+        before = (plan.folder / "results.json").read_bytes()
+        run_arms(one, arms, range(2), configure)
+        assert (one.folder / "results.json").read_bytes() == before
+    with pytest.raises(UserError, match=r"baseline/seed-0 was trained with another config: steps is 7, there 24"):
+        run_arms(copy, arms, [0], lambda changes: configure((*changes, "steps=7")))
 
 
 def test_part_of_a_table(table, tmp_path):

@@ -29,7 +29,7 @@ def load(name, *overrides):
 
 
 def test_all_are_there():
-    assert set(ALL) | {"embedded/demo", "recorded/cs", "recorded/nl"} == set(configs())
+    assert set(ALL) | {"embedded/demo", "embedded/table", "recorded/cs", "recorded/nl"} == set(configs())
 
 
 def test_counts_are_the_published_ones():

@@ -1,6 +1,6 @@
 """One table: every arm with every seed trained, decoded and compared. What is finished is not repeated.
 
-FOLDER/ARM/seed-N/       a run, with decode/SPLIT
+FOLDER/ARM/seed-N/       a run, with decode/SPLIT; once outcome.json is there, nothing else of it is needed
 FOLDER/results.json      {"arms": {ARM: {"ce": [per seed], "wer": [...], "parameters": [...]}}, "against", "widths"}
 FOLDER/results.md        the table
 FOLDER/widths.svg        where the width went, beside the published pattern
@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from dmao.config import TrainConfig
+from dmao.config import TrainConfig, load_config
 from dmao.errors import UserError
-from dmao.evaluate import load_widths
 from dmao.experiments.redistribution import Curves, redistribution_plot, relative_widths
 from dmao.experiments.tables import Arm
 from dmao.files import write_atomically
@@ -32,7 +31,7 @@ from dmao.schedule import Schedule
 from dmao.scoring import Normaliser
 from dmao.scoring.compare import compare
 from dmao.source import Source
-from dmao.trainer import TrainResult, train
+from dmao.trainer import TrainResult, check_same_training, train
 from dmao.tune import tune
 
 _log = logging.getLogger(__name__)
@@ -78,12 +77,14 @@ def run_arms(
         for name, arm in arms.items():
             run_dir = plan.run_dir(name, seed)
             config = _configured(plan, arm, seed, configure)
+            if (finished := _read(run_dir)) is not None:
+                check_same_training(config, finished["config"], run_dir)
+                continue
             source = data(config)
-            result = train(config, run_dir, source)
-            if not _outcome(run_dir).exists():
-                _decode(plan, result, source)
+            _decode(plan, train(config, run_dir, source), source)
             _log.info("experiment: %s, seed %d is finished", name, seed)
             write_results(plan)
+    write_results(plan)
 
 
 def _configured(plan: Plan, arm: Arm, seed: int, configure: Callable[[tuple[str, ...]], TrainConfig]) -> TrainConfig:
@@ -93,10 +94,13 @@ def _configured(plan: Plan, arm: Arm, seed: int, configure: Callable[[tuple[str,
         config = _with_events(config, arm.events)
     if arm.widths_of is None:
         return config
-    found = plan.run_dir(arm.widths_of, seed)
-    if not _outcome(found).exists():
-        raise UserError(f"experiment: the widths of {found} are needed, and it is not finished: run that arm first")
-    return config.with_widths(load_widths(found))
+    found = _read(plan.run_dir(arm.widths_of, seed))
+    if found is None:
+        raise UserError(
+            f"experiment: the widths of {plan.run_dir(arm.widths_of, seed)} are needed, and it is not finished: "
+            "run that arm first"
+        )
+    return config.with_widths(found["components"])
 
 
 def _with_events(config: TrainConfig, events: int) -> TrainConfig:
@@ -111,6 +115,12 @@ def _with_events(config: TrainConfig, events: int) -> TrainConfig:
 
 def _outcome(run_dir: Path) -> Path:
     return run_dir / "outcome.json"
+
+
+def _read(run_dir: Path) -> dict[str, Any] | None:
+    """What came out of a run, if it is finished."""
+    path = _outcome(run_dir)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
@@ -128,8 +138,10 @@ def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
         "wer": report.total.percent,
         "parameters": result.parameters,
         "components": result.component_counts,
+        "config": load_config(result.run_dir / "config.yaml").to_dict(),
+        "utterances": report.to_dict()["utterances"],
     }
-    write_atomically(_outcome(result.run_dir), json.dumps(outcome, indent=1) + "\n")
+    write_atomically(_outcome(result.run_dir), _lists_in_lines(json.dumps(outcome, indent=1)) + "\n")
 
 
 def write_results(plan: Plan) -> dict[str, Any]:
@@ -186,9 +198,7 @@ def _against(plan: Plan, base: str, name: str, finished: Mapping[str, Mapping[in
     seeds = sorted(finished[base].keys() & finished[name].keys())
     if not seeds:
         return {"seeds": []}
-    first, second = (
-        [plan.run_dir(arm, s) / "decode" / plan.split / "report.json" for s in seeds] for arm in (base, name)
-    )
+    first, second = ([_outcome(plan.run_dir(arm, s)) for s in seeds] for arm in (base, name))
     changes = [finished[name][s]["ce"] - finished[base][s]["ce"] for s in seeds]
     return {"seeds": seeds, "ce": paired_interval(changes), "wer": compare(first, second).to_dict()}
 
