@@ -141,7 +141,7 @@ def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
         "config": load_config(result.run_dir / "config.yaml").to_dict(),
         "utterances": report.to_dict()["utterances"],
     }
-    write_atomically(_outcome(result.run_dir), _lists_in_lines(json.dumps(outcome, indent=1)) + "\n")
+    write_atomically(_outcome(result.run_dir), json.dumps(outcome) + "\n")
 
 
 def write_results(plan: Plan) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def write_results(plan: Plan) -> dict[str, Any]:
         "widths": widths,
     }
     write_atomically(plan.folder / "results.json", _lists_in_lines(json.dumps(results, indent=1)) + "\n")
-    write_atomically(plan.folder / "results.md", _table(results))
+    write_atomically(plan.folder / "results.md", results_table(results))
     if widths:
         write_atomically(plan.folder / "widths.svg", redistribution_plot(widths))
     return results
@@ -212,7 +212,8 @@ def paired_interval(changes: Sequence[float]) -> dict[str, float | None]:
     return {"difference": mean, "low": mean - half, "high": mean + half}
 
 
-def _table(results: Mapping[str, Any]) -> str:
+def results_table(results: Mapping[str, Any]) -> str:
+    """Means over the seeds, and paired differences to the first arm with their 95 % intervals, in Markdown."""
     lines = [
         f"| arm | seeds | parameters | cross-entropy | against {results['base']} | WER % | against {results['base']} |",
         "|---|---|---|---|---|---|---|",
