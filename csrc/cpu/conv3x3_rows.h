@@ -1,5 +1,6 @@
-// Rows of images for conv3x3: what stands in memory on one side, rows of floats with whole vectors
-// of channels (`lanes`) per pixel on the other.
+// Rows of images for conv3x3: what stands in memory on one side, rows of floats with `lanes` per
+// pixel on the other: what is read has its channels or whole vectors of them, what is written the
+// latter.
 #pragma once
 
 #include <cstring>
@@ -12,6 +13,25 @@ namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
 
 inline std::int64_t lanes_of(std::int64_t channels) { return round_up(channels, Vec::width); }
+
+constexpr std::int64_t kBandRows = 4;
+
+// How images are cut into bands of `rows` rows: whole tiles and whole windows of the pooling.
+struct Bands {
+    std::int64_t images, height, width, rows, per_image, count;
+
+    explicit Bands(const Conv3x3& c)
+        : images(c.images),
+          height(c.height),
+          width(c.width),
+          rows(round_up(kBandRows, c.time % 2 == 0 ? c.time : 2 * c.time)),
+          per_image(divide_up(c.height, rows)),
+          count(images * per_image) {}
+
+    std::int64_t image(std::int64_t band) const { return band / per_image; }
+    std::int64_t first(std::int64_t band) const { return band % per_image * rows; }
+    std::int64_t rows_in(std::int64_t band) const { return smaller(rows, height - first(band)); }
+};
 
 // Numbers of pixels, of as many channels as a vector has.
 using Numbers = std::int32_t __attribute__((vector_size(sizeof(Vec))));
@@ -42,8 +62,8 @@ inline bool counts(const Conv3x3& c, std::int64_t h) { return c.valid == nullptr
 // --- Read
 
 template <class T>
-void read_pixels(const T* pixels, std::int64_t count, std::int64_t channels, float* row) {
-    const std::int64_t lanes = lanes_of(channels);
+void read_pixels(const T* pixels, std::int64_t count, std::int64_t channels, std::int64_t lanes,
+                 float* row) {
     if (lanes == channels) return convert(pixels, count * channels, row);
     for (std::int64_t w = 0; w < count; ++w) {
         convert(pixels + w * channels, channels, row + w * lanes);
@@ -55,11 +75,12 @@ template <class T>
 struct Images {
     const Conv3x3& c;
     const T* x;
+    std::int64_t lanes;
 
     std::int64_t channels() const { return c.in; }
 
     void read(std::int64_t image, std::int64_t h, float* row) const {
-        read_pixels(x + (image * c.height + h) * c.width * c.in, c.width, c.in, row);
+        read_pixels(x + (image * c.height + h) * c.width * c.in, c.width, c.in, lanes, row);
     }
 };
 
@@ -69,17 +90,18 @@ struct Gradients {
     const Conv3x3& c;
     const T* grad_y;
     const std::uint8_t* choice;
+    std::int64_t lanes;
 
     std::int64_t channels() const { return c.out; }
 
     void read(std::int64_t image, std::int64_t h, float* row) const {
         const std::int64_t rows = c.height / c.time, columns = c.width / c.frequency,
-                           lanes = lanes_of(c.out), y = image * rows + h / c.time;
+                           y = image * rows + h / c.time;
         if (h / c.time >= rows || !counts(c, y)) {
             std::memset(row, 0, c.width * lanes * sizeof(float));
             return;
         }
-        if (!c.pooled) return read_pixels(grad_y + y * columns * c.out, c.width, c.out, row);
+        if (!c.pooled) return read_pixels(grad_y + y * columns * c.out, c.width, c.out, lanes, row);
         for (std::int64_t column = 0; column < columns; ++column) {
             const std::int64_t from = (y * columns + column) * c.out;
             for (std::int64_t j = 0; j < c.frequency; ++j, row += lanes) {
@@ -100,12 +122,12 @@ struct Gradients {
 template <class Source>
 void read_rows(const Source& source, std::int64_t image, std::int64_t first, std::int64_t count,
                std::int64_t margin, std::int64_t size, float* rows) {
-    const std::int64_t lanes = lanes_of(source.channels());
     for (std::int64_t h = first; h < first + count; ++h, rows += size) {
+        float* row = rows + margin * source.lanes;
         if (h >= 0 && h < source.c.height) {
-            source.read(image, h, rows + margin * lanes);
+            source.read(image, h, row);
         } else {
-            std::memset(rows + margin * lanes, 0, source.c.width * lanes * sizeof(float));
+            std::memset(row, 0, source.c.width * source.lanes * sizeof(float));
         }
     }
 }

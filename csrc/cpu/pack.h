@@ -93,6 +93,25 @@ inline std::int64_t panel_columns(std::int64_t n, std::int64_t first) {
     return smaller(kPanel, padded_columns(n) - first);
 }
 
+// The place of row k, columns n ... n + Vec::width - 1 of a packed B of `depth` rows.
+template <class E>
+E* packed(E* panels, std::int64_t depth, std::int64_t columns, std::int64_t k, std::int64_t n) {
+    const std::int64_t first = n / kPanel * kPanel;
+    return panels + first * depth + k * panel_columns(columns, first) + n - first;
+}
+
+// sums[n] += the sum over k of B[k, n], of a packed B whose columns are whole vectors.
+inline void add_columns(const float* panels, std::int64_t depth, std::int64_t columns,
+                        float* sums) {
+    for (std::int64_t n = 0; n < columns; n += Vec::width) {
+        Vec sum(0.0f);
+        for (std::int64_t k = 0; k < depth; ++k) {
+            sum = sum + load(packed(panels, depth, columns, k, n));
+        }
+        store(sums + n, load(sums + n) + sum);
+    }
+}
+
 // A matrix of which only some rows or columns take part, in ascending order (null: all).
 template <class T>
 struct Selection {

@@ -66,13 +66,6 @@ void transform_outputs(const float* products, std::int64_t stride, std::int64_t 
     }
 }
 
-// The place of row k, columns n ... n + Vec::width - 1 of a packed B of `depth` rows.
-inline float* packed(float* panels, std::int64_t depth, std::int64_t columns, std::int64_t k,
-                     std::int64_t n) {
-    const std::int64_t first = n / kPanel * kPanel;
-    return panels + first * depth + k * panel_columns(columns, first) + n - first;
-}
-
 // Row i of A dy A' as four packed B, a row of them for each tile, from row `k` on. dy is in two
 // rows at `rows`, as outputs are.
 void transform_gradients(int i, const float* rows, std::int64_t row_size, std::int64_t tiles,
