@@ -79,7 +79,8 @@ class TrainingStep:
             masks = generator(seed, "spec_augment", step)
             augmented = self.config.spec_augment(batch.features, batch.feature_lengths, masks)
             batch = replace(batch, features=augmented)
-        self.model.train()
+        if not self.model.training:
+            self.model.train()  # walks through all modules
         self.optimizer.zero_grad(set_to_none=True)
         return self._learn(*self.team.share(batch))
 
