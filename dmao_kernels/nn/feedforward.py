@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dmao_kernels.layout import ComponentLayout
-from dmao_kernels.nn.common import counted, require_divisible, require_positive, require_probability
+from dmao_kernels.nn.common import require_divisible, require_positive, require_probability
 from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
 from dmao_kernels.nn.slots import live_list, output_bias
 from dmao_kernels.ops.component_ffn import ACTIVATIONS, component_ffn
@@ -53,8 +53,7 @@ class FeedForward(Branch):
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the components in this module's tensors, and their present number."""
-        layout = feedforward_layout(up="w1", down="w2", norm="norm", dropout=("dropout",))
-        return counted(layout), self.components
+        return feedforward_layout(components="components", dropout=("dropout",)), self.components
 
     def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
         """Linear, activation, dropout, Linear."""
