@@ -94,10 +94,6 @@ class ElasticModule:
         """The place of a tensor in this module (or in ``module``, a copy of it)."""
         return find_place(module or self.module, tensor_name, self.name)
 
-    def is_parameter(self, tensor_name: str) -> bool:
-        """Whether a tensor is a parameter, not a buffer."""
-        return self.place(tensor_name).is_parameter
-
     def tensors(self, module: nn.Module | None = None) -> Iterator[tuple[str, Tensor]]:
         """The layout's tensors that are there: a bias switched off is passed over."""
         for name in self.layout.tensors:

@@ -174,8 +174,7 @@ def _silence_output_biases(
     for name in output_biases(m):
         places = [m.place(name, module) for module in (m.module, *companions.modules(m))]
         tensors = [place.tensor for place in places if place.tensor is not None]
-        full_name = f"{m.name}.{name}".removeprefix(".")
-        tensors += [table[full_name] for table in companions.tables if full_name in table]
+        tensors += [table[key] for table, key in companions.entries(m, name, required=False)]
         for tensor in tuple(tensors):
             for optimizer in optimizers:
                 state = optimizer.state.get(tensor, {}).values()
@@ -187,5 +186,4 @@ def _live_lists(m: ElasticModule, companions: Companions) -> Iterator[Tensor]:
     """The live list of the module and of its counterparts."""
     for module in (m.module, *companions.modules(m)):
         yield cast(Tensor, module.live_slots)
-    full_name = f"{m.name}.live_slots".removeprefix(".")
-    yield from (table[full_name] for table in companions.tables if full_name in table)
+    yield from (table[key] for table, key in companions.entries(m, "live_slots", required=False))
