@@ -14,9 +14,8 @@ from dmao import checkpoint
 from dmao.config import TrainConfig
 from dmao.distributed import device_of
 from dmao.models import ConformerCTC, ctc_loss
-from dmao.source import CorpusSource, Source
-from dmao.step import autocast, restore
-from dmao.widths import elastic_of
+from dmao.source import Source, saved_source
+from dmao.step import autocast, elastic_of, restore
 
 if TYPE_CHECKING:
     from dmao.data.labels import Labels
@@ -68,7 +67,7 @@ def load_model(path: str | Path) -> ConformerCTC:
 def load_widths(path: str | Path) -> dict[str, int]:
     """The number of components of every elastic module of a checkpoint, or of a run directory's newest usable one."""
     model, _, controller, config = restore(load_checkpoint(path))
-    return (controller.elastic if controller else elastic_of(model, dict(config.widths))).counts()
+    return elastic_of(model, controller, config).counts()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -110,10 +109,7 @@ def open_checkpoint(
     if root is not None:
         values = {**values, "data": {**values["data"], "root": root}}
     config = TrainConfig.from_dict(values)
-    if data is None:
-        from dmao.data.labels import Labels
-
-        data = CorpusSource(config, Labels.from_state_dict(state["labels"]))
+    data = data or saved_source(state, config)
     torch.set_num_threads(config.threads)
     device = device_of("cpu" if config.device == "cpu" else "auto")  # not only where it was trained
     return restore(state)[0].to(device), data, config

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from dmao.models import ConformerCTC
 from dmao.parsing import ConfigError
 from dmao_kernels.structure import Elastic, apply_plan, given_plan
 from dmao_kernels.structure.plan import resized
@@ -31,11 +30,3 @@ def set_widths(model: nn.Module, widths: Mapping[str, int]) -> Elastic:
         if callable(reset := getattr(module, "reset_parameters", None)) and all(p.numel() for p in module.parameters()):
             reset()
     return elastic
-
-
-def elastic_of(model: ConformerCTC, widths: Mapping[str, int]) -> Elastic:
-    """The elastic modules of a model that no controller has: those of `model`, or of a twin where it began at `widths`.
-
-    A model in which a module has no components does not tell its standard widths any more.
-    """
-    return set_widths(ConformerCTC(model.config), widths) if widths else Elastic(model)
