@@ -35,6 +35,29 @@ def poison_padding(padded: Tensor, lengths: Tensor) -> Tensor:
     return poisoned.requires_grad_(padded.requires_grad)
 
 
+def check_packed_is_padded(
+    op: Callable[..., Tensor], x: Tensor, parameters: list[Tensor], lengths: Tensor, channels: int
+) -> None:
+    """Bit for bit, output and all gradients, with NaN in the padding of x and of the gradient."""
+    grad = torch.randn(*x.shape[:2], channels).to(x.dtype)
+    y, grads = outputs_and_gradients(
+        op, poison_padding(x, lengths), *parameters, lengths=lengths, grad_output=poison_padding(grad, lengths)
+    )
+    rows, row_grads = outputs_and_gradients(
+        op,
+        pack(x.detach(), lengths).requires_grad_(),
+        *parameters,
+        offsets=offsets_of(lengths),
+        grad_output=pack(grad, lengths),
+    )
+    beyond = torch.arange(x.shape[1]) >= lengths[:, None]
+    for padded, packed in ((y, rows), (grads[0], row_grads[0])):
+        assert torch.equal(pack(padded, lengths), packed)
+        assert not padded[beyond].any()
+    assert grads.keys() == row_grads.keys() == {*range(1 + len(parameters))}
+    assert all(torch.equal(grads[key], row_grads[key]) for key in range(1, 1 + len(parameters)))
+
+
 def check_against_oracle(
     function: Callable[..., Tensor],
     reference: Callable[..., Tensor],

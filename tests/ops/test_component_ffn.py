@@ -23,7 +23,16 @@ from dmao_kernels.testing import (
     outputs_and_gradients,
     to_float64,
 )
-from tests.ops.common import BACKENDS, DTYPES, SEED, assert_threads_do_not_change_a_bit, ids, native
+from tests.ops.common import (
+    BACKENDS,
+    DTYPES,
+    SEED,
+    CountedGraphs,
+    assert_compiled_training_is_the_same,
+    assert_threads_do_not_change_a_bit,
+    ids,
+    native,
+)
 
 # (tokens, d, components, unit width, d_out): both sides of vectors (4, 8, 16), panels (8, 16, 48), row blocks
 # (6, 8), the dropout group (128), a tile (64), rows and blocks of gradients (192, 256), spans (256), chunks (384,
@@ -319,18 +328,11 @@ def test_opcheck_backward() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_without_recompiling_for_new_lengths_or_live_lists(backend: str) -> None:
-    torch._dynamo.reset()
-    graphs = 0
-
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        nonlocal graphs
-        graphs += 1
-        return graph.forward
-
     def call(x: Tensor, live: Tensor, seed: Tensor, *weights: Tensor) -> Tensor:
         return component_ffn(x, *weights, live, components=6, p=0.1, seed=seed).sin()
 
-    compiled = torch.compile(call, fullgraph=True, backend=count)
+    graphs = CountedGraphs()
+    compiled = torch.compile(call, fullgraph=True, backend=graphs)
     x, *weights = make(40, 8, 6, 5, 8)
     with dmao_kernels.use_backend(backend):
         for tokens, live in (
@@ -343,24 +345,17 @@ def test_compile_without_recompiling_for_new_lengths_or_live_lists(backend: str)
             seed = torch.tensor([tokens])
             ours = compiled(x[:tokens], ids(*live), seed, *weights)
             torch.testing.assert_close(ours, call(x[:tokens], ids(*live), seed, *weights))
-    assert graphs <= 2  # one for the first shape, one for any
+    assert graphs.count <= 2  # one for the first shape, one for any
 
 
 @native
 def test_compiled_training_gives_the_same_gradients() -> None:
-    torch._dynamo.reset()
     inputs = make(30, 8, 3, 5, 8)
 
     def call(*arguments: Tensor) -> Tensor:
         return component_ffn(*arguments, components=3, p=0.1, seed=SEED)
 
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
-    grad = torch.randn(30, 8)
-    y, grads = outputs_and_gradients(call, *inputs, ids(0, 2), grad_output=grad)
-    other, other_grads = outputs_and_gradients(compiled, *inputs, ids(0, 2), grad_output=grad)
-    torch.testing.assert_close(other, y)
-    for key in grads:
-        torch.testing.assert_close(other_grads[key], grads[key])
+    assert_compiled_training_is_the_same(call, *inputs, ids(0, 2), grad_output=torch.randn(30, 8))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

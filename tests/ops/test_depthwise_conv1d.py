@@ -14,7 +14,7 @@ import dmao_kernels
 from dmao_kernels import depthwise_conv1d
 from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_reference
 from dmao_kernels.testing import outputs_and_gradients
-from tests.ops.batches import check_against_oracle, offsets_of, pack, poison_padding
+from tests.ops.batches import check_against_oracle, check_packed_is_padded, offsets_of, pack
 from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, ids, native
 
 # (B, T, C, k): both sides of vectors (4, 8, 16), blocks of outputs (10, 20) and of taps (4, 8), tiles (64), spans
@@ -101,30 +101,8 @@ def test_is_conv1d_of_each_utterance(backend: str, k: int) -> None:
 @native
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packed_is_padded_and_padding_never_matters(dtype: torch.dtype) -> None:
-    """Bit for bit, with NaN in the padding of x and of the gradient."""
     x, *parameters = make(5, 150, 19, 15, dtype)
-    lengths = ids(150, 0, 1, 70, 149)
-    grad = torch.randn(5, 150, 19).to(dtype)
-    y, grads = outputs_and_gradients(
-        depthwise_conv1d,
-        poison_padding(x, lengths),
-        *parameters,
-        lengths=lengths,
-        grad_output=poison_padding(grad, lengths),
-    )
-    rows, row_grads = outputs_and_gradients(
-        depthwise_conv1d,
-        pack(x.detach(), lengths).requires_grad_(),
-        *parameters,
-        offsets=offsets_of(lengths),
-        grad_output=pack(grad, lengths),
-    )
-    beyond = torch.arange(150) >= lengths[:, None]
-    for padded, packed in ((y, rows), (grads[0], row_grads[0])):
-        assert torch.equal(pack(padded, lengths), packed)
-        assert not padded[beyond].any()
-    assert torch.equal(grads[1], row_grads[1])
-    assert torch.equal(grads[2], row_grads[2])
+    check_packed_is_padded(depthwise_conv1d, x, parameters, ids(150, 0, 1, 70, 149), 19)
 
 
 @native

@@ -21,7 +21,14 @@ from dmao_kernels.testing import (
     outputs_and_gradients,
     to_float64,
 )
-from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, native
+from tests.ops.common import (
+    BACKENDS,
+    DTYPES,
+    CountedGraphs,
+    assert_compiled_training_is_the_same,
+    assert_threads_do_not_change_a_bit,
+    native,
+)
 
 # (tokens, d, d_out): both sides of vectors (4, 8, 16), row blocks (6, 8), panels (8, 16, 48), blocks of masks,
 # few tokens (16), tiles (128), spans (256), inputs of a piece (384), blocks of tokens (512).
@@ -293,41 +300,27 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype, block: 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_without_recompiling_for_new_lengths_or_masks(backend: str) -> None:
-    torch._dynamo.reset()
-    graphs = 0
-
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        nonlocal graphs
-        graphs += 1
-        return graph.forward
-
     def call(x: Tensor, w: Tensor, b: Tensor, mask: BlockMask) -> Tensor:
         return masked_linear(x, w, b, mask, activation="silu").sin()
 
-    compiled = torch.compile(call, fullgraph=True, backend=count)
+    graphs = CountedGraphs()
+    compiled = torch.compile(call, fullgraph=True, backend=graphs)
     x, w, b = make(40, 70, 90)
     with dmao_kernels.use_backend(backend):
         for tokens, density in ((40, 0.3), (23, 0.5), (31, 0.7), (17, 0.8), (9, 0.4)):
             mask = random_mask(w, 16, density)
             torch.testing.assert_close(compiled(x[:tokens], w, b, mask), call(x[:tokens], w, b, mask))
-    assert graphs <= 2  # one for the first shape, one for any
+    assert graphs.count <= 2  # one for the first shape, one for any
 
 
 def test_compiled_training_gives_the_same_gradients() -> None:
-    torch._dynamo.reset()
     inputs = make(30, 40, 50)
     mask = random_mask(inputs[1], 16)
 
     def call(*arguments: Tensor) -> Tensor:
         return masked_linear(*arguments, mask, activation="glu")
 
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
-    grad = torch.randn(30, 25)
-    y, grads = outputs_and_gradients(call, *inputs, grad_output=grad)
-    other, other_grads = outputs_and_gradients(compiled, *inputs, grad_output=grad)
-    torch.testing.assert_close(other, y)
-    for key in grads:
-        torch.testing.assert_close(other_grads[key], grads[key])
+    assert_compiled_training_is_the_same(call, *inputs, grad_output=torch.randn(30, 25))
 
 
 @native
