@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmao_kernels.families import attention_layout
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
 from dmao_kernels.nn.slots import output_linear, rows_mask
 from dmao_kernels.ops import block_attention
-from dmao_kernels.structure.families import attention_layout
 
 RATES = ("dropout", "attention_dropout")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dmao_kernels.families import cgmlp_layout
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import require_divisible, require_odd, require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
@@ -11,7 +12,6 @@ from dmao_kernels.nn.norm import ComponentLayerNorm
 from dmao_kernels.nn.over_time import convolve_depthwise
 from dmao_kernels.nn.residual import Branch, Rows, dropped
 from dmao_kernels.nn.slots import output_linear, rows_mask
-from dmao_kernels.structure.families import cgmlp_layout
 
 
 class ConvolutionalGatingMLP(Branch):

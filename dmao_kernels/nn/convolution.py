@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dmao_kernels.families import glu_convolution_layout
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import require_divisible, require_odd, require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
@@ -12,7 +13,6 @@ from dmao_kernels.nn.over_time import convolve, reach_of
 from dmao_kernels.nn.residual import Branch, Rows
 from dmao_kernels.nn.slots import live_list, output_linear, rows_mask
 from dmao_kernels.ops import component_conv
-from dmao_kernels.structure.families import glu_convolution_layout
 
 
 class ConvolutionModule(Branch):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dmao_kernels.families import feedforward_layout
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import require_divisible, require_positive, require_probability
 from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
 from dmao_kernels.nn.slots import live_list, output_bias
 from dmao_kernels.ops.component_ffn import ACTIVATIONS, component_ffn
-from dmao_kernels.structure.families import feedforward_layout
 
 
 class FeedForward(Branch):
