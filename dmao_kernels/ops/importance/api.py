@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +24,7 @@ register("importance_", cpu=CPU_DTYPES, triton=DTYPES, cuda=DTYPES)
 
 
 @register_fake("importance_")
-def _fake(
-    ema: Tensor,
-    weights: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    segments: Tensor,
-    inverse_count: Tensor,
-    metric: str,
-    beta: float,
-) -> None:
+def _fake(*_: Any) -> None:
     return None
 
 
