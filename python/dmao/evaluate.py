@@ -121,7 +121,7 @@ def evaluate_model(model: ConformerCTC, source: Source, split: str = "test", pre
     Raises UserError where the source has no such split, or nothing in it.
     """
     from dmao.decode import LexiconDecoder, greedy
-    from dmao.score import wer
+    from dmao.scoring import wer
 
     left_out = source.left_out(split)
     texts, lost = [utterance.text for utterance in left_out], [""] * len(left_out)
@@ -175,7 +175,7 @@ def outputs(
 
 def _greedy_errors(labels: Labels, texts: list[str], paths: list[str]) -> tuple[tuple[float, int], float | None]:
     """(percent, number) of label errors, and percent of word errors where labels spell words."""
-    from dmao.score import cer, wer
+    from dmao.scoring import cer, wer
 
     if labels.kind != "phonemes":
         errors = cer(texts, paths)
