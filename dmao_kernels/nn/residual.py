@@ -146,7 +146,7 @@ def residual_chain(x: Tensor, steps: Iterable[tuple[Branch, float]], norm: nn.La
     norms = [*(branch.norm for branch, _ in live), norm]
     normed = layer_norm(x, norms[0])
     for (branch, scale), following in zip(live, norms[1:], strict=True):
-        p = active(branch, branch.dropout)
+        p = dropout_rate(branch, branch.dropout)
         y = branch.transform(x, normed, rows)
         x, normed = dropout_add_layer_norm(
             x,
@@ -163,12 +163,12 @@ def residual_chain(x: Tensor, steps: Iterable[tuple[Branch, float]], norm: nn.La
 
 def dropped(branch: Branch, y: Tensor) -> Tensor:
     """``y`` under the branch's dropout, where no residual sum follows."""
-    p = active(branch, branch.dropout)
+    p = dropout_rate(branch, branch.dropout)
     return dropout_add(None, y, p=p, seed=draw_seed(p, y.device)) if p > 0.0 else y
 
 
-def active(module: nn.Module, p: float) -> float:
-    """The rate of a dropout: p in training, else 0."""
+def dropout_rate(module: nn.Module, p: float) -> float:
+    """p where the module is in training, else 0."""
     return p if module.training else 0.0
 
 

@@ -167,7 +167,7 @@ class Elastic:
         prepare(model)
         reshard(model)
         for name, module in model.named_modules():
-            found = _discover(name, module, components)
+            found = _elastic_module(name, module, components)
             if isinstance(found, str):
                 self.refused[name] = found
             elif found is not None:
@@ -279,7 +279,7 @@ class Elastic:
                 claims[id(tensor)] = m.name
 
 
-def _discover(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | str | None:
+def _elastic_module(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | str | None:
     """The module as an elastic one; the reason why it is none though it is registered; None if nothing is known."""
     described = describe(module)
     if described is None or isinstance(described, str):
