@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 import dmao_kernels
-from dmao_kernels.testing import outputs_and_gradients
+from dmao_kernels.testing import (
+    Poison,
+    assert_close_to_oracle,
+    nan_filled_empty,
+    outputs_and_gradients,
+    to_float64,
+)
 
 native = pytest.mark.skipif(dmao_kernels.cpu_capability() is None, reason="no native library")
 BACKENDS = [pytest.param("cpu", marks=native), "reference"]
@@ -82,3 +88,36 @@ def assert_passes_under(
     assert run.returncode == 0, run.stdout
     assert " passed" in run.stdout
     assert "skipped" not in run.stdout
+
+
+def check_against_oracle(
+    op: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    inputs: list[Any],
+    *rest: Any,
+    slack: float = 1.0,
+    prepare: Callable[[list[Any]], None] | None = None,
+    **options: Any,
+) -> tuple[Tensor, dict[int | str, Tensor]]:
+    """op(*inputs, *rest, **options) and all gradients, by the house's rule, from poisoned memory.
+
+    prepare: changes the copies of the inputs that op gets, where that must not matter (dead parts).
+    """
+    with torch.no_grad():
+        shape = reference(*inputs, *rest, **options).shape
+    grad = torch.randn(shape).to(next(tensor for tensor in inputs if tensor is not None))
+    poison = Poison()
+    guarded = [poison.around(v) if isinstance(v, Tensor) and v.dtype.is_floating_point else v for v in inputs]
+    if prepare is not None:
+        with torch.no_grad():
+            prepare(guarded)
+    with nan_filled_empty():
+        ours, our_grads = outputs_and_gradients(op, *guarded, *rest, grad_output=grad, **options)
+    poison.check()
+    same, same_grads = outputs_and_gradients(reference, *inputs, *rest, grad_output=grad, **options)
+    truth, true_grads = outputs_and_gradients(reference, *to_float64(inputs), *rest, grad_output=grad, **options)
+    assert_close_to_oracle(ours, same, truth, slack=slack)
+    assert our_grads.keys() == true_grads.keys()
+    for key, gradient in true_grads.items():
+        assert_close_to_oracle(our_grads[key], same_grads[key], gradient, name=f"gradient {key}", slack=slack)
+    return ours, our_grads

@@ -14,8 +14,8 @@ import dmao_kernels
 from dmao_kernels import depthwise_conv1d
 from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_reference
 from dmao_kernels.testing import outputs_and_gradients
-from tests.ops.batches import check_against_oracle, check_packed_is_padded, offsets_of, pack
-from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, ids, native
+from tests.ops.batches import check_packed_is_padded, offsets_of, pack
+from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, check_against_oracle, ids, native
 
 # (B, T, C, k): both sides of vectors (4, 8, 16), blocks of outputs (10, 20) and of taps (4, 8), tiles (64), spans
 # (32 tiles), utterances shorter than the kernel, one tap, and nothing.
@@ -67,13 +67,13 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, lengths: Tensor) -
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_odd_sizes(size: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     inputs: list[Any] = make(*size, dtype)
-    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, inputs, size[2])
+    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, inputs)
     lengths = draw_lengths(*size[:2])
-    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, inputs, size[2], lengths=lengths)
+    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, inputs, lengths=lengths)
     packed = [pack(inputs[0].detach(), lengths).requires_grad_() if size[0] else inputs[0].flatten(0, 1), *inputs[1:]]
     packed[2] = None
     offsets = offsets_of(lengths)
-    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, packed, size[2], offsets=offsets)
+    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, packed, offsets=offsets)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
