@@ -1,4 +1,4 @@
-"""What the public functions of the operations share: dtypes, checks of arguments, torch.autocast."""
+"""What the public functions of the operations share: dtypes, checks of arguments and their words, torch.autocast."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmao_kernels.ops._describe import describe, dtype_name
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the kernels for GPUs
 CPU_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The dtype as users write it, e.g. "float32"."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def describe(tensor: Tensor) -> str:
+    """Dtype and shape, e.g. "float32 [2, 3]"."""
+    return f"{dtype_name(tensor)} {list(tensor.shape)}"
 
 
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:

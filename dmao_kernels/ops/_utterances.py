@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import describe
 
 
 def check_utterances(op: str, x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> None:

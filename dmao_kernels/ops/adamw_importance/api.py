@@ -10,8 +10,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, wants_gradient
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, describe, wants_gradient
 from dmao_kernels.ops.adamw_importance.reference import GROUP_COLUMNS, adamw_importance_reference_
 from dmao_kernels.ops.importance.api import check_scores
 

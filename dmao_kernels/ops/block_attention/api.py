@@ -8,8 +8,16 @@ from torch import Tensor
 from dmao_kernels._library import define, operators
 from dmao_kernels.block_mask import BlockMask, mask_arguments
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, autocast, check_devices, check_dropout, check_float
-from dmao_kernels.ops._describe import describe, dtype_name
+from dmao_kernels.ops._checks import (
+    CPU_DTYPES,
+    DTYPES,
+    autocast,
+    check_devices,
+    check_dropout,
+    check_float,
+    describe,
+    dtype_name,
+)
 from dmao_kernels.ops._utterances import check_lengths, check_offsets
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
 

@@ -14,9 +14,9 @@ from dmao_kernels.ops._checks import (
     check_choice,
     check_devices,
     check_live,
+    describe,
     wants_gradient,
 )
-from dmao_kernels.ops._describe import describe
 from dmao_kernels.ops.component_conv.reference import CONV_ACTIVATIONS, NORMS, component_conv_reference
 from dmao_kernels.ops.depthwise_conv1d.api import check_convolution
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._checks import CPU_DTYPES, autocast
-from dmao_kernels.ops._describe import describe, dtype_name
+from dmao_kernels.ops._checks import CPU_DTYPES, autocast, describe, dtype_name
 from dmao_kernels.ops.conv3x3.reference import conv3x3_reference
 
 _LARGEST_WINDOW = 255  # pixels: numbers of them are bytes

@@ -7,8 +7,15 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, check_devices, check_dropout, check_float
-from dmao_kernels.ops._describe import describe, dtype_name
+from dmao_kernels.ops._checks import (
+    CPU_DTYPES,
+    DTYPES,
+    check_devices,
+    check_dropout,
+    check_float,
+    describe,
+    dtype_name,
+)
 from dmao_kernels.ops.dropout_add.reference import dropout_add_layer_norm_reference, dropout_add_reference
 
 define("dropout_add(Tensor? x, Tensor y, float p, Tensor? seed, float scale) -> Tensor", triton=__package__)

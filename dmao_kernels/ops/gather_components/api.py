@@ -9,8 +9,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, wants_gradient
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, describe, wants_gradient
 from dmao_kernels.ops.gather_components.reference import gather_components_reference
 
 _OP = "gather_components"

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, check_choice, wants_gradient
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, check_choice, describe, wants_gradient
 from dmao_kernels.ops.importance.reference import METRICS, importance_reference_
 
 define(
