@@ -22,7 +22,7 @@ from dmao_kernels.structure.plan import ModulePlan, Plan, resized
 from dmao_kernels.structure.shards import reshard
 from dmao_kernels.structure.slots.edit import edit_slots, slot_sources
 from dmao_kernels.structure.slots.plan import SlotPlan
-from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases
+from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases, state_beside
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -318,11 +318,8 @@ def _silence_output_biases(m: ElasticModule, module: nn.Module, optimizers: Sequ
         if tensor is None:
             continue
         changes.append(_data_change(tensor, torch.zeros_like(tensor)))
-        for optimizer in optimizers:
-            state = optimizer.state.get(tensor, {})
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == tensor.shape and value.dim() > 0:
-                    changes.append(_item_change(state, key, partial(torch.zeros_like, value)))
+        for state, key in state_beside(optimizers, tensor):
+            changes.append(_item_change(state, key, partial(torch.zeros_like, state[key])))
     return changes
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dmao_kernels.structure.places import Place
 from dmao_kernels.structure.register import prepare
@@ -98,6 +99,17 @@ def follows(m: ElasticModule, name: str, parameter: Tensor, key: str, value: Any
         f"apply_plan: {m.name}: {name}: optimizer state '{key}' must be a scalar or have the "
         f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
     )
+
+
+def state_beside(optimizers: Sequence[Optimizer], tensor: Tensor) -> list[tuple[MutableMapping[str, Tensor], str]]:
+    """The pieces of optimizer state that have the shape of a vector: in which state, and under which key."""
+    states = [optimizer.state.get(tensor, {}) for optimizer in optimizers]
+    return [
+        (state, key)
+        for state in states
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.shape == tensor.shape and value.dim() > 0
+    ]
 
 
 def output_biases(m: ElasticModule) -> list[str]:

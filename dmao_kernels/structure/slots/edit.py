@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from dmao_kernels.structure.gather import Split, draw, scale, share
 from dmao_kernels.structure.plan import FRESH, Plan
 from dmao_kernels.structure.shards import own, reshard, whole, write
-from dmao_kernels.structure.targets import Companions, expect, follows, output_biases
+from dmao_kernels.structure.targets import Companions, expect, follows, output_biases, state_beside
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -176,9 +176,7 @@ def _silence_output_biases(
         tensors = [place.tensor for place in places if place.tensor is not None]
         tensors += [table[key] for table, key in companions.entries(m, name, required=False)]
         for tensor in tuple(tensors):
-            for optimizer in optimizers:
-                state = optimizer.state.get(tensor, {}).values()
-                tensors += [v for v in state if isinstance(v, Tensor) and v.shape == tensor.shape and v.dim() > 0]
+            tensors += [state[key] for state, key in state_beside(optimizers, tensor)]
         yield from ((tensor, torch.where(was_empty, 0, whole(tensor))) for tensor in tensors)
 
 
