@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,11 @@ class BlockMask:
         return self.column_ids.device
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """row_offsets, column_ids, column_offsets, row_ids."""
+        return self.row_offsets, self.column_ids, self.column_offsets, self.row_ids
+
+    @property
     def count(self) -> int:
         """The number of ids: of live blocks, where the mask is not static."""
         return self.column_ids.shape[0]
@@ -125,8 +131,12 @@ class BlockMask:
 
     def to(self, device: torch.device | str) -> BlockMask:
         """The same mask with its tensors on another device."""
-        tensors = (self.row_offsets, self.column_ids, self.column_offsets, self.row_ids)
-        return BlockMask(self.block, self.rows, self.columns, *(tensor.to(device) for tensor in tensors))
+        return BlockMask(self.block, self.rows, self.columns, *(tensor.to(device) for tensor in self.tensors))
+
+
+def mask_arguments(mask: BlockMask | None) -> tuple[Any, ...]:
+    """A mask as operators take it: its tensors, all of them or none, and its block size, 0 without a mask."""
+    return (None, None, None, None, 0) if mask is None else (*mask.tensors, mask.block)
 
 
 def grid_shape(matrix: Tensor, block: int) -> tuple[int, int]:

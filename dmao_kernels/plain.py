@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dmao_kernels.nn.attention import sinusoidal_positions
 from dmao_kernels.ops.block_attention.reference import visible_keys
+from dmao_kernels.ops.component_conv.reference import weighted_layer_norm
 from dmao_kernels.ops.component_ffn import ACTIVATIONS
 
 
@@ -44,10 +45,7 @@ class WeightedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [..., channels]."""
-        wide = x.to(self.share.dtype)
-        centred = wide - (wide * self.share).sum(-1, keepdim=True)
-        variance = (centred.square() * self.share).sum(-1, keepdim=True)
-        return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(x.dtype)
+        return weighted_layer_norm(x, self.share, self.weight, self.bias, self.eps)
 
 
 class Branch(nn.Module, ABC):

@@ -13,6 +13,23 @@ FORBIDDEN = {
     "python/dmao": {"benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
+# What the parts of the library may import of each other, besides their own.
+PARTS = {
+    "_version": set(),
+    "layout": set(),
+    "block_mask": set(),
+    "gpu_choice": set(),
+    "families": {"layout"},
+    "_library": {"_version"},
+    "dispatch": {"_library", "gpu_choice"},
+    "info": {"_version", "dispatch", "gpu_choice"},
+    "ops": {"_library", "block_mask", "dispatch"},
+    "nn": {"block_mask", "families", "layout", "ops"},
+    "plain": {"nn", "ops"},
+    "structure": {"families", "layout", "ops"},
+    "swaps": {"nn", "ops", "structure"},
+}
+COMPACT = "structure/compact.py"  # turns whatever there is into plain modules
 TRITON_KERNELS = re.compile(r"dmao_kernels/ops/(_triton/|\w+/(triton|_\w+)\.py)")
 PUBLIC_OF_KERNELS = re.compile(r"dmao_kernels(\.(?!_)\w+)*$")
 
@@ -41,6 +58,27 @@ def test_imports_go_one_way(folder):
     for path in python_files(folder):
         found = top(imports(path.read_text(), str(path))) & FORBIDDEN[folder]
         assert not found, f"{path.relative_to(ROOT)} imports {sorted(found)}"
+
+
+def parts_used(source: str) -> set[str]:
+    """The parts of the library that are imported, `from dmao_kernels import nn` included."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    direct = {alias.name for node in nodes if node.module == "dmao_kernels" for alias in node.names}
+    return (
+        direct | {name.split(".")[1] for name in imports(source) if name.startswith("dmao_kernels.")}
+    ) & PARTS.keys()
+
+
+def test_parts_of_the_library_know_what_is_below_them():
+    library = ROOT / "dmao_kernels"
+    found = {path.relative_to(library).parts[0].removesuffix(".py") for path in python_files("dmao_kernels")}
+    assert found == {*PARTS, "__init__", "testing"}
+    for path in python_files("dmao_kernels"):
+        place = path.relative_to(library)
+        part = place.parts[0].removesuffix(".py")
+        allowed = {*PARTS, "testing"} if part in ("__init__", "testing") or place.as_posix() == COMPACT else PARTS[part]
+        wrong = parts_used(path.read_text()) - allowed - {part}
+        assert not wrong, f"{place} imports {sorted(wrong)}"
 
 
 def test_library_needs_only_torch():
@@ -102,3 +140,4 @@ def test_kernels_do_not_include_the_operations():
 def test_the_reading_of_imports_sees_all_forms():
     source = "import a.b, c as d\nfrom e.f import g\nfrom . import h\ndef x():\n    import i\n"
     assert imports(source) == {"a.b", "c", "e.f", "i"}
+    assert parts_used("from dmao_kernels import nn, pack\nfrom dmao_kernels.ops.packing import api\n") == {"nn", "ops"}

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmao_kernels.families import attention_layout
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.nn.common import require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
-from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
+from dmao_kernels.nn.residual import Branch, Rows, draw_seed, dropout_rate
 from dmao_kernels.nn.slots import output_linear, rows_mask
 from dmao_kernels.ops import block_attention
-from dmao_kernels.structure.families import attention_layout
 
 RATES = ("dropout", "attention_dropout")
 
@@ -80,7 +80,7 @@ class SelfAttention(Branch):
         """Projections, attention, output projection."""
         mask = rows_mask(self.q, self.live_slots)
         q, k, v = (self._split(linear(normed, mask)) for linear in (self.q, self.k, self.v))
-        p = active(self, self.attention_dropout)
+        p = dropout_rate(self, self.attention_dropout)
         y = block_attention(
             q,
             k,

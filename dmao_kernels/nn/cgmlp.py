@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dmao_kernels.families import cgmlp_layout
 from dmao_kernels.layout import ComponentLayout
-from dmao_kernels.nn.common import counted, require_divisible, require_odd, require_positive, require_probability
+from dmao_kernels.nn.common import require_divisible, require_odd, require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import ComponentLayerNorm
 from dmao_kernels.nn.over_time import convolve_depthwise
-from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
+from dmao_kernels.nn.residual import Branch, Rows, dropped
 from dmao_kernels.nn.slots import output_linear, rows_mask
-from dmao_kernels.ops import dropout_add
-from dmao_kernels.structure.families import cgmlp_layout
 
 
 class ConvolutionalGatingMLP(Branch):
@@ -47,9 +46,7 @@ class ConvolutionalGatingMLP(Branch):
     ) -> None:
         super().__init__()
         layer = "ConvolutionalGatingMLP"
-        require_positive(
-            layer, d=d, hidden=hidden, kernel=kernel, components=components, chunk=1 if chunk is None else chunk
-        )
+        require_positive(layer, d=d, hidden=hidden, kernel=kernel, components=components, chunk=chunk)
         require_divisible(layer, "hidden", hidden, "2 * components", 2 * components)
         require_probability(layer, dropout=dropout)
         require_odd(layer, kernel=kernel)
@@ -70,15 +67,11 @@ class ConvolutionalGatingMLP(Branch):
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the components in this module's tensors, and their present number."""
-        return counted(cgmlp_layout(dropout=("dropout",))), self.components
+        return cgmlp_layout(components="components", dropout=("dropout",)), self.components
 
     def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
         """Linear, GELU, gating, dropout, Linear."""
         hidden = self.linear1(normed, rows_mask(self.linear1, self.live_slots, repeats=2))
         values, gates = hidden.chunk(2, dim=-1)
         gates = convolve_depthwise(self.depthwise, self.gate_norm(gates), rows, self.chunk)
-        gated = values * gates
-        p = active(self, self.dropout)
-        if p > 0.0:
-            gated = dropout_add(None, gated, p=p, seed=draw_seed(p, gated.device))
-        return output_linear(self.linear2, gated, self.live_slots)
+        return output_linear(self.linear2, dropped(self, values * gates), self.live_slots)

@@ -38,7 +38,7 @@ class ChunkRows:
         lengths = lengths.long()
         counts = (lengths + size - 1) // size
         utterance = torch.arange(len(lengths), device=lengths.device).repeat_interleave(counts)
-        first = (_within(counts)) * size  # of each chunk, in its utterance
+        first = _within(counts) * size  # of each chunk, in its utterance
         end = torch.minimum(first + size, lengths[utterance])
         begin = (first - reach).clamp(min=0)
         spans = end - begin

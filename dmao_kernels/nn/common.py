@@ -1,21 +1,12 @@
-"""What all layers share: checks of constructor arguments, and the count of components in a layout."""
+"""Checks of the arguments that layers are built with."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 
-from dmao_kernels.layout import ComponentLayout
-
-
-def counted(layout: ComponentLayout) -> ComponentLayout:
-    """``layout`` of a module that keeps its present number of components in the attribute ``components``."""
-    return replace(layout, attributes={**layout.attributes, "components": "C"})
-
-
-def require_positive(layer: str, **sizes: int) -> None:
-    """Raise ValueError unless all sizes are at least 1."""
+def require_positive(layer: str, **sizes: int | None) -> None:
+    """Raise ValueError unless all sizes are at least 1; None is passed over."""
     for name, size in sizes.items():
-        if size < 1:
+        if size is not None and size < 1:
             raise ValueError(f"{layer}: {name} must be at least 1, got {size}")
 
 

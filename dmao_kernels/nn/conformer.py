@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from dmao_kernels.nn.attention import RelPosSelfAttention, SelfAttention
-from dmao_kernels.nn.chunks import ChunkRows
 from dmao_kernels.nn.convolution import ConvolutionModule
 from dmao_kernels.nn.feedforward import FeedForward
-from dmao_kernels.nn.residual import Rows, residual_chain
+from dmao_kernels.nn.over_time import reach_of
+from dmao_kernels.nn.residual import ResidualBlock
 
 Positions = Literal["none", "relative"]
 
 
-class ConformerBlock(nn.Module):
+class ConformerBlock(ResidualBlock):
     """``x += FFN1(x)/2; x += Conv(x); x += MHSA(x); x += FFN2(x)/2; LayerNorm``: conv before attention.
 
     The order of arXiv 2506.13180; each module brings its own LayerNorm and output dropout. An empty module
@@ -36,6 +37,8 @@ class ConformerBlock(nn.Module):
         chunk: the same, for streaming: (size, left chunks); convolutions then see earlier frames, and later ones of the
             same chunk only, so that no frame depends on any behind its chunk.
     """
+
+    scales: ClassVar[Mapping[str, float]] = {"ffn1": 0.5, "conv": 1.0, "attention": 1.0, "ffn2": 0.5}
 
     def __init__(
         self,
@@ -64,25 +67,7 @@ class ConformerBlock(nn.Module):
     @property
     def reach(self) -> int:
         """Frames before itself that a frame sees through the filters."""
-        return self.conv.depthwise.weight.shape[-1] // 2
-
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        *,
-        offsets: Tensor | None = None,
-        positions: Tensor | None = None,
-        chunks: ChunkRows | None = None,
-    ) -> Tensor:
-        """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape.
-
-        ``mask`` bool [B, T] is False at padding; packed rows have none. ``offsets`` int32 [B + 1]: utterance b has
-        the rows offsets[b] ... offsets[b + 1] - 1. ``positions``: `sinusoidal_positions` of the longest utterance,
-        for relative positions; ``chunks``: how the rows are cut in chunks, `reach` back. None: the block makes them.
-        """
-        steps = ((self.ffn1, 0.5), (self.conv, 1.0), (self.attention, 1.0), (self.ffn2, 0.5))
-        return residual_chain(x, steps, self.norm, Rows.of(x, mask, offsets, positions, chunks))
+        return reach_of(self.conv.depthwise)
 
 
 def attention_class(positions: str) -> type[SelfAttention]:

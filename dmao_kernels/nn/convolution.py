@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dmao_kernels.families import glu_convolution_layout
 from dmao_kernels.layout import ComponentLayout
-from dmao_kernels.nn.common import counted, require_divisible, require_odd, require_positive, require_probability
+from dmao_kernels.nn.common import require_divisible, require_odd, require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import ComponentLayerNorm
-from dmao_kernels.nn.over_time import convolve
+from dmao_kernels.nn.over_time import convolve, reach_of
 from dmao_kernels.nn.residual import Branch, Rows
 from dmao_kernels.nn.slots import live_list, output_linear, rows_mask
 from dmao_kernels.ops import component_conv
-from dmao_kernels.structure.families import glu_convolution_layout
 
 
 class ConvolutionModule(Branch):
@@ -38,9 +38,7 @@ class ConvolutionModule(Branch):
         self, d: int, kernel: int = 31, dropout: float = 0.1, components: int = 4, *, chunk: int | None = None
     ) -> None:
         super().__init__()
-        require_positive(
-            "ConvolutionModule", d=d, kernel=kernel, components=components, chunk=1 if chunk is None else chunk
-        )
+        require_positive("ConvolutionModule", d=d, kernel=kernel, components=components, chunk=chunk)
         require_divisible("ConvolutionModule", "d", d, "components", components)
         require_probability("ConvolutionModule", dropout=dropout)
         require_odd("ConvolutionModule", kernel=kernel)
@@ -60,13 +58,12 @@ class ConvolutionModule(Branch):
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the components in this module's tensors, and their present number."""
-        layout = glu_convolution_layout(norm_kind="component", dropout=("dropout",))
-        return counted(layout), self.components
+        return glu_convolution_layout(components="components", dropout=("dropout",)), self.components
 
     def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
         """Pointwise Linear, GLU, depthwise convolution, LayerNorm, SiLU, pointwise Linear."""
         both = self.pointwise1(normed, rows_mask(self.pointwise1, self.live_slots, repeats=2))
-        y = convolve(self._convolve, both, rows, self.chunk, self.depthwise.weight.shape[-1] // 2)
+        y = convolve(self._convolve, both, rows, self.chunk, reach_of(self.depthwise))
         return output_linear(self.pointwise2, y, self.live_slots)
 
     def _convolve(self, x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:

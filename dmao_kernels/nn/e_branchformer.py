@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from dmao_kernels.nn.attention import SelfAttention
 from dmao_kernels.nn.cgmlp import ConvolutionalGatingMLP
-from dmao_kernels.nn.chunks import ChunkRows
 from dmao_kernels.nn.common import require_odd
 from dmao_kernels.nn.conformer import Positions, attention_class
 from dmao_kernels.nn.feedforward import FeedForward
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import layer_norm
-from dmao_kernels.nn.over_time import convolve_depthwise
-from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed, residual_chain
-from dmao_kernels.ops import dropout_add
+from dmao_kernels.nn.over_time import convolve_depthwise, reach_of
+from dmao_kernels.nn.residual import Branch, ResidualBlock, Rows, dropped
 
 
 class MergedBranches(Branch):
@@ -58,14 +59,13 @@ class MergedBranches(Branch):
             if branch.empty:
                 parts.append(torch.zeros_like(normed))
                 continue
-            y = branch.transform(x, normed if branch is self.attention else layer_norm(x, branch.norm), rows)
-            p = active(branch, branch.dropout)
-            parts.append(dropout_add(None, y, p=p, seed=draw_seed(p, y.device)) if p > 0.0 else y)
+            own = normed if branch is self.attention else layer_norm(x, branch.norm)
+            parts.append(dropped(branch, branch.transform(x, own, rows)))
         both = torch.cat(parts, dim=-1)
         return self.linear(both + convolve_depthwise(self.depthwise, both, rows, self.chunk))
 
 
-class EBranchformerBlock(nn.Module):
+class EBranchformerBlock(ResidualBlock):
     """``x += FFN1(x)/2; x += Merge(MHSA(x), cgMLP(x)); x += FFN2(x)/2; LayerNorm`` (Kim et al., 2022).
 
     As in arXiv 2506.13180. An empty module is skipped.
@@ -84,6 +84,8 @@ class EBranchformerBlock(nn.Module):
         activation: of the feed-forward modules.
         positions, window, chunk: see `ConformerBlock`.
     """
+
+    scales: ClassVar[Mapping[str, float]] = {"ffn1": 0.5, "merge": 1.0, "ffn2": 0.5}
 
     def __init__(
         self,
@@ -118,17 +120,4 @@ class EBranchformerBlock(nn.Module):
     @property
     def reach(self) -> int:
         """Frames before itself that a frame sees through the longest filter."""
-        return max(m.depthwise.weight.shape[-1] for m in (self.merge, self.merge.cgmlp)) // 2
-
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        *,
-        offsets: Tensor | None = None,
-        positions: Tensor | None = None,
-        chunks: ChunkRows | None = None,
-    ) -> Tensor:
-        """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape; see `ConformerBlock.forward`."""
-        steps = ((self.ffn1, 0.5), (self.merge, 1.0), (self.ffn2, 0.5))
-        return residual_chain(x, steps, self.norm, Rows.of(x, mask, offsets, positions, chunks))
+        return max(reach_of(m.depthwise) for m in (self.merge, self.merge.cgmlp))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dmao_kernels.families import feedforward_layout
 from dmao_kernels.layout import ComponentLayout
-from dmao_kernels.nn.common import counted, require_divisible, require_positive, require_probability
-from dmao_kernels.nn.residual import Branch, Rows, active, draw_seed
+from dmao_kernels.nn.common import require_divisible, require_positive, require_probability
+from dmao_kernels.nn.residual import Branch, Rows, draw_seed, dropout_rate
 from dmao_kernels.nn.slots import live_list, output_bias
 from dmao_kernels.ops.component_ffn import ACTIVATIONS, component_ffn
-from dmao_kernels.structure.families import feedforward_layout
 
 
 class FeedForward(Branch):
@@ -53,12 +53,11 @@ class FeedForward(Branch):
 
     def component_layout(self) -> tuple[ComponentLayout, int]:
         """The layout of the components in this module's tensors, and their present number."""
-        layout = feedforward_layout(up="w1", down="w2", norm="norm", dropout=("dropout",))
-        return counted(layout), self.components
+        return feedforward_layout(components="components", dropout=("dropout",)), self.components
 
     def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
         """Linear, activation, dropout, Linear."""
-        p = active(self, self.dropout)
+        p = dropout_rate(self, self.dropout)
         return component_ffn(
             normed,
             self.w1.weight,

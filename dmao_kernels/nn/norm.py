@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmao_kernels.nn.common import require_divisible, require_positive
+from dmao_kernels.ops.component_conv.reference import channel_shares, weighted_layer_norm
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm | ComponentLayerNorm) -> Tensor:
@@ -91,17 +92,9 @@ class ComponentLayerNorm(nn.Module):
         """Normalise ``x`` [..., channels]."""
         if self.unequal_weights() is None:
             return layer_norm(x, self)
-        share = self._channel_share()
-        wide = x.to(share.dtype)
-        # Products and sums, not a matrix product: autocast must not lower the precision of statistics.
-        centred = wide - (wide * share).sum(-1, keepdim=True)
-        variance = (centred.square() * share).sum(-1, keepdim=True)
-        y = centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
-        return y.to(x.dtype)
+        return weighted_layer_norm(x, self.shares(), self.weight, self.bias, self.eps)
 
-    def _channel_share(self) -> Tensor:
+    def shares(self) -> Tensor:
         """p_i of the class docstring [channels], in float32 at least."""
         weights = self.statistics_weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        width = self.weight.numel() // weights.numel()
-        total = (weights.sum() * width).clamp(min=torch.finfo(weights.dtype).tiny)  # of slots, none may live
-        return (weights / total).repeat_interleave(width)
+        return channel_shares(weights, self.weight.numel() // weights.numel())

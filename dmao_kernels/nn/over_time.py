@@ -54,8 +54,13 @@ def convolve_depthwise(convolution: nn.Conv1d, x: Tensor, rows: Rows, size: int 
         x,
         rows,
         size,
-        weight.shape[1] // 2,
+        reach_of(convolution),
     )
+
+
+def reach_of(convolution: nn.Conv1d) -> int:
+    """Frames before itself that a frame sees through a filter."""
+    return convolution.weight.shape[-1] // 2
 
 
 def _cut(x: Tensor, rows: Rows, size: int, reach: int) -> ChunkRows:

@@ -1,10 +1,11 @@
-"""Pre-norm residual blocks: how rows form utterances, what a branch is, and the chain of residual steps."""
+"""Pre-norm residual blocks: how rows form utterances, what a branch and a block are, the chain of residual steps."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +101,40 @@ class Branch(nn.Module, ABC):
         if self.empty:
             return torch.zeros_like(x)
         y = self.transform(x, layer_norm(x, self.norm), Rows.of(x, mask, offsets, positions, chunks))
-        p = active(self, self.dropout)
-        return dropout_add(None, y, p=p, seed=draw_seed(p, x.device)) if p > 0.0 else y
+        return dropped(self, y)
+
+
+class ResidualBlock(nn.Module, ABC):
+    """``x += scale * branch(x)`` for one branch after the other, then ``norm``; empty branches are skipped.
+
+    Subclasses set the branches that ``scales`` names, and ``norm``.
+    """
+
+    scales: ClassVar[Mapping[str, float]]
+    norm: nn.LayerNorm
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """Frames before itself that a frame sees through the longest filter."""
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        offsets: Tensor | None = None,
+        positions: Tensor | None = None,
+        chunks: ChunkRows | None = None,
+    ) -> Tensor:
+        """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape.
+
+        ``mask`` bool [B, T] is False at padding; packed rows have none. ``offsets`` int32 [B + 1]: utterance b has
+        the rows offsets[b] ... offsets[b + 1] - 1. ``positions``: `sinusoidal_positions` of the longest utterance,
+        for relative positions; ``chunks``: how the rows are cut in chunks, `reach` back. None: the block makes them.
+        """
+        steps = [(getattr(self, name), scale) for name, scale in self.scales.items()]
+        return residual_chain(x, steps, self.norm, Rows.of(x, mask, offsets, positions, chunks))
 
 
 def residual_chain(x: Tensor, steps: Iterable[tuple[Branch, float]], norm: nn.LayerNorm, rows: Rows) -> Tensor:
@@ -113,7 +146,7 @@ def residual_chain(x: Tensor, steps: Iterable[tuple[Branch, float]], norm: nn.La
     norms = [*(branch.norm for branch, _ in live), norm]
     normed = layer_norm(x, norms[0])
     for (branch, scale), following in zip(live, norms[1:], strict=True):
-        p = active(branch, branch.dropout)
+        p = dropout_rate(branch, branch.dropout)
         y = branch.transform(x, normed, rows)
         x, normed = dropout_add_layer_norm(
             x,
@@ -128,8 +161,14 @@ def residual_chain(x: Tensor, steps: Iterable[tuple[Branch, float]], norm: nn.La
     return normed
 
 
-def active(module: nn.Module, p: float) -> float:
-    """The rate of a dropout: p in training, else 0."""
+def dropped(branch: Branch, y: Tensor) -> Tensor:
+    """``y`` under the branch's dropout, where no residual sum follows."""
+    p = dropout_rate(branch, branch.dropout)
+    return dropout_add(None, y, p=p, seed=draw_seed(p, y.device)) if p > 0.0 else y
+
+
+def dropout_rate(module: nn.Module, p: float) -> float:
+    """p where the module is in training, else 0."""
     return p if module.training else 0.0
 
 

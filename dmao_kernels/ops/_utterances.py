@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import describe
 
 
 def check_utterances(op: str, x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> None:
@@ -18,12 +18,23 @@ def check_utterances(op: str, x: Tensor, lengths: Tensor | None, offsets: Tensor
     if offsets is not None:
         if x.dim() != 2:
             raise ValueError(f"{op}: x must be [N, width] with offsets, got {list(x.shape)}")
-        if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] == 0:
-            raise ValueError(f"{op}: offsets must be int32 [B + 1], got {describe(offsets)}")
+        check_offsets(op, offsets)
     elif x.dim() != 3:
         raise ValueError(f"{op}: x must be [B, T, width] without offsets, got {list(x.shape)}")
-    elif lengths is not None and (lengths.dtype != torch.int32 or list(lengths.shape) != [x.shape[0]]):
-        raise ValueError(f"{op}: lengths must be int32 [{x.shape[0]}], got {describe(lengths)}")
+    elif lengths is not None:
+        check_lengths(op, lengths, x.shape[0])
+
+
+def check_offsets(op: str, offsets: Tensor) -> None:
+    """Raises ValueError unless it is int32 [B + 1]."""
+    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] == 0:
+        raise ValueError(f"{op}: offsets must be int32 [B + 1], got {describe(offsets)}")
+
+
+def check_lengths(op: str, lengths: Tensor, batch: int) -> None:
+    """Raises ValueError unless it is int32 [B]."""
+    if lengths.dtype != torch.int32 or list(lengths.shape) != [batch]:
+        raise ValueError(f"{op}: lengths must be int32 [{batch}], got {describe(lengths)}")
 
 
 def padding(x: Tensor, lengths: Tensor | None) -> Tensor | None:

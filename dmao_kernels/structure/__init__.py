@@ -7,6 +7,13 @@
 >>> scores.follow(plan)
 """
 
+from dmao_kernels.families import (
+    attention_layout,
+    cgmlp_layout,
+    feedforward_layout,
+    glu_convolution_layout,
+    packed_attention_layout,
+)
 from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.structure import foreign  # noqa: F401 - it registers
 from dmao_kernels.structure.adamw import ScoringAdamW
@@ -15,13 +22,6 @@ from dmao_kernels.structure.costs import CostModel, Costs, MacCost, ParameterCos
 from dmao_kernels.structure.discovery import Discovery, discover
 from dmao_kernels.structure.edit import EditReport, apply_plan, apply_slot_plan
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
-from dmao_kernels.structure.families import (
-    attention_layout,
-    cgmlp_layout,
-    feedforward_layout,
-    glu_convolution_layout,
-    packed_attention_layout,
-)
 from dmao_kernels.structure.gates import ComponentGates
 from dmao_kernels.structure.gather import SPLITS, Split
 from dmao_kernels.structure.latency import LatencyCost

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -12,6 +11,7 @@ from torch.nn.utils import parametrize
 from dmao_kernels import nn as layers
 from dmao_kernels import plain
 from dmao_kernels.nn.e_branchformer import MergedBranches
+from dmao_kernels.nn.residual import ResidualBlock
 from dmao_kernels.structure.empty import EmptyForward
 from dmao_kernels.structure.gates import fold_gate
 from dmao_kernels.structure.places import Gate
@@ -116,11 +116,9 @@ def _masked_linear(module: layers.MaskedLinear, convert: Plain) -> nn.Module:
 
 
 def _component_norm(module: layers.ComponentLayerNorm, convert: Plain) -> nn.Module:
-    channels = module.weight.numel()
-    if (weights := module.unequal_weights()) is not None:
-        share = (weights / (weights.sum() * channels / weights.numel())).repeat_interleave(channels // weights.numel())
-        return plain.WeightedLayerNorm(module.weight, module.bias, share, module.eps)
-    made = nn.LayerNorm(channels, module.eps, device="meta")
+    if module.unequal_weights() is not None:
+        return plain.WeightedLayerNorm(module.weight, module.bias, module.shares(), module.eps)
+    made = nn.LayerNorm(module.weight.numel(), module.eps, device="meta")
     made.weight, made.bias = module.weight, module.bias
     return made
 
@@ -169,12 +167,9 @@ def _merge(module: MergedBranches, convert: Plain) -> nn.Module:
     return plain.Merge(module.dropout, _parts(module, convert, *names), module.chunk)
 
 
-def _block(**scales: float) -> Callable[..., nn.Module]:
-    def make(module: Any, convert: Plain) -> nn.Module:
-        live = {name: scale for name, scale in scales.items() if not getattr(module, name).empty}
-        return plain.Block(_parts(module, convert, *live), live, convert(module.norm))
-
-    return make
+def _block(module: ResidualBlock, convert: Plain) -> nn.Module:
+    live = {name: scale for name, scale in module.scales.items() if not getattr(module, name).empty}
+    return plain.Block(_parts(module, convert, *live), live, convert(module.norm))
 
 
 register_plain(layers.MaskedLinear, _masked_linear)
@@ -185,5 +180,5 @@ register_plain(layers.ConvolutionalGatingMLP, _or_empty(_gating_mlp))
 register_plain(layers.SelfAttention, _or_empty(_attention))
 register_plain(layers.RelPosSelfAttention, _or_empty(_attention))
 register_plain(MergedBranches, _or_empty(_merge))
-register_plain(layers.ConformerBlock, _block(ffn1=0.5, conv=1.0, attention=1.0, ffn2=0.5))
-register_plain(layers.EBranchformerBlock, _block(ffn1=0.5, merge=1.0, ffn2=0.5))
+register_plain(layers.ConformerBlock, _block)
+register_plain(layers.EBranchformerBlock, _block)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,12 +17,12 @@ from dmao_kernels.structure.empty import set_empty
 from dmao_kernels.structure.fresh import fresh_values
 from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw, moved, scale, share, weights_index
 from dmao_kernels.structure.moments import follow_state, refuse_flat_state
-from dmao_kernels.structure.places import get_attribute, set_attribute
-from dmao_kernels.structure.plan import FRESH, ModulePlan, Plan
+from dmao_kernels.structure.places import Place, get_attribute, set_attribute
+from dmao_kernels.structure.plan import ModulePlan, Plan, resized
 from dmao_kernels.structure.shards import reshard
 from dmao_kernels.structure.slots.edit import edit_slots, slot_sources
 from dmao_kernels.structure.slots.plan import SlotPlan
-from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases
+from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases, state_beside
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -149,8 +149,7 @@ def resize(
     for name, width in widths.items():
         m = elastic.modules[name]
         m.check()
-        kept = range(min(width, m.stored))
-        edited.append((m, ModulePlan(name, m.stored, (*kept, *(FRESH,) * (width - len(kept))))))
+        edited.append((m, ModulePlan(name, m.stored, resized(m.stored, width))))
     with torch.no_grad():
         _edit(edited, elastic, _followed(optimizer), Companions(elastic, companions), "halves", torch.Generator(), {})
 
@@ -215,37 +214,22 @@ def _prepare(
 ) -> list[_Change]:
     """Ask for everything that one module's edit will assign."""
     follow = moved(plan)
-    counterparts = companions.modules(m)
     changes = []
     for name, tensor in m.tensors():
         noise = _noise(m.view(name, tensor), plan, split, generator) if name in m.layout.output else None
         edit = TensorEdit(m, plan, name, fresh.get(name), split, noise, follow, gathering)
-        place = m.place(name)
-        if place.is_parameter:
-            changes += _parameter_changes(edit, tensor, optimizers)
-        else:
-            changes.append(_item_change(place.owner._buffers, place.leaf, edit.weights(tensor)))
-        for module in counterparts:
-            other = m.place(name, module)
-            if other.tensor is None:
-                raise ValueError(f"apply_plan: {m.name}: {name} is None in a companion, but not in the model")
-            if other.is_parameter:
-                changes += _parameter_changes(edit, other.tensor, optimizers)
-            else:
-                changes.append(_item_change(other.owner._buffers, other.leaf, edit.weights(other.tensor)))
-        for table in companions.tables:
-            full_name = f"{m.name}.{name}".removeprefix(".")
-            if full_name in table:
-                changes.append(_item_change(table, full_name, edit.weights(table[full_name])))
-            elif place.is_parameter:
-                raise ValueError(f"apply_plan: a companion mapping has no {full_name}")
+        for place in (m.place(name), *companions.places(m, name)):
+            changes += _place_changes(edit, place, optimizers)
+        for table, key in companions.entries(m, name):
+            changes.append(_item_change(table, key, edit.weights(table[key])))
+    modules = (m.module, *companions.modules(m))
     if m.stored == 0:
-        for module in (m.module, *counterparts):
+        for module in modules:
             changes += _silence_output_biases(m, module, optimizers)
-        for table in companions.tables:
-            names = [f"{m.name}.{bias}".removeprefix(".") for bias in output_biases(m)]
-            changes += [_item_change(table, n, partial(torch.zeros_like, table[n])) for n in names if n in table]
-    for module in (m.module, *counterparts):
+        for bias in output_biases(m):
+            for table, key in companions.entries(m, bias, required=False):
+                changes.append(_item_change(table, key, partial(torch.zeros_like, table[key])))
+    for module in modules:
         changes += _attribute_changes(m, module, len(plan.sources))
     changes.append(_attribute_change(m, "stored", len(plan.sources)))
     return changes
@@ -301,6 +285,14 @@ class TensorEdit:
         return self.gathering.add(view, index, given, shape)
 
 
+def _place_changes(edit: TensorEdit, place: Place, optimizers: Sequence[Optimizer]) -> list[_Change]:
+    """New values of what stands there, a parameter with all that follows it, or a buffer."""
+    tensor = cast(Tensor, place.tensor)
+    if place.is_parameter:
+        return _parameter_changes(edit, tensor, optimizers)
+    return [_item_change(place.owner._buffers, place.leaf, edit.weights(tensor))]
+
+
 def _parameter_changes(edit: TensorEdit, parameter: Tensor, optimizers: Sequence[Optimizer]) -> list[_Change]:
     """New data, gradient and optimizer state of one parameter."""
     old_data, old_grad = parameter.data, parameter.grad
@@ -326,11 +318,8 @@ def _silence_output_biases(m: ElasticModule, module: nn.Module, optimizers: Sequ
         if tensor is None:
             continue
         changes.append(_data_change(tensor, torch.zeros_like(tensor)))
-        for optimizer in optimizers:
-            state = optimizer.state.get(tensor, {})
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == tensor.shape and value.dim() > 0:
-                    changes.append(_item_change(state, key, partial(torch.zeros_like, value)))
+        for state, key in state_beside(optimizers, tensor):
+            changes.append(_item_change(state, key, partial(torch.zeros_like, state[key])))
     return changes
 
 

@@ -94,10 +94,6 @@ class ElasticModule:
         """The place of a tensor in this module (or in ``module``, a copy of it)."""
         return find_place(module or self.module, tensor_name, self.name)
 
-    def is_parameter(self, tensor_name: str) -> bool:
-        """Whether a tensor is a parameter, not a buffer."""
-        return self.place(tensor_name).is_parameter
-
     def tensors(self, module: nn.Module | None = None) -> Iterator[tuple[str, Tensor]]:
         """The layout's tensors that are there: a bias switched off is passed over."""
         for name in self.layout.tensors:
@@ -171,7 +167,7 @@ class Elastic:
         prepare(model)
         reshard(model)
         for name, module in model.named_modules():
-            found = _discover(name, module, components)
+            found = _elastic_module(name, module, components)
             if isinstance(found, str):
                 self.refused[name] = found
             elif found is not None:
@@ -283,7 +279,7 @@ class Elastic:
                 claims[id(tensor)] = m.name
 
 
-def _discover(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | str | None:
+def _elastic_module(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | str | None:
     """The module as an elastic one; the reason why it is none though it is registered; None if nothing is known."""
     described = describe(module)
     if described is None or isinstance(described, str):

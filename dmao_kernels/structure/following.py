@@ -68,9 +68,9 @@ class Follower(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = list(_tensors((args, kwargs or {})))
+        given = list(tensors_in((args, kwargs or {})))
         name = getattr(func, "__name__", str(func)).strip("_")
-        made = list(_tensors(result))
+        made = list(tensors_in(result))
         if not made and name not in _READERS:
             return result  # a shape, a dtype
         if func is F.linear:
@@ -95,7 +95,7 @@ class Follower(TorchFunctionMode):
 
     def leaves(self, tensors: Any) -> None:
         """These leave the model."""
-        for tensor in _tensors(tensors):
+        for tensor in tensors_in(tensors):
             if (found := self.hidden(tensor)) is not None:
                 self._lose(found.makers, "its output leaves the model")
 
@@ -163,12 +163,12 @@ def _half(x: Tensor, part: Tensor) -> str | None:
     return {0: FIRST, part.shape[-1] * x.stride(-1): SECOND}.get(offset)
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors in arguments or results."""
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors in nested arguments or results."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, Mapping):
-        yield from _tensors(list(values.values()))
+        yield from tensors_in(list(values.values()))
     elif isinstance(values, list | tuple):
         for value in values:
-            yield from _tensors(value)
+            yield from tensors_in(value)

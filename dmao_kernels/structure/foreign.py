@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dmao_kernels.layout import ComponentLayout
-from dmao_kernels.structure.families import (
+from dmao_kernels.families import (
     Norm,
     Pointwise,
     attention_layout,
@@ -21,6 +20,7 @@ from dmao_kernels.structure.families import (
     glu_convolution_layout,
     packed_attention_layout,
 )
+from dmao_kernels.layout import ComponentLayout
 from dmao_kernels.structure.multihead import ElasticMultiheadAttention
 from dmao_kernels.structure.register import register_family
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dmao_kernels.structure.costs import Costs
 from dmao_kernels.structure.edit import apply_plan
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
+from dmao_kernels.structure.following import tensors_in
 from dmao_kernels.structure.plan import given_plan
 
 MIN_REPS = 5
@@ -174,7 +175,7 @@ def _record_calls(modules: dict[str, nn.Module]) -> Iterator[dict[str, _Call]]:
 def _run(function: Callable[..., Any], arguments: Sequence[Any], keywords: dict[str, Any], backward: bool) -> None:
     with torch.set_grad_enabled(backward):
         outputs = function(*arguments, **keywords)
-    losses = [out.float().sum() for out in _tensors(outputs) if out.requires_grad]
+    losses = [out.float().sum() for out in tensors_in(outputs) if out.requires_grad]
     if losses:
         torch.stack(losses).sum().backward()
 
@@ -230,12 +231,3 @@ def _detached(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_detached(item) for item in value)
     return value
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    """All tensors in nested outputs."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, dict | list | tuple):
-        for item in outputs.values() if isinstance(outputs, dict) else outputs:
-            yield from _tensors(item)

@@ -176,6 +176,11 @@ class Plan:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
+def resized(components: int, width: int) -> tuple[int, ...]:
+    """The sources of a module that gets this width: fresh ones come behind what is there, or the last ones go."""
+    return (*range(min(components, width)), *(FRESH,) * (width - components))
+
+
 def given_plan(sources: Mapping[str, Sequence[int]], components: Mapping[str, int], seed: int = 0) -> Plan:
     """A plan written by hand: the sources of every module that changes, and its number of components now."""
     modules = tuple(ModulePlan(name, components[name], tuple(values)) for name, values in sources.items())

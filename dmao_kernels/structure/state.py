@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dmao_kernels.structure.edit import Companion, apply_plan
-from dmao_kernels.structure.plan import FRESH, given_plan
+from dmao_kernels.structure.plan import given_plan, resized
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -45,9 +45,7 @@ def load_structure(elastic: Elastic, state: Mapping[str, Any], companions: Itera
             "storage and headroom, then go over to another with to_tight or to_slots"
         )
     counts = elastic.counts()
-    sources = {name: [*range(min(target, counts[name]))] for name, target in targets.items()}
-    for name, kept in sources.items():
-        kept += [FRESH] * (targets[name] - len(kept))
+    sources = {name: resized(counts[name], target) for name, target in targets.items()}
     apply_plan(given_plan(sources, counts), elastic, companions=companions)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from dmao_kernels.structure.places import Place
 from dmao_kernels.structure.register import prepare
 from dmao_kernels.structure.shards import REMEDY, is_sharded
 
@@ -46,20 +48,26 @@ class Companions:
             found.append(module)
         return found
 
+    def places(self, m: ElasticModule, name: str) -> list[Place]:
+        """The places of a tensor in the counterparts of its module, checked not to be empty."""
+        places = [m.place(name, module) for module in self.modules(m)]
+        if any(place.tensor is None for place in places):
+            raise ValueError(f"apply_plan: {m.name}: {name} is None in a companion, but not in the model")
+        return places
+
+    def entries(
+        self, m: ElasticModule, name: str, required: bool = True
+    ) -> list[tuple[MutableMapping[str, Tensor], str]]:
+        """The mappings that hold a tensor, and its name there. required: all must, where it is a parameter."""
+        key = f"{m.name}.{name}".removeprefix(".")
+        if required and m.place(name).is_parameter and not all(key in table for table in self.tables):
+            raise ValueError(f"apply_plan: a companion mapping has no {key}")
+        return [(table, key) for table in self.tables if key in table]
+
     def tensors(self, m: ElasticModule, name: str) -> list[Tensor]:
         """The counterparts of a tensor of an elastic module, checked to be there."""
-        found = []
-        for module in self.modules(m):
-            if (tensor := m.place(name, module).tensor) is None:
-                raise ValueError(f"apply_plan: {m.name}: {name} is None in a companion, but not in the model")
-            found.append(tensor)
-        full_name = f"{m.name}.{name}".removeprefix(".")
-        for table in self.tables:
-            if full_name in table:
-                found.append(table[full_name])
-            elif m.place(name).is_parameter:
-                raise ValueError(f"apply_plan: a companion mapping has no {full_name}")
-        return found
+        tensors = [cast(Tensor, place.tensor) for place in self.places(m, name)]
+        return [*tensors, *(table[key] for table, key in self.entries(m, name))]
 
 
 def expect(m: ElasticModule, name: str, tensor: Tensor, what: str, in_place: bool = False) -> None:
@@ -91,6 +99,17 @@ def follows(m: ElasticModule, name: str, parameter: Tensor, key: str, value: Any
         f"apply_plan: {m.name}: {name}: optimizer state '{key}' must be a scalar or have the "
         f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
     )
+
+
+def state_beside(optimizers: Sequence[Optimizer], tensor: Tensor) -> list[tuple[MutableMapping[str, Tensor], str]]:
+    """The pieces of optimizer state that have the shape of a vector: in which state, and under which key."""
+    states = [optimizer.state.get(tensor, {}) for optimizer in optimizers]
+    return [
+        (state, key)
+        for state in states
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.shape == tensor.shape and value.dim() > 0
+    ]
 
 
 def output_biases(m: ElasticModule) -> list[str]:

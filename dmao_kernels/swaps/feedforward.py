@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmao_kernels.nn.residual import active, draw_seed
+from dmao_kernels.nn.residual import draw_seed, dropout_rate
 from dmao_kernels.ops.component_ffn import component_ffn
 from dmao_kernels.swaps.registry import class_path, register_swap, takes, why_not_plain
 
@@ -35,7 +35,7 @@ def activation_name(activation: Any) -> str | None:
 
 def feed_forward(x: Tensor, up: nn.Linear, activation: str, dropout: nn.Dropout | None, down: nn.Linear) -> Tensor:
     """down(dropout(activation(up(x)))) in one pass."""
-    p = 0.0 if dropout is None else active(dropout, dropout.p)
+    p = 0.0 if dropout is None else dropout_rate(dropout, dropout.p)
     return component_ffn(
         x, up.weight, up.bias, down.weight, down.bias, p=p, seed=draw_seed(p, x.device), activation=activation
     )

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dmao_kernels.nn.residual import active, draw_seed
+from dmao_kernels.nn.residual import draw_seed, dropout_rate
 from dmao_kernels.ops import (
     block_attention,
     dropout_add,
@@ -43,7 +43,7 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, causal: bool, **rows: A
     """Self-attention of ``x`` [B, T, d], or packed [N, d]; zeros of one that lost all its heads."""
     if attention.num_heads == 0:
         return torch.zeros_like(x)
-    p = active(attention, attention.dropout)
+    p = dropout_rate(attention, attention.dropout)
     qkv = masked_linear(x, attention.in_proj_weight, attention.in_proj_bias)
     q, k, v = qkv.unflatten(-1, (3, attention.num_heads, attention.head_dim)).unbind(-3)
     window = (None, 0) if causal else None
@@ -98,7 +98,7 @@ class FastTransformerEncoderLayer(nn.TransformerEncoderLayer):
         if self.norm_first:
             y = _attend(self.self_attn, self.norm1(x), causal, **rows)
             x, normed = self._add_and_norm(x, y, self.dropout1, self.norm2)
-            p = active(self.dropout2, self.dropout2.p)
+            p = dropout_rate(self.dropout2, self.dropout2.p)
             return dropout_add(x, self._feed_forward(normed), p=p, seed=draw_seed(p, x.device))
         _, x = self._add_and_norm(x, _attend(self.self_attn, x, causal, **rows), self.dropout1, self.norm1)
         return self._add_and_norm(x, self._feed_forward(x), self.dropout2, self.norm2)[1]
@@ -109,7 +109,7 @@ class FastTransformerEncoderLayer(nn.TransformerEncoderLayer):
 
     @staticmethod
     def _add_and_norm(x: Tensor, y: Tensor, dropout: nn.Dropout, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        p = active(dropout, dropout.p)
+        p = dropout_rate(dropout, dropout.p)
         return dropout_add_layer_norm(x, y, norm.weight, norm.bias, p=p, seed=draw_seed(p, x.device), eps=norm.eps)
 
 

@@ -33,7 +33,6 @@ class Instruction:
     """One of a warp's; the name with its modifiers, such as "LDG.E.128"."""
 
     name: str
-    operands: str = ""
 
     @property
     def kind(self) -> str:
@@ -188,7 +187,7 @@ def parse_instructions(sass: str) -> tuple[list[Instruction], list[Loop]]:
         if line["label"]:
             labels[line["label"]] = len(instructions)
             continue
-        instructions.append(Instruction(line["name"], line["operands"]))
+        instructions.append(Instruction(line["name"]))
         target = re.search(r"\.L_\w+", line["operands"])
         if line["name"].startswith("BRA") and target and target[0] in labels:
             spans.append((labels[target[0]], len(instructions)))

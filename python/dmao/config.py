@@ -13,7 +13,7 @@ import yaml
 
 from dmao.augment import SpecAugment
 from dmao.files import write_atomically
-from dmao.models import ConformerConfig
+from dmao.models import ConformerConfig, ConformerShape
 from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
 from dmao.schedule import LearningRate, Schedule, WhenSettled
 from dmao_kernels.structure import Caps, Metric, Scope, Selection, Split, Storage
@@ -62,30 +62,12 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Shape of the uniform Conformer-CTC; the fields of `ConformerConfig` that data do not decide."""
+class ModelConfig(ConformerShape):
+    """Shape of the uniform Conformer-CTC; by default a small one."""
 
     width: int = 96
     blocks: int = 8
-    heads: int | None = None
     head_dim: int = 24
-    expansion: int = 4
-    kernel: int = 31
-    components: int = 4
-    dropout: float = 0.1
-    attention_dropout: float | None = None
-    output_dropout: float = 0.1
-    activation: str = "silu"
-    front_channels: tuple[int, ...] = (32, 64, 64, 32)
-    time_pooling: tuple[int, ...] = (2, 2)
-    frequency_pooling: tuple[int, ...] = (1, 1)
-    block: str = "conformer"
-    positions: str = "none"
-    chunk: int | None = None
-    left_chunks: int | None = None
-    intermediate: tuple[int, ...] = ()
-    intermediate_weight: float = 0.3
-    intermediate_output: str = "shared"
 
     def __post_init__(self) -> None:
         self.conformer(outputs=2)  # ConformerConfig checks the rest

@@ -27,6 +27,7 @@ from dmao.distributed import averaged, first_ranks, require_same, several, unwra
 from dmao.event import Copies, Event, Lazy, copies_of, join_copies
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule, WhenSettled
+from dmao.trigger import Trigger
 from dmao_kernels.structure import (
     SELECTIONS,
     SPLITS,
@@ -143,7 +144,7 @@ class GrowAndDrop:
         _require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
         self.schedule = schedule
         self.total_steps = total_steps
-        self.trigger = schedule.trigger(total_steps)
+        self.trigger: Trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = model if isinstance(model, Elastic) else Elastic(unwrap(model), components)
         self.costs = Costs.from_dict(first_ranks((cost or ParameterCost()).measure(self.elastic).to_dict()))

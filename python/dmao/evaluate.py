@@ -14,9 +14,8 @@ from dmao import checkpoint
 from dmao.config import TrainConfig
 from dmao.distributed import device_of
 from dmao.models import ConformerCTC, ctc_loss
-from dmao.source import CorpusSource, Source
-from dmao.step import autocast, restore
-from dmao.widths import elastic_of
+from dmao.source import Source, saved_source
+from dmao.step import autocast, elastic_of, restore
 
 if TYPE_CHECKING:
     from dmao.data.labels import Labels
@@ -68,7 +67,7 @@ def load_model(path: str | Path) -> ConformerCTC:
 def load_widths(path: str | Path) -> dict[str, int]:
     """The number of components of every elastic module of a checkpoint, or of a run directory's newest usable one."""
     model, _, controller, config = restore(load_checkpoint(path))
-    return (controller.elastic if controller else elastic_of(model, dict(config.widths))).counts()
+    return elastic_of(model, controller, config).counts()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -110,10 +109,7 @@ def open_checkpoint(
     if root is not None:
         values = {**values, "data": {**values["data"], "root": root}}
     config = TrainConfig.from_dict(values)
-    if data is None:
-        from dmao.data.labels import Labels
-
-        data = CorpusSource(config, Labels.from_state_dict(state["labels"]))
+    data = data or saved_source(state, config)
     torch.set_num_threads(config.threads)
     device = device_of("cpu" if config.device == "cpu" else "auto")  # not only where it was trained
     return restore(state)[0].to(device), data, config
@@ -125,7 +121,7 @@ def evaluate_model(model: ConformerCTC, source: Source, split: str = "test", pre
     Raises UserError where the source has no such split, or nothing in it.
     """
     from dmao.decode import LexiconDecoder, greedy
-    from dmao.score import wer
+    from dmao.scoring import wer
 
     left_out = source.left_out(split)
     texts, lost = [utterance.text for utterance in left_out], [""] * len(left_out)
@@ -179,7 +175,7 @@ def outputs(
 
 def _greedy_errors(labels: Labels, texts: list[str], paths: list[str]) -> tuple[tuple[float, int], float | None]:
     """(percent, number) of label errors, and percent of word errors where labels spell words."""
-    from dmao.score import cer, wer
+    from dmao.scoring import cer, wer
 
     if labels.kind != "phonemes":
         errors = cer(texts, paths)

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dmao.evaluate import load_checkpoint
-from dmao.step import restore
-from dmao.widths import elastic_of
+from dmao.step import elastic_of, restore
 from dmao_kernels.structure import Elastic, discover
 
 NO_FAMILY = "no family knows it"
@@ -21,7 +20,7 @@ def structure_of(path: str | Path) -> dict[str, Any]:
     """Modules, parameters and events of a checkpoint (or of a run's newest one) as plain data."""
     state = load_checkpoint(path)
     model, _, controller, config = restore(state)
-    elastic = controller.elastic if controller else elastic_of(model, dict(config.widths))
+    elastic = elastic_of(model, controller, config)
     events = [event.to_dict() for event in controller.events] if controller else []
     return {"step": state["step"], **_structure(elastic), "events": events}
 

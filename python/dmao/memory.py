@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmao.data import FRAME_SHIFT
 from dmao.models import ConformerConfig, ConformerCTC, ctc_loss
 from dmao.step import autocast
 
-_FRAMES_PER_SECOND, _FP32 = 100, 4
+_FP32 = 4
 _SHORT, _LONG = 4.0, 8.0  # seconds of audio that are run
 
 
@@ -58,7 +59,7 @@ def saved_bytes(model: ConformerCTC, seconds: float, precision: str = "fp32") ->
         kept[_storage(tensor)] = tensor
         return tensor
 
-    frames = round(seconds * _FRAMES_PER_SECOND)
+    frames = round(seconds / FRAME_SHIFT)
     features, lengths = torch.zeros(1, frames, model.config.inputs), torch.tensor([frames])
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with autocast(precision, features.device):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dmao.errors import UserError
+from dmao.files import write_atomically
 
 
 class JsonLines:
@@ -22,10 +23,7 @@ class JsonLines:
         """Opens `path` for appending, keeping only the rows up to `resume_step` (0: starts empty)."""
         self.path = path
         kept = [row for row in read_json_lines(path) if row["step"] <= resume_step] if resume_step else []
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(_to_line(row) for row in kept)
-        os.replace(temporary, path)
+        write_atomically(path, "".join(map(_to_line, kept)))
         # Line by line: who watches the run sees rows at once. A kill may cut the last one; reading allows for that.
         self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,7 +22,7 @@ from dmao.config import TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.errors import UserError
 from dmao.evaluate import load_checkpoint
-from dmao.source import CorpusSource, Source, with_steps
+from dmao.source import CorpusSource, Source, saved_source, with_steps
 from dmao.step import TrainingStep, build_model, make_controller, make_optimizer, restore
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def step_times(arms: Mapping[str, str | Path], data: Source | None = None, pairs
         model, optimizer, controller, config = restore(state)
         steps[name] = TrainingStep(model, optimizer, config, controller)
         torch.set_num_threads(config.threads)
-        data = data or _source_of(state, config)
+        data = data or saved_source(state, config)
     if not steps or data is None:
         raise UserError("overhead: step_times needs at least one checkpoint")
     return {name: Median.of(times).times(1000) for name, times in _alternate(steps, data, pairs).items()}
@@ -189,9 +189,3 @@ def _event_seconds(controller: GrowAndDrop) -> float:
     start = time.perf_counter()
     trial.adapt()
     return time.perf_counter() - start
-
-
-def _source_of(state: Mapping[str, Any], config: TrainConfig) -> Source:
-    from dmao.data.labels import Labels
-
-    return CorpusSource(config, Labels.from_state_dict(state["labels"]))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dmao.data import FRAME_SHIFT
 from dmao.decode import LexiconDecoder, PrefixDecoder, Scales, greedy, mean_posterior
 from dmao.errors import UserError
 from dmao.evaluate import find_checkpoint, open_checkpoint, outputs
@@ -26,7 +27,6 @@ from dmao.source import Source
 
 _log = logging.getLogger(__name__)
 TUNED = "tuned.json"
-FRAME_SHIFT = 0.01  # seconds of a feature frame
 
 
 @dataclass(frozen=True)

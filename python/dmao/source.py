@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dmao.config import TrainConfig
 
@@ -55,6 +55,13 @@ def with_steps(config: TrainConfig, source: Source) -> TrainConfig:
     if config.epochs is None:
         return config
     return replace(config, steps=config.epochs * source.batches_per_epoch())
+
+
+def saved_source(state: Mapping[str, Any], config: TrainConfig) -> CorpusSource:
+    """The corpus of `config`, with the labels in a checkpoint's state."""
+    from dmao.data.labels import Labels
+
+    return CorpusSource(config, Labels.from_state_dict(state["labels"]))
 
 
 class CorpusSource:

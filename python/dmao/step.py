@@ -18,7 +18,7 @@ from dmao.models import ConformerCTC, model_loss
 from dmao.random_ranking import RandomRanking
 from dmao.randomness import derive_seed, generator
 from dmao.widths import set_widths
-from dmao_kernels.structure import CostModel, Costs, LatencyCost, MacCost, ParameterCost, ScoringAdamW
+from dmao_kernels.structure import CostModel, Costs, Elastic, LatencyCost, MacCost, ParameterCost, ScoringAdamW
 
 if TYPE_CHECKING:
     from dmao.data.loader import Batch
@@ -218,6 +218,17 @@ def restore(
     controller = make_controller(model, optimizer, config, saved_costs(state))
     load_state(state, model, optimizer, controller)
     return model, optimizer, controller, config
+
+
+def elastic_of(model: ConformerCTC, controller: GrowAndDrop | None, config: TrainConfig) -> Elastic:
+    """The elastic modules of a model in training, or as restored: the controller's, where there is one.
+
+    Of a model that began at `config.widths` they are those of a twin: one in which a module has no components does not
+    tell its standard widths any more.
+    """
+    if controller is not None:
+        return controller.elastic
+    return set_widths(ConformerCTC(model.config), dict(config.widths)) if config.widths else Elastic(model)
 
 
 def load_state(

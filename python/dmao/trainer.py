@@ -30,12 +30,12 @@ from dmao.step import (
     StepResult,
     TrainingStep,
     build_model,
+    elastic_of,
     load_state,
     make_controller,
     make_optimizer,
     saved_costs,
 )
-from dmao.widths import elastic_of
 from dmao_kernels.structure import Elastic
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ class _Training:
         return self.config.learning_rate.at(self.place.step, self.config.steps)
 
     def _structure(self) -> Elastic:
-        return self.controller.elastic if self.controller else elastic_of(self.model, dict(self.config.widths))
+        return elastic_of(self.model, self.controller, self.config)
 
     def _parameters(self) -> int:
         return self._structure().live_parameters()

@@ -13,8 +13,7 @@ from dmao.decode import Scales
 from dmao.errors import UserError
 from dmao.files import write_atomically
 from dmao.recognise import TUNED, Heard, Recogniser, Search
-from dmao.score import ErrorCount
-from dmao.scoring import Normaliser, Segment, align
+from dmao.scoring import ErrorCount, Normaliser, Segment, align
 
 _log = logging.getLogger(__name__)
 _STEPS = {"lm": 0.4, "prior": 0.2, "word": 1.0}  # the first step of each scale

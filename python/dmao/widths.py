@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from dmao.models import ConformerCTC
 from dmao.parsing import ConfigError
 from dmao_kernels.structure import Elastic, apply_plan, given_plan
-from dmao_kernels.structure.plan import FRESH
+from dmao_kernels.structure.plan import resized
 
 
 def set_widths(model: nn.Module, widths: Mapping[str, int]) -> Elastic:
@@ -24,22 +23,10 @@ def set_widths(model: nn.Module, widths: Mapping[str, int]) -> Elastic:
             raise ConfigError(f"config: widths: there is no elastic module '{name}'; known here: {', '.join(present)}")
         if count < 0:
             raise ConfigError(f"config: widths: {name} must have 0 components or more, got {count}")
-    sources = {
-        name: (*range(min(count, present[name])), *(FRESH,) * (count - present[name]))
-        for name, count in widths.items()
-        if count != present[name]
-    }
+    sources = {name: resized(present[name], count) for name, count in widths.items() if count != present[name]}
     if sources:
         apply_plan(given_plan(sources, present), elastic)
     for module in model.modules():
         if callable(reset := getattr(module, "reset_parameters", None)) and all(p.numel() for p in module.parameters()):
             reset()
     return elastic
-
-
-def elastic_of(model: ConformerCTC, widths: Mapping[str, int]) -> Elastic:
-    """The elastic modules of a model that no controller has: those of `model`, or of a twin where it began at `widths`.
-
-    A model in which a module has no components does not tell its standard widths any more.
-    """
-    return set_widths(ConformerCTC(model.config), widths) if widths else Elastic(model)

@@ -7,7 +7,7 @@ import torch
 from dmao.data.labels import BLANK, BOUNDARY, Labels
 from dmao.decode import LexiconDecoder, PrefixDecoder, Scales, greedy, mean_posterior, write_arpa
 from dmao.errors import UserError
-from dmao.score import wer
+from dmao.scoring import wer
 
 pytest.importorskip("flashlight.lib.text")
 

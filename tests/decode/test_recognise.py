@@ -11,7 +11,7 @@ from dmao.data.labels import BLANK, Labels
 from dmao.decode import LexiconDecoder, Scales, write_arpa
 from dmao.errors import UserError
 from dmao.recognise import Recogniser, Search, decode
-from dmao.score import ErrorCount
+from dmao.scoring import ErrorCount
 from dmao.trainer import train
 from dmao.tune import descend, tune
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.block_mask import BLOCK_SIZES
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
-from tests.fuzz.depthwise_conv1d import offsets_of
 from tests.fuzz.problem import Draw, Problem, differentiable
+from tests.ops.batches import offsets_of
 
 
 def problem(draw: Draw) -> Problem:

@@ -6,8 +6,7 @@ import torch
 
 from dmao_kernels import component_conv
 from dmao_kernels.ops.component_conv.reference import CONV_ACTIVATIONS, NORMS, component_conv_reference
-from tests.fuzz.depthwise_conv1d import rows
-from tests.fuzz.problem import Draw, Problem, differentiable
+from tests.fuzz.problem import Draw, Problem, differentiable, rows
 
 
 def problem(draw: Draw) -> Problem:

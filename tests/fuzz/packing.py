@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dmao_kernels import pack, unpack
 from dmao_kernels.ops.packing.reference import pack_reference, unpack_reference
-from tests.fuzz.depthwise_conv1d import offsets_of
 from tests.fuzz.problem import Draw, Problem, differentiable
+from tests.ops.batches import offsets_of
 
 
 def problem(draw: Draw) -> Problem:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dmao_kernels.testing import assert_close_to_oracle, nan_filled_empty, outputs_and_gradients, to_float64
+from tests.ops.batches import offsets_of
 
 Results = dict[str, Tensor]
 
@@ -154,3 +155,17 @@ def _bits(tensor: Tensor) -> Tensor:
         .contiguous()
         .view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
     )
+
+
+def rows(draw: Draw, width: int, dtype: torch.dtype, frames: int) -> tuple[Tensor, dict[str, Any]]:
+    """x, packed or padded with NaN beyond the lengths, and what tells its utterances apart."""
+    batch = draw.size(4)
+    lengths = draw.lengths(batch, frames)
+    if draw.chance():
+        return draw.tensor(int(lengths.sum()), width, dtype=dtype), {"offsets": offsets_of(lengths)}
+    x = draw.tensor(batch, frames, width, dtype=dtype)
+    if draw.chance(0.2):
+        return x, {}
+    with torch.no_grad():
+        x[torch.arange(frames) >= lengths[:, None]] = torch.nan
+    return x, {"lengths": lengths}

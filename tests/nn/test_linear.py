@@ -11,6 +11,7 @@ from torch import nn
 
 from dmao_kernels import BlockMask
 from dmao_kernels.nn import MaskedLinear
+from tests.ops.common import CountedGraphs
 
 GRID = torch.tensor([[True, False, True], [False, False, False], [True, True, False]])
 
@@ -97,20 +98,13 @@ def test_mask_moves_with_the_layer() -> None:
 
 
 def test_compiles_once_for_all_masks() -> None:
-    torch._dynamo.reset()
-    graphs = []
-
-    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
-        graphs.append(graph)
-        return graph
-
-    layer = make()
-    compiled = torch.compile(layer, fullgraph=True, backend=count)
+    layer, graphs = make(), CountedGraphs()
+    compiled = torch.compile(layer, fullgraph=True, backend=graphs)
     x = torch.randn(6, 40)
     for grid in (GRID, ~GRID, GRID.roll(1, 0), GRID.flip(1) | GRID):
         layer.mask = BlockMask.from_dense(grid, 16)
         torch.testing.assert_close(compiled(x), layer(x))
-    assert len(graphs) <= 2
+    assert graphs.count <= 2
 
 
 def test_refuses_what_it_cannot_do() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 import dmao_kernels
 from dmao_kernels.ops.importance.reference import METRICS
 from dmao_kernels.testing import Poison, assert_close_to_oracle
-from tests.ops.common import BACKENDS, assert_threads_do_not_change_a_bit, native
+from tests.ops.common import BACKENDS, assert_passes_under, assert_threads_do_not_change_a_bit, native
 
 GROUP = (1e-2, 0.9, 0.999, 1e-8, 0.1, 0.0)
 OTHER = (3e-3, 0.8, 0.95, 1e-6, 0.0, 1.0)
@@ -157,18 +157,7 @@ def test_oracle_at_the_ends(backend: str, group: tuple[float, ...]) -> None:
 def test_oracle_under_each_capability(
     capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    if capability == dmao_kernels.cpu_capability():
-        pytest.skip("the other tests run this one")
-    probe = run_python("-c", "import dmao_kernels", DMAO_CPU_CAPABILITY=capability)
-    if "does not support" in probe.stderr or "must be one of" in probe.stderr:
-        pytest.skip(f"{capability} is not available here")
-    run = run_python(
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "oracle and not capability or scores"),
-        DMAO_CPU_CAPABILITY=capability,
-    )
-    assert run.returncode == 0, run.stdout
-    assert " passed" in run.stdout
-    assert "skipped" not in run.stdout
+    assert_passes_under(capability, run_python, __file__, "oracle and not capability or scores")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import dmao_kernels
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.testing import outputs_and_gradients
 from tests.ops.attention_problems import make, packed, random_mask
-from tests.ops.common import BACKENDS, SEED, ids, native
+from tests.ops.common import BACKENDS, SEED, CountedGraphs, ids, native
 
 UTTERANCES = torch.tensor([[0, 20], [20, 7]], dtype=torch.int32)
 
@@ -63,25 +62,15 @@ def test_opcheck_backward(changes: dict[str, Any]) -> None:
     )
 
 
-def _counting(graphs: list[torch.fx.GraphModule]) -> Callable[..., Any]:
-    def compile_with(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        graphs.append(graph)
-        return graph.forward
-
-    return compile_with
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_without_recompiling_for_new_lengths_or_masks(backend: str) -> None:
-    torch._dynamo.reset()
-
     def call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, mask: BlockMask, heads: Tensor, seed: Tensor) -> Tensor:
         return block_attention(
             q, k, v, lengths=lengths, block_mask=mask, window=(9, 20), head_mask=heads, p=0.1, seed=seed
         ).sin()
 
-    graphs: list[torch.fx.GraphModule] = []
-    compiled = torch.compile(call, fullgraph=True, backend=_counting(graphs))
+    graphs = CountedGraphs()
+    compiled = torch.compile(call, fullgraph=True, backend=graphs)
     problem = make(3, 60, 2, 8)
     with dmao_kernels.use_backend(backend):
         for frames, density in ((60, 0.5), (41, 0.3), (23, 0.7), (37, 0.9), (11, 0.4)):
@@ -93,24 +82,22 @@ def test_compile_without_recompiling_for_new_lengths_or_masks(backend: str) -> N
                 torch.tensor([frames]),
             )
             torch.testing.assert_close(compiled(*arguments), call(*arguments))
-    assert len(graphs) <= 2  # one for the first shape, one for any
+    assert graphs.count <= 2  # one for the first shape, one for any
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_packed_without_recompiling(backend: str) -> None:
-    torch._dynamo.reset()
-
     def call(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, rel_pos: Tensor) -> Tensor:
         return block_attention(q, k, v, offsets=offsets, rel_pos=rel_pos, chunk=(8, 1)).sin()
 
-    graphs: list[torch.fx.GraphModule] = []
-    compiled = torch.compile(call, fullgraph=True, backend=_counting(graphs))
+    graphs = CountedGraphs()
+    compiled = torch.compile(call, fullgraph=True, backend=graphs)
     with dmao_kernels.use_backend(backend):
         for lengths in ((30, 20, 9), (17, 0, 40), (5, 6, 7), (1, 30, 2)):
             problem = packed(make(3, 40, 2, 8, reach=6), ids(*lengths))
             arguments = tuple(problem[name] for name in ("q", "k", "v", "offsets", "rel_pos"))
             torch.testing.assert_close(compiled(*arguments), call(*arguments))
-    assert len(graphs) <= 2
+    assert graphs.count <= 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

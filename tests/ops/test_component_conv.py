@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +13,17 @@ import dmao_kernels
 from dmao_kernels import component_conv
 from dmao_kernels.ops.component_conv.reference import component_conv_reference
 from dmao_kernels.testing import outputs_and_gradients
-from tests.ops.batches import check_against_oracle, offsets_of, pack, poison_padding
-from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, ids, native
+from tests.ops.batches import check_packed_is_padded, offsets_of, pack
+from tests.ops.common import (
+    BACKENDS,
+    DTYPES,
+    CountedGraphs,
+    assert_compiled_training_is_the_same,
+    assert_threads_do_not_change_a_bit,
+    check_against_oracle,
+    ids,
+    native,
+)
 
 # (B, T, components, channels of a component, k)
 SIZES = [
@@ -47,7 +55,7 @@ def make(b: int, t: int, components: int, width: int, k: int, dtype: torch.dtype
 
 
 def check(inputs: list[Any], *more: Any, **options: Any) -> None:
-    check_against_oracle(component_conv, component_conv_reference, [*inputs, *more], inputs[1].shape[0], **options)
+    check_against_oracle(component_conv, component_conv_reference, [*inputs, *more], **options)
 
 
 @native
@@ -170,29 +178,8 @@ def test_live_subset_equals_the_shrunk_layer(live: tuple[int, ...], filled: int,
 @native
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packed_is_padded_and_padding_never_matters(dtype: torch.dtype) -> None:
-    """Bit for bit, with NaN in the padding of x and of the gradient."""
     x, *parameters = make(5, 150, 2, 10, 15, dtype)
-    lengths = ids(150, 0, 1, 70, 149)
-    grad = torch.randn(5, 150, 20).to(dtype)
-    y, grads = outputs_and_gradients(
-        component_conv,
-        poison_padding(x, lengths),
-        *parameters,
-        lengths=lengths,
-        grad_output=poison_padding(grad, lengths),
-    )
-    rows, row_grads = outputs_and_gradients(
-        component_conv,
-        pack(x.detach(), lengths).requires_grad_(),
-        *parameters,
-        offsets=offsets_of(lengths),
-        grad_output=pack(grad, lengths),
-    )
-    beyond = torch.arange(150) >= lengths[:, None]
-    for padded, packed in ((y, rows), (grads[0], row_grads[0])):
-        assert torch.equal(pack(padded, lengths), packed)
-        assert not padded[beyond].any()
-    assert all(torch.equal(grads[key], row_grads[key]) for key in (1, 2, 3, 4))
+    check_packed_is_padded(component_conv, x, parameters, ids(150, 0, 1, 70, 149), 20)
 
 
 @native
@@ -263,41 +250,27 @@ def test_opcheck_backward() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_without_recompiling_for_new_lengths_or_live_lists(backend: str) -> None:
-    torch._dynamo.reset()
-    graphs = 0
-
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        nonlocal graphs
-        graphs += 1
-        return graph.forward
-
     def call(x: Tensor, live: Tensor, offsets: Tensor, *parameters: Tensor) -> Tensor:
         return component_conv(x, *parameters, None, live, components=6, offsets=offsets).sin()
 
-    compiled = torch.compile(call, fullgraph=True, backend=count)
+    graphs = CountedGraphs()
+    compiled = torch.compile(call, fullgraph=True, backend=graphs)
     x, *parameters = make(1, 40, 6, 4, 5)
     with dmao_kernels.use_backend(backend):
         for rows, live in ((40, (0, 1, 2)), (23, (0, 3)), (31, (1, 2, 4, 5)), (17, (0, 1, 2, 3, 4)), (9, (2, 5))):
             arguments = x[0, :rows], ids(*live), ids(0, 5, rows), *parameters
             torch.testing.assert_close(compiled(*arguments), call(*arguments))
-    assert graphs <= 2  # one for the first shape, one for any
+    assert graphs.count <= 2  # one for the first shape, one for any
 
 
 @native
 def test_compiled_training_gives_the_same_gradients() -> None:
-    torch._dynamo.reset()
     inputs = make(2, 30, 3, 5, 7)
 
     def call(*arguments: Tensor) -> Tensor:
         return component_conv(*arguments, None, ids(0, 2), components=3, lengths=ids(30, 12))
 
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
-    grad = torch.randn(2, 30, 15)
-    y, grads = outputs_and_gradients(call, *inputs, grad_output=grad)
-    other, other_grads = outputs_and_gradients(compiled, *inputs, grad_output=grad)
-    torch.testing.assert_close(other, y)
-    for key in grads:
-        torch.testing.assert_close(other_grads[key], grads[key])
+    assert_compiled_training_is_the_same(call, *inputs, grad_output=torch.randn(2, 30, 15))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -17,13 +17,22 @@ from dmao_kernels import component_ffn
 from dmao_kernels.ops._philox import keep_mask
 from dmao_kernels.ops.component_ffn.reference import component_ffn_reference
 from dmao_kernels.testing import (
-    Poison,
     assert_close_to_oracle,
     nan_filled_empty,
     outputs_and_gradients,
     to_float64,
 )
-from tests.ops.common import BACKENDS, DTYPES, SEED, assert_threads_do_not_change_a_bit, ids, native
+from tests.ops.common import (
+    BACKENDS,
+    DTYPES,
+    SEED,
+    CountedGraphs,
+    assert_compiled_training_is_the_same,
+    assert_threads_do_not_change_a_bit,
+    check_against_oracle,
+    ids,
+    native,
+)
 
 # (tokens, d, components, unit width, d_out): both sides of vectors (4, 8, 16), panels (8, 16, 48), row blocks
 # (6, 8), the dropout group (128), a tile (64), rows and blocks of gradients (192, 256), spans (256), chunks (384,
@@ -62,22 +71,8 @@ def make(
     ]
 
 
-def check_against_oracle(inputs: list[Tensor], live: Tensor | None = None, **options: Any) -> None:
-    """Output and all gradients, by the house's rule, from poisoned memory."""
-    grad = torch.randn(*inputs[0].shape[:-1], inputs[3].shape[0]).to(inputs[0].dtype)
-    poison = Poison()
-    guarded = [poison.around(tensor) for tensor in inputs]
-    with nan_filled_empty():
-        ours, our_grads = outputs_and_gradients(component_ffn, *guarded, live, grad_output=grad, **options)
-    poison.check()
-    same, same_grads = outputs_and_gradients(component_ffn_reference, *inputs, live, grad_output=grad, **options)
-    truth, true_grads = outputs_and_gradients(
-        component_ffn_reference, *to_float64(inputs), live, grad_output=grad, **options
-    )
-    assert_close_to_oracle(ours, same, truth)
-    assert our_grads.keys() == true_grads.keys()
-    for key, gradient in true_grads.items():
-        assert_close_to_oracle(our_grads[key], same_grads[key], gradient, name=f"gradient {key}")
+def check(inputs: list[Tensor], live: Tensor | None = None, **options: Any) -> None:
+    check_against_oracle(component_ffn, component_ffn_reference, inputs, live, **options)
 
 
 @native
@@ -85,8 +80,8 @@ def check_against_oracle(inputs: list[Tensor], live: Tensor | None = None, **opt
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_odd_sizes(size: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
     options = {"components": size[2], "seed": SEED}
-    check_against_oracle(make(*size, dtype), **options)
-    check_against_oracle(make(*size, dtype), ids(*range(0, size[2], 2)), p=0.3, **options)
+    check(make(*size, dtype), **options)
+    check(make(*size, dtype), ids(*range(0, size[2], 2)), p=0.3, **options)
 
 
 @native
@@ -97,12 +92,12 @@ def test_activations(activation: str, dtype: torch.dtype, p: float) -> None:
     inputs = make(70, 24, 4, 40, 24, dtype)
     with torch.no_grad():
         inputs[0].mul_(4)  # reach the flat parts of the activation too
-    check_against_oracle(inputs, components=4, activation=activation, p=p, seed=SEED)
+    check(inputs, components=4, activation=activation, p=p, seed=SEED)
 
 
 @native
 def test_training_size() -> None:
-    check_against_oracle(make(700, 128, 4, 160, 128), ids(0, 1, 3), components=4, p=0.1, seed=SEED)
+    check(make(700, 128, 4, 160, 128), ids(0, 1, 3), components=4, p=0.1, seed=SEED)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -260,15 +255,15 @@ _RUN = """
 import torch
 from dmao_kernels import component_ffn
 from tests.ops.common import SEED, ids
-from tests.ops.test_component_ffn import check_against_oracle, make
+from tests.ops.test_component_ffn import check, make
 
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
     for size in ((1, 1, 1, 1, 1), (33, 47, 4, 16, 49), (129, 65, 7, 9, 97), (150, 200, 3, 230, 40)):
         inputs = make(*size, dtype)
-        check_against_oracle(inputs, components=size[2])
+        check(inputs, components=size[2])
         live = ids(*range(0, size[2], 2))
-        check_against_oracle(inputs, live, components=size[2], p=0.3, seed=SEED, activation="gelu")
+        check(inputs, live, components=size[2], p=0.3, seed=SEED, activation="gelu")
 """
 
 
@@ -319,18 +314,11 @@ def test_opcheck_backward() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_without_recompiling_for_new_lengths_or_live_lists(backend: str) -> None:
-    torch._dynamo.reset()
-    graphs = 0
-
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        nonlocal graphs
-        graphs += 1
-        return graph.forward
-
     def call(x: Tensor, live: Tensor, seed: Tensor, *weights: Tensor) -> Tensor:
         return component_ffn(x, *weights, live, components=6, p=0.1, seed=seed).sin()
 
-    compiled = torch.compile(call, fullgraph=True, backend=count)
+    graphs = CountedGraphs()
+    compiled = torch.compile(call, fullgraph=True, backend=graphs)
     x, *weights = make(40, 8, 6, 5, 8)
     with dmao_kernels.use_backend(backend):
         for tokens, live in (
@@ -343,24 +331,17 @@ def test_compile_without_recompiling_for_new_lengths_or_live_lists(backend: str)
             seed = torch.tensor([tokens])
             ours = compiled(x[:tokens], ids(*live), seed, *weights)
             torch.testing.assert_close(ours, call(x[:tokens], ids(*live), seed, *weights))
-    assert graphs <= 2  # one for the first shape, one for any
+    assert graphs.count <= 2  # one for the first shape, one for any
 
 
 @native
 def test_compiled_training_gives_the_same_gradients() -> None:
-    torch._dynamo.reset()
     inputs = make(30, 8, 3, 5, 8)
 
     def call(*arguments: Tensor) -> Tensor:
         return component_ffn(*arguments, components=3, p=0.1, seed=SEED)
 
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
-    grad = torch.randn(30, 8)
-    y, grads = outputs_and_gradients(call, *inputs, ids(0, 2), grad_output=grad)
-    other, other_grads = outputs_and_gradients(compiled, *inputs, ids(0, 2), grad_output=grad)
-    torch.testing.assert_close(other, y)
-    for key in grads:
-        torch.testing.assert_close(other_grads[key], grads[key])
+    assert_compiled_training_is_the_same(call, *inputs, ids(0, 2), grad_output=torch.randn(30, 8))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,8 +14,8 @@ import dmao_kernels
 from dmao_kernels import depthwise_conv1d
 from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_reference
 from dmao_kernels.testing import outputs_and_gradients
-from tests.ops.batches import check_against_oracle, offsets_of, pack, poison_padding
-from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, ids, native
+from tests.ops.batches import check_packed_is_padded, offsets_of, pack
+from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, check_against_oracle, ids, native
 
 # (B, T, C, k): both sides of vectors (4, 8, 16), blocks of outputs (10, 20) and of taps (4, 8), tiles (64), spans
 # (32 tiles), utterances shorter than the kernel, one tap, and nothing.
@@ -67,13 +67,13 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, lengths: Tensor) -
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_odd_sizes(size: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     inputs: list[Any] = make(*size, dtype)
-    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, inputs, size[2])
+    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, inputs)
     lengths = draw_lengths(*size[:2])
-    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, inputs, size[2], lengths=lengths)
+    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, inputs, lengths=lengths)
     packed = [pack(inputs[0].detach(), lengths).requires_grad_() if size[0] else inputs[0].flatten(0, 1), *inputs[1:]]
     packed[2] = None
     offsets = offsets_of(lengths)
-    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, packed, size[2], offsets=offsets)
+    check_against_oracle(depthwise_conv1d, depthwise_conv1d_reference, packed, offsets=offsets)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -101,30 +101,8 @@ def test_is_conv1d_of_each_utterance(backend: str, k: int) -> None:
 @native
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packed_is_padded_and_padding_never_matters(dtype: torch.dtype) -> None:
-    """Bit for bit, with NaN in the padding of x and of the gradient."""
     x, *parameters = make(5, 150, 19, 15, dtype)
-    lengths = ids(150, 0, 1, 70, 149)
-    grad = torch.randn(5, 150, 19).to(dtype)
-    y, grads = outputs_and_gradients(
-        depthwise_conv1d,
-        poison_padding(x, lengths),
-        *parameters,
-        lengths=lengths,
-        grad_output=poison_padding(grad, lengths),
-    )
-    rows, row_grads = outputs_and_gradients(
-        depthwise_conv1d,
-        pack(x.detach(), lengths).requires_grad_(),
-        *parameters,
-        offsets=offsets_of(lengths),
-        grad_output=pack(grad, lengths),
-    )
-    beyond = torch.arange(150) >= lengths[:, None]
-    for padded, packed in ((y, rows), (grads[0], row_grads[0])):
-        assert torch.equal(pack(padded, lengths), packed)
-        assert not padded[beyond].any()
-    assert torch.equal(grads[1], row_grads[1])
-    assert torch.equal(grads[2], row_grads[2])
+    check_packed_is_padded(depthwise_conv1d, x, parameters, ids(150, 0, 1, 70, 149), 19)
 
 
 @native

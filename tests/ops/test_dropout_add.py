@@ -22,7 +22,13 @@ from dmao_kernels.testing import (
     outputs_and_gradients,
     to_float64,
 )
-from tests.ops.common import BACKENDS, SEED, assert_threads_do_not_change_a_bit, native
+from tests.ops.common import (
+    BACKENDS,
+    SEED,
+    CountedGraphs,
+    assert_threads_do_not_change_a_bit,
+    native,
+)
 
 # dtypes of x and y
 PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
@@ -280,25 +286,18 @@ def test_opcheck(p: float) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_without_recompiling_for_new_lengths(backend: str) -> None:
-    torch._dynamo.reset()
-    graphs = 0
-
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        nonlocal graphs
-        graphs += 1
-        return graph.forward
-
     def call(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, seed: Tensor) -> Tensor:
         total, norm = dropout_add_layer_norm(x, y, weight, bias, p=0.1, seed=seed)
         return dropout_add(total, norm, p=0.1, seed=seed + 1, scale=0.5).sin()
 
-    compiled = torch.compile(call, fullgraph=True, backend=count)
+    graphs = CountedGraphs()
+    compiled = torch.compile(call, fullgraph=True, backend=graphs)
     x, y, weight, bias = make(40, 8)
     with dmao_kernels.use_backend(backend):
         for rows in (40, 23, 31, 17, 9):
             arguments = (x[:rows], y[:rows], weight, bias, torch.tensor([rows]))
             torch.testing.assert_close(compiled(*arguments), call(*arguments))
-    assert graphs <= 2  # one for the first shape, one for any
+    assert graphs.count <= 2  # one for the first shape, one for any
 
 
 @native

@@ -15,13 +15,17 @@ from dmao_kernels import BlockMask, masked_linear
 from dmao_kernels.ops.masked_linear import LINEAR_ACTIVATIONS
 from dmao_kernels.ops.masked_linear.reference import masked_linear_reference
 from dmao_kernels.testing import (
-    Poison,
-    assert_close_to_oracle,
-    nan_filled_empty,
     outputs_and_gradients,
-    to_float64,
 )
-from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, native
+from tests.ops.common import (
+    BACKENDS,
+    DTYPES,
+    CountedGraphs,
+    assert_compiled_training_is_the_same,
+    assert_threads_do_not_change_a_bit,
+    check_against_oracle,
+    native,
+)
 
 # (tokens, d, d_out): both sides of vectors (4, 8, 16), row blocks (6, 8), panels (8, 16, 48), blocks of masks,
 # few tokens (16), tiles (128), spans (256), inputs of a piece (384), blocks of tokens (512).
@@ -64,39 +68,27 @@ def random_mask(w: Tensor, block: int, density: float = 0.5) -> BlockMask:
     return BlockMask.from_dense(torch.rand(full.rows, full.columns) < density, block)
 
 
-def check_against_oracle(inputs: list[Any], mask: BlockMask | None = None, activation: str = "none") -> None:
-    """Output and all gradients, by the house's rule, from poisoned memory; dead blocks hold NaN."""
-    out = inputs[1].shape[0] // (2 if activation == "glu" else 1)
-    grad = torch.randn(*inputs[0].shape[:-1], out).to(inputs[0].dtype)
-    poison = Poison()
-    guarded = [None if tensor is None else poison.around(tensor) for tensor in inputs]
-    if mask is not None:
-        with torch.no_grad():
-            guarded[1][~mask.elements(*inputs[1].shape)] = torch.nan
-    with nan_filled_empty():
-        ours, our_grads = outputs_and_gradients(masked_linear, *guarded, mask, activation=activation, grad_output=grad)
-    poison.check()
-    same, same_grads = outputs_and_gradients(
-        masked_linear_reference, *inputs, mask, activation=activation, grad_output=grad
+def check(inputs: list[Any], mask: BlockMask | None = None, activation: str = "none") -> None:
+    """Dead blocks hold NaN, and have no gradient."""
+    dead = None if mask is None else ~mask.elements(*inputs[1].shape)
+
+    def poison(guarded: list[Any]) -> None:
+        if dead is not None:
+            guarded[1][dead] = torch.nan
+
+    _, grads = check_against_oracle(
+        masked_linear, masked_linear_reference, inputs, mask, prepare=poison, activation=activation
     )
-    truth, true_grads = outputs_and_gradients(
-        masked_linear_reference, *to_float64(inputs), mask, activation=activation, grad_output=grad
-    )
-    assert_close_to_oracle(ours, same, truth)
-    assert our_grads.keys() == true_grads.keys()
-    for key, gradient in true_grads.items():
-        assert_close_to_oracle(our_grads[key], same_grads[key], gradient, name=f"gradient {key}")
-    if mask is not None:
-        assert not our_grads[1][~mask.elements(*inputs[1].shape)].any()
+    assert dead is None or not grads[1][dead].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_odd_sizes(size: tuple[int, int, int], dtype: torch.dtype) -> None:
     inputs = make(*size, dtype)
-    check_against_oracle(inputs)
+    check(inputs)
     for block in (16, 48, 64):
-        check_against_oracle(inputs, random_mask(inputs[1], block), "glu")
+        check(inputs, random_mask(inputs[1], block), "glu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -106,7 +98,7 @@ def test_activations_and_blocks(block: int, activation: str, dtype: torch.dtype)
     inputs = make(90, 200, 264, dtype)
     with torch.no_grad():
         inputs[0].mul_(4)  # reach the flat parts of the activation too
-    check_against_oracle(inputs, random_mask(inputs[1], block) if block else None, activation)
+    check(inputs, random_mask(inputs[1], block) if block else None, activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -124,7 +116,7 @@ def test_extreme_masks(grid: str, dtype: torch.dtype) -> None:
         live[:, 2] = True
     for activation in ("none", "silu"):
         for static in (False, True):
-            check_against_oracle(inputs, BlockMask.from_dense(live, 32, static=static), activation)
+            check(inputs, BlockMask.from_dense(live, 32, static=static), activation)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -139,8 +131,8 @@ def test_is_the_dense_layer(backend: str) -> None:
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_absent_bias(activation: str) -> None:
     x, w, _ = make(35, 11, 26)
-    check_against_oracle([x, w, None], random_mask(w, 16), activation)
-    check_against_oracle([x, w, None], None, activation)
+    check([x, w, None], random_mask(w, 16), activation)
+    check([x, w, None], None, activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -256,15 +248,15 @@ def test_nan_and_infinity_go_where_pytorch_puts_them() -> None:
 
 _RUN = """
 import torch
-from tests.ops.test_masked_linear import check_against_oracle, make, random_mask
+from tests.ops.test_masked_linear import check, make, random_mask
 
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
     for size in ((1, 1, 2), (33, 47, 50), (129, 65, 98), (150, 300, 140)):
         inputs = make(*size, dtype)
-        check_against_oracle(inputs)
-        check_against_oracle(inputs, random_mask(inputs[1], 16), "glu")
-        check_against_oracle(inputs, random_mask(inputs[1], 64), "gelu")
+        check(inputs)
+        check(inputs, random_mask(inputs[1], 16), "glu")
+        check(inputs, random_mask(inputs[1], 64), "gelu")
 """
 
 
@@ -293,41 +285,27 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype, block: 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_without_recompiling_for_new_lengths_or_masks(backend: str) -> None:
-    torch._dynamo.reset()
-    graphs = 0
-
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        nonlocal graphs
-        graphs += 1
-        return graph.forward
-
     def call(x: Tensor, w: Tensor, b: Tensor, mask: BlockMask) -> Tensor:
         return masked_linear(x, w, b, mask, activation="silu").sin()
 
-    compiled = torch.compile(call, fullgraph=True, backend=count)
+    graphs = CountedGraphs()
+    compiled = torch.compile(call, fullgraph=True, backend=graphs)
     x, w, b = make(40, 70, 90)
     with dmao_kernels.use_backend(backend):
         for tokens, density in ((40, 0.3), (23, 0.5), (31, 0.7), (17, 0.8), (9, 0.4)):
             mask = random_mask(w, 16, density)
             torch.testing.assert_close(compiled(x[:tokens], w, b, mask), call(x[:tokens], w, b, mask))
-    assert graphs <= 2  # one for the first shape, one for any
+    assert graphs.count <= 2  # one for the first shape, one for any
 
 
 def test_compiled_training_gives_the_same_gradients() -> None:
-    torch._dynamo.reset()
     inputs = make(30, 40, 50)
     mask = random_mask(inputs[1], 16)
 
     def call(*arguments: Tensor) -> Tensor:
         return masked_linear(*arguments, mask, activation="glu")
 
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
-    grad = torch.randn(30, 25)
-    y, grads = outputs_and_gradients(call, *inputs, grad_output=grad)
-    other, other_grads = outputs_and_gradients(compiled, *inputs, grad_output=grad)
-    torch.testing.assert_close(other, y)
-    for key in grads:
-        torch.testing.assert_close(other_grads[key], grads[key])
+    assert_compiled_training_is_the_same(call, *inputs, grad_output=torch.randn(30, 25))
 
 
 @native

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 import dmao_kernels
 from dmao_kernels import pack, unpack
 from dmao_kernels.testing import Poison, nan_filled_empty, outputs_and_gradients
-from tests.ops.common import BACKENDS, native
+from tests.ops.common import BACKENDS, CountedGraphs, assert_compiled_training_is_the_same, native
 
 LENGTHS = [[], [0], [1], [7], [0, 0], [3, 0, 7, 1, 0], [7, 7, 7], [0, 5, 0, 0, 2], [6, 1, 4, 0]]
 
@@ -126,39 +125,27 @@ def test_opcheck() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_without_recompiling_for_new_lengths(backend: str) -> None:
-    torch._dynamo.reset()
-    graphs = 0
-
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        nonlocal graphs
-        graphs += 1
-        return graph.forward
-
     def call(x: Tensor, lengths: Tensor) -> Tensor:
         packed, offsets = pack(x.sin(), lengths)
         return unpack(packed.cos(), offsets, x.shape[1])
 
-    compiled = torch.compile(call, fullgraph=True, backend=count, dynamic=True)
+    graphs = CountedGraphs()
+    compiled = torch.compile(call, fullgraph=True, backend=graphs, dynamic=True)
     with dmao_kernels.use_backend(backend), torch._dynamo.config.patch(capture_scalar_outputs=True):
         for batch, frames, lengths in ((3, 9, [9, 4, 0]), (3, 8, [1, 2, 3]), (4, 11, [11, 3, 7, 2])):
             x = torch.randn(batch, frames, 5)
             assert torch.equal(compiled(x, int32(lengths)), call(x, int32(lengths)))
-    assert graphs == 1
+    assert graphs.count == 1
 
 
 @native
 def test_compiled_gradients() -> None:
-    torch._dynamo.reset()
     offsets, packed = int32([0, 4, 4, 6]), torch.randn(6, 5, requires_grad=True)
 
     def call(packed: Tensor) -> Tensor:
         return unpack(packed.sin(), offsets, 5).square()
 
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    y, grads = outputs_and_gradients(call, packed)
-    other, other_grads = outputs_and_gradients(compiled, packed)
-    assert torch.equal(other, y)
-    assert torch.equal(other_grads[0], grads[0])
+    assert_compiled_training_is_the_same(call, packed)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

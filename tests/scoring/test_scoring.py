@@ -8,8 +8,19 @@ import subprocess
 
 import pytest
 from dmao.errors import UserError
-from dmao.score import ErrorCount, wer
-from dmao.scoring import Normaliser, Report, Segment, Utterance, align, read_glm, write_ctm, write_stm, write_trn
+from dmao.scoring import (
+    ErrorCount,
+    Normaliser,
+    Report,
+    Segment,
+    Utterance,
+    align,
+    read_glm,
+    wer,
+    write_ctm,
+    write_stm,
+    write_trn,
+)
 from dmao.scoring.files import TimedWord
 
 GLM = """;; a comment

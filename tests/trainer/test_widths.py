@@ -9,9 +9,8 @@ from dmao import inspect
 from dmao.cli import main
 from dmao.config import ConfigError, load_config, save_config
 from dmao.evaluate import evaluate, load_model, load_widths
-from dmao.step import build_model
+from dmao.step import build_model, elastic_of
 from dmao.trainer import train
-from dmao.widths import elastic_of
 
 from dmao_kernels.structure import Elastic
 from tests.trainer.tiny import TinySource, tiny_config
@@ -27,7 +26,8 @@ def build(**options):
 @pytest.mark.parametrize("positions", ["none", "relative"])
 def test_the_weights_are_those_of_a_new_model(positions):
     model, uniform = build(positions=positions)
-    assert elastic_of(model, WIDTHS).counts() == {**Elastic(uniform).counts(), **WIDTHS}
+    elastic = elastic_of(model, None, tiny_config().with_widths(WIDTHS))
+    assert elastic.counts() == {**Elastic(uniform).counts(), **WIDTHS}
     block, standard = model.blocks[0], uniform.blocks[0]
     # Uniform within 1 / sqrt(inputs): of w2 the inputs are more than in the uniform model.
     for layer, inputs in ((block.ffn1.w1, 16), (block.ffn1.w2, 7 * 16), (standard.ffn1.w2, 4 * 16)):

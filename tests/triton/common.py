@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmao_kernels.testing import (
-    Poison,
-    assert_close_to_oracle,
-    nan_filled_empty,
-    outputs_and_gradients,
-    to_float64,
-)
+from tests.ops import common
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -45,33 +39,12 @@ def check_against_oracle(
     inputs: list[Any],
     *rest: Any,
     slack: float = 1.0,
-    prepare: Callable[[list[Any]], None] | None = None,
     **options: Any,
 ) -> tuple[Tensor, dict[int | str, Tensor]]:
-    """op(*inputs, *rest, **options) and all gradients, by the house's rule, from poisoned memory.
-
-    prepare: changes the copies of the inputs that op gets, where that must not matter (dead parts).
-    """
+    """As tests.ops.common has it, with the slack of TF32 where float32 is multiplied so."""
     if inputs[0].dtype == torch.float32 and multiplies_in_tf32():
         slack *= _TF32_UNITS
-    with torch.no_grad():
-        shape = reference(*inputs, *rest, **options).shape
-    grad = torch.randn(shape).to(next(tensor for tensor in inputs if tensor is not None))
-    poison = Poison()
-    guarded = [None if tensor is None else poison.around(tensor) for tensor in inputs]
-    if prepare is not None:
-        with torch.no_grad():
-            prepare(guarded)
-    with nan_filled_empty():
-        ours, our_grads = outputs_and_gradients(op, *guarded, *rest, grad_output=grad, **options)
-    poison.check()
-    same, same_grads = outputs_and_gradients(reference, *inputs, *rest, grad_output=grad, **options)
-    truth, true_grads = outputs_and_gradients(reference, *to_float64(inputs), *rest, grad_output=grad, **options)
-    assert_close_to_oracle(ours, same, truth, slack=slack)
-    assert our_grads.keys() == true_grads.keys()
-    for key, gradient in true_grads.items():
-        assert_close_to_oracle(our_grads[key], same_grads[key], gradient, name=f"gradient {key}", slack=slack)
-    return ours, our_grads
+    return common.check_against_oracle(op, reference, inputs, *rest, slack=slack, **options)
 
 
 def same_bits(one: list[Tensor], other: list[Tensor]) -> bool:

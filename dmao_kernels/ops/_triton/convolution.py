@@ -16,8 +16,8 @@ from torch import Tensor
 from dmao_kernels.ops._triton.config import Table, cdiv, choose, power_of_2
 from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.live import Channels, channels_of
-from dmao_kernels.ops._triton.search import Utterances, tile_rows
 from dmao_kernels.ops._triton.sums import add_parts
+from dmao_kernels.ops._triton.utterances import Utterances, tile_rows
 
 _ROWS = 16
 _MOST_TAPS = 8  # of a chunk

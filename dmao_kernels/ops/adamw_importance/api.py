@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, describe, wants_gradient
 from dmao_kernels.ops.adamw_importance.reference import GROUP_COLUMNS, adamw_importance_reference_
 from dmao_kernels.ops.importance.api import check_scores
 
 _OP = "adamw_importance_"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define(
     "adamw_importance_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
@@ -23,25 +23,11 @@ define(
     triton=__package__,
     cuda=True,
 )
-register(_OP, cpu=(torch.float32, torch.bfloat16), triton=_DTYPES, cuda=_DTYPES)
+register(_OP, cpu=CPU_DTYPES, triton=DTYPES, cuda=DTYPES)
 
 
 @register_fake("adamw_importance_")
-def _fake(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    groups: Tensor,
-    group_of: Tensor,
-    grad_factor: Tensor | None,
-    ema: Tensor,
-    segments: Tensor,
-    inverse_count: Tensor,
-    metric: str,
-    beta: float,
-) -> None:
+def _fake(*_: Any) -> None:
     return None
 
 
@@ -101,7 +87,7 @@ def adamw_importance_(
     _check(params, grads, exp_avgs, exp_avg_sqs, steps, groups, group_of, grad_factor)
     check_scores(_OP, ema, segments, inverse_count, metric, beta)
     _check_devices(ema.device, (*params, *grads))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (ema, *params, *grads)):
+    if wants_gradient(ema, *params, *grads):
         raise RuntimeError(f"{_OP}: a step is not differentiable; call it under torch.no_grad()")
     grads = [grad.contiguous() for grad in grads]
     factor = None if grad_factor is None else grad_factor.contiguous()
@@ -159,7 +145,7 @@ def _check(
 # is looked at once.
 def _check_parameter(i: int, param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> None:
     dtype, shape = param.dtype, param.shape
-    if dtype not in _DTYPES or not param.is_contiguous():
+    if dtype not in DTYPES or not param.is_contiguous():
         raise ValueError(f"{_OP}: params[{i}] must be contiguous float32, bfloat16 or float16, got {describe(param)}")
     only_scored = step.numel() == 0
     if (grad.dtype != dtype or grad.shape != shape) and not (only_scored and grad.numel() == 0):

@@ -6,18 +6,26 @@ import torch
 from torch import Tensor
 
 from dmao_kernels._library import define, operators
-from dmao_kernels.block_mask import BlockMask
+from dmao_kernels.block_mask import BlockMask, mask_arguments
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import describe, dtype_name
+from dmao_kernels.ops._checks import (
+    CPU_DTYPES,
+    DTYPES,
+    autocast,
+    check_devices,
+    check_dropout,
+    check_float,
+    describe,
+    dtype_name,
+)
+from dmao_kernels.ops._utterances import check_lengths, check_offsets
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _LARGEST_HEAD = 256
 
 # q, k, v: [N, H, D], whichever form the rows have; padded ones are [B * T, H, D].
 # utterances: int32 [B, 2], the first row and the length of each; frames: no utterance is longer.
-# The tensors of a BlockMask, all of them or none; block is 0 without a mask.
+# row_offsets ... block: see `mask_arguments`.
 # left, right, left_chunks: -1 where unbounded; chunk: 0 where there are none.
 # rel_pos: [2R + 1, H, D]. lse: float32 [H, N], of the backward pass alone; absent gradients are empty.
 _INPUTS = (
@@ -33,7 +41,7 @@ define(
     triton=__package__,
     cuda=True,
 )
-register("block_attention", cpu=_NATIVE_DTYPES, triton=_DTYPES, cuda=_DTYPES, tf32=True)
+register("block_attention", cpu=CPU_DTYPES, triton=DTYPES, cuda=DTYPES, tf32=True)
 
 
 def block_attention(
@@ -103,17 +111,14 @@ def block_attention(
         RuntimeError: lengths, offsets or the ids of the mask are out of range, or an utterance is longer than
             the mask covers (CPU kernels only), or this is differentiated twice.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        rel_pos, content_bias, position_bias = (
-            None if x is None else x.to(dtype) for x in (rel_pos, content_bias, position_bias)
-        )
+    q, k, v, rel_pos, content_bias, position_bias = autocast(q, k, v, rel_pos, content_bias, position_bias)
     _check_rows(q, k, v, lengths, offsets)
     _check_visibility(q, block_mask, window, chunk, head_mask, packed=offsets is not None)
     _check_positions(q, rel_pos, content_bias, position_bias)
-    _check_dropout(p, seed)
-    _check_devices(
+    check_dropout("block_attention", p, seed)
+    check_devices(
+        "block_attention",
+        "q",
         q.device,
         k=k,
         v=v,
@@ -147,22 +152,11 @@ def block_attention(
             )
     if rel_pos is not None and rel_pos.dim() == 2:
         rel_pos = rel_pos[:, None].expand(-1, q.shape[-2], -1)
-    blocks = (
-        (None, None, None, None, 0)
-        if block_mask is None
-        else (
-            block_mask.row_offsets,
-            block_mask.column_ids,
-            block_mask.column_offsets,
-            block_mask.row_ids,
-            block_mask.block,
-        )
-    )
     out, _ = operators(backend).block_attention(
         *(x.flatten(0, -3) for x in (q, k, v)),
         _utterances(q, lengths, offsets),
         q.shape[-3],
-        *blocks,
+        *mask_arguments(block_mask),
         *_bounds(window, chunk),
         head_mask,
         rel_pos,
@@ -199,8 +193,7 @@ def _bounds(
 
 
 def _check_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> None:
-    if q.dtype not in _DTYPES:
-        raise ValueError(f"block_attention: q must be float32, bfloat16 or float16, got {dtype_name(q)}")
+    check_float("block_attention", "q", q)
     form = ["B", "T", "H", "D"] if offsets is None else ["N", "H", "D"]
     if q.dim() != len(form):
         which = "without" if offsets is None else "with"
@@ -213,10 +206,9 @@ def _check_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, offsets
     if offsets is not None:
         if lengths is not None:
             raise ValueError("block_attention: lengths must be None with offsets")
-        if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 1:
-            raise ValueError(f"block_attention: offsets must be int32 [B + 1], got {describe(offsets)}")
-    if lengths is not None and (lengths.dtype != torch.int32 or list(lengths.shape) != [q.shape[0]]):
-        raise ValueError(f"block_attention: lengths must be int32 [{q.shape[0]}], got {describe(lengths)}")
+        check_offsets("block_attention", offsets)
+    elif lengths is not None:
+        check_lengths("block_attention", lengths, q.shape[0])
 
 
 def _check_visibility(
@@ -267,17 +259,3 @@ def _check_positions(
     for name, tensor in (("rel_pos", rel_pos), ("content_bias", content_bias), ("position_bias", position_bias)):
         if tensor is not None and tensor.dtype != q.dtype:
             raise ValueError(f"block_attention: {name} must have q's dtype {dtype_name(q)}, got {dtype_name(tensor)}")
-
-
-def _check_dropout(p: float, seed: Tensor | None) -> None:
-    if not 0.0 <= p < 1.0:
-        raise ValueError(f"block_attention: p must be in [0, 1), got {p}")
-    if p > 0.0 and (seed is None or seed.dtype != torch.int64 or list(seed.shape) != [1]):
-        found = "None" if seed is None else describe(seed)
-        raise ValueError(f"block_attention: seed must be int64 [1] when p > 0, got {found}")
-
-
-def _check_devices(device: torch.device, **tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != device:
-            raise ValueError(f"block_attention: {name} must be on q's device {device}, got {tensor.device}")

@@ -7,9 +7,18 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import (
+    CPU_DTYPES,
+    DTYPES,
+    autocast,
+    check_choice,
+    check_devices,
+    check_live,
+    describe,
+    wants_gradient,
+)
 from dmao_kernels.ops.component_conv.reference import CONV_ACTIVATIONS, NORMS, component_conv_reference
-from dmao_kernels.ops.depthwise_conv1d.api import DTYPES, check_convolution
+from dmao_kernels.ops.depthwise_conv1d.api import check_convolution
 
 _OPTIONS = "int components, Tensor? lengths, Tensor? offsets, str norm, float eps, str activation"
 
@@ -25,7 +34,7 @@ define(
     "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight, Tensor grad_norm_bias)",
     triton=__package__,
 )
-register("component_conv", cpu=DTYPES[:2], triton=DTYPES)
+register("component_conv", cpu=CPU_DTYPES, triton=DTYPES)
 
 
 def component_conv(
@@ -87,10 +96,7 @@ def component_conv(
             decrease or do not go from 0 to N, weights of statistics are negative or zero for all live
             components (CPU kernels only), or this is differentiated twice.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias, norm_weight, norm_bias = (None if v is None else v.to(dtype) for v in (bias, norm_weight, norm_bias))
+    x, weight, bias, norm_weight, norm_bias = autocast(x, weight, bias, norm_weight, norm_bias)
     check_convolution(
         "component_conv",
         x,
@@ -118,7 +124,7 @@ def component_conv(
         )
     if statistics_weight is not None:
         statistics_weight = statistics_weight.to(torch.float32).contiguous()
-    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    keep = wants_gradient(*tensors)
     y, _, _ = operators(backend).component_conv(
         *tensors, statistics_weight, live, components, lengths, offsets, norm, eps, activation, keep
     )
@@ -136,21 +142,14 @@ def _check(
     norm: str,
     activation: str,
 ) -> None:
-    channels = weight.shape[0]
-    if components < 0 or (channels % components if components else channels):
-        raise ValueError(f"component_conv: components must divide the {channels} channels, got {components}")
-    if live is not None and (live.dtype != torch.int32 or live.dim() != 1):
-        raise ValueError(f"component_conv: live must be int32 [n], got {describe(live)}")
-    if norm not in NORMS:
-        raise ValueError(f"component_conv: norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    check_live("component_conv", live, components, weight.shape[0], "channels")
+    check_choice("component_conv", "norm", norm, NORMS)
     if norm == "none":
         given = {"norm_weight": norm_weight, "norm_bias": norm_bias, "statistics_weight": statistics_weight}
         for name, tensor in given.items():
             if tensor is not None:
                 raise ValueError(f"component_conv: {name} must be None with norm 'none', got {describe(tensor)}")
-    if activation not in CONV_ACTIVATIONS:
-        names = ", ".join(CONV_ACTIVATIONS)
-        raise ValueError(f"component_conv: activation must be one of {names}, got {activation!r}")
+    check_choice("component_conv", "activation", activation, CONV_ACTIVATIONS)
     if statistics_weight is not None:
         if not statistics_weight.dtype.is_floating_point or list(statistics_weight.shape) != [components]:
             raise ValueError(
@@ -159,6 +158,4 @@ def _check(
             )
         if statistics_weight.requires_grad:
             raise ValueError("component_conv: statistics_weight must not require gradients")
-    for name, tensor in (("statistics_weight", statistics_weight), ("live", live)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"component_conv: {name} must be on x's device {x.device}, got {tensor.device}")
+    check_devices("component_conv", "x", x.device, statistics_weight=statistics_weight, live=live)

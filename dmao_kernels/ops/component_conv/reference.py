@@ -55,23 +55,25 @@ def component_conv_reference(
         if statistics_weight is None:
             y = F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps)
         else:
-            y = _weighted_norm(y, statistics_weight, width, norm_weight, norm_bias, eps)
+            wide = torch.promote_types(y.dtype, torch.float32)
+            y = weighted_layer_norm(y, channel_shares(statistics_weight.to(wide), width), norm_weight, norm_bias, eps)
     y = CONV_ACTIVATIONS[activation](y)
     if beyond is not None:
         y = y.masked_fill(beyond, 0)
     return y if units is None else y.new_zeros(*y.shape[:-1], stored + width).index_copy(-1, units, y)[..., :stored]
 
 
-def _weighted_norm(
-    x: Tensor, weights: Tensor, width: int, gain: Tensor | None, shift: Tensor | None, eps: float
-) -> Tensor:
-    """Statistics in float32 at least, in which every component of `width` channels has its weight."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    weights = weights.to(wide.dtype)
-    total = (weights.sum() * width).clamp(min=torch.finfo(wide.dtype).tiny)  # where nothing lives
-    share = (weights / total).repeat_interleave(width)
+def channel_shares(weights: Tensor, width: int) -> Tensor:
+    """What each channel counts in statistics, 1 in all, where components of `width` channels have these weights."""
+    total = (weights.sum() * width).clamp(min=torch.finfo(weights.dtype).tiny)  # where nothing lives
+    return (weights / total).repeat_interleave(width)
+
+
+def weighted_layer_norm(x: Tensor, shares: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm of x [..., channels] in whose statistics channel i counts shares[i]; they have the shares' dtype."""
+    wide = x.to(shares.dtype)
     # Products and sums, not a matrix product: autocast must not lower the precision of statistics.
-    centred = wide - (wide * share).sum(-1, keepdim=True)
-    y = centred * torch.rsqrt((centred.square() * share).sum(-1, keepdim=True) + eps)
+    centred = wide - (wide * shares).sum(-1, keepdim=True)
+    y = centred * torch.rsqrt((centred.square() * shares).sum(-1, keepdim=True) + eps)
     y = y if gain is None else y * gain
     return (y if shift is None else y + shift).to(x.dtype)

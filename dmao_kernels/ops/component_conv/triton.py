@@ -24,8 +24,8 @@ from dmao_kernels.ops._triton.convolution import convolve, convolve_backward, ga
 from dmao_kernels.ops._triton.launch import kernel
 from dmao_kernels.ops._triton.live import Channels, channels_of
 from dmao_kernels.ops._triton.rows import NORM_BACKWARD_TILE, NORM_TILE, row_parts, row_tile
-from dmao_kernels.ops._triton.search import Utterances, spoken
 from dmao_kernels.ops._triton.sums import add_parts
+from dmao_kernels.ops._triton.utterances import Utterances, spoken
 
 _GATE_TILE = 2048  # elements
 

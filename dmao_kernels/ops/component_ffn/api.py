@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dmao_kernels._library import define, operators
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import describe, dtype_name
+from dmao_kernels.ops._checks import (
+    CPU_DTYPES,
+    DTYPES,
+    autocast,
+    check_choice,
+    check_devices,
+    check_dropout,
+    check_float,
+    check_like,
+    check_live,
+    wants_gradient,
+)
 from dmao_kernels.ops.component_ffn.reference import ACTIVATIONS, component_ffn_reference
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define(
     "component_ffn(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? live, int components, "
@@ -26,7 +34,7 @@ define(
     triton=__package__,
     cuda=True,
 )
-register("component_ffn", cpu=_DTYPES[:2], triton=_DTYPES, cuda=_DTYPES, tf32=True)
+register("component_ffn", cpu=CPU_DTYPES, triton=DTYPES, cuda=DTYPES, tf32=True)
 
 
 def component_ffn(
@@ -79,18 +87,13 @@ def component_ffn(
         RuntimeError: live is not strictly increasing or out of range (CPU kernels only), or this is
             differentiated twice.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, w1, w2 = x.to(dtype), w1.to(dtype), w2.to(dtype)
-        b1, b2 = (None if bias is None else bias.to(dtype) for bias in (b1, b2))
+    x, w1, b1, w2, b2 = autocast(x, w1, b1, w2, b2)
     _check(x, w1, b1, w2, b2, live, components, p, seed, activation)
     if (backend := choose_backend("component_ffn", x, w1, b1, w2, b2, live, seed)) == "reference":
         return component_ffn_reference(
             x, w1, b1, w2, b2, live, components=components, p=p, seed=seed, activation=activation
         )
-    keep = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, w1, b1, w2, b2)
-    )
+    keep = wants_gradient(x, w1, b1, w2, b2)
     y, _ = operators(backend).component_ffn(x, w1, b1, w2, b2, live, components, p, seed, activation, keep)
     return y
 
@@ -107,8 +110,7 @@ def _check(
     seed: Tensor | None,
     activation: str,
 ) -> None:
-    if x.dtype not in _DTYPES:
-        raise ValueError(f"component_ffn: x must be float32, bfloat16 or float16, got {dtype_name(x)}")
+    check_float("component_ffn", "x", x)
     if x.dim() == 0:
         raise ValueError("component_ffn: x must be [..., d], got a scalar")
     if w1.dim() != 2 or w2.dim() != 2:
@@ -116,30 +118,8 @@ def _check(
             f"component_ffn: w1 must be [F, d] and w2 [d_out, F], got {list(w1.shape)} and {list(w2.shape)}"
         )
     hidden, width, out = w1.shape[0], x.shape[-1], w2.shape[0]
-    expected: dict[str, tuple[Tensor | None, list[int]]] = {
-        "w1": (w1, [hidden, width]),
-        "b1": (b1, [hidden]),
-        "w2": (w2, [out, hidden]),
-        "b2": (b2, [out]),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if list(tensor.shape) != shape:
-            raise ValueError(f"component_ffn: {name} must be {shape}, got {list(tensor.shape)}")
-        if tensor.dtype != x.dtype:
-            raise ValueError(f"component_ffn: {name} must have x's dtype {dtype_name(x)}, got {dtype_name(tensor)}")
-    if components < 0 or (hidden % components if components else hidden):
-        raise ValueError(f"component_ffn: components must divide the {hidden} hidden units, got {components}")
-    if live is not None and (live.dtype != torch.int32 or live.dim() != 1):
-        raise ValueError(f"component_ffn: live must be int32 [n], got {describe(live)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"component_ffn: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if not 0.0 <= p < 1.0:
-        raise ValueError(f"component_ffn: p must be in [0, 1), got {p}")
-    if p > 0.0 and (seed is None or seed.dtype != torch.int64 or list(seed.shape) != [1]):
-        found = "None" if seed is None else describe(seed)
-        raise ValueError(f"component_ffn: seed must be int64 [1] when p > 0, got {found}")
-    for name, tensor in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2), ("live", live), ("seed", seed)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"component_ffn: {name} must be on x's device {x.device}, got {tensor.device}")
+    check_like("component_ffn", x, w1=(w1, [hidden, width]), b1=(b1, [hidden]), w2=(w2, [out, hidden]), b2=(b2, [out]))
+    check_live("component_ffn", live, components, hidden, "hidden units")
+    check_choice("component_ffn", "activation", activation, ACTIVATIONS)
+    check_dropout("component_ffn", p, seed)
+    check_devices("component_ffn", "x", x.device, w1=w1, b1=b1, w2=w2, b2=b2, live=live, seed=seed)

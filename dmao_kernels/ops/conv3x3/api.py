@@ -7,10 +7,8 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import describe, dtype_name
+from dmao_kernels.ops._checks import CPU_DTYPES, autocast, describe, dtype_name
 from dmao_kernels.ops.conv3x3.reference import conv3x3_reference
-
-_DTYPES = (torch.float32, torch.bfloat16)
 
 _LARGEST_WINDOW = 255  # pixels: numbers of them are bytes
 
@@ -25,7 +23,7 @@ define(
     "conv3x3_backward_filters(Tensor grad_y, Tensor choice, Tensor x, Tensor? valid, int[] pooling)"
     " -> (Tensor grad_taps, Tensor grad_bias)"
 )
-register("conv3x3", cpu=_DTYPES)
+register("conv3x3", cpu=CPU_DTYPES)
 
 
 def conv3x3(
@@ -60,10 +58,7 @@ def conv3x3(
         ValueError: an argument's dtype, shape or device is not as above.
         RuntimeError: this is differentiated twice (CPU kernels only).
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    x, weight, bias = autocast(x, weight, bias)
     _check(x, weight, bias)
     _check_output(x, valid, pooling)
     if (backend := choose_backend("conv3x3", x, weight, bias)) == "reference":
@@ -74,7 +69,7 @@ def conv3x3(
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if x.dtype not in _DTYPES:
+    if x.dtype not in CPU_DTYPES:
         raise ValueError(f"conv3x3: x must be float32 or bfloat16, got {dtype_name(x)}")
     if x.dim() != 4:
         raise ValueError(f"conv3x3: x must be [B, H, W, C], got {list(x.shape)}")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dmao_kernels._library import define, operators
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import dtype_name
+from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, autocast, check_devices, check_float, check_like
 from dmao_kernels.ops._utterances import check_utterances
 from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_reference
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define(
     "depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? lengths, Tensor? offsets) -> Tensor",
@@ -22,7 +19,7 @@ define(
     "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
     triton=__package__,
 )
-register("depthwise_conv1d", cpu=DTYPES[:2], triton=DTYPES)
+register("depthwise_conv1d", cpu=CPU_DTYPES, triton=DTYPES)
 
 
 def depthwise_conv1d(
@@ -58,10 +55,7 @@ def depthwise_conv1d(
         RuntimeError: lengths are not in [0, T], or offsets decrease or do not go from 0 to N (CPU kernels
             only), or this is differentiated twice.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    x, weight, bias = autocast(x, weight, bias)
     check_convolution("depthwise_conv1d", x, weight, bias, lengths, offsets, width=weight.shape[0])
     if (backend := choose_backend("depthwise_conv1d", x, weight, bias, lengths, offsets)) == "reference":
         return depthwise_conv1d_reference(x, weight, bias, lengths=lengths, offsets=offsets)
@@ -80,21 +74,13 @@ def check_convolution(
     **vectors: Tensor | None,
 ) -> None:
     """Raises ValueError unless x has `width` columns and the rest fits; `vectors` are [C] like bias."""
-    if x.dtype not in DTYPES:
-        raise ValueError(f"{op}: x must be float32, bfloat16 or float16, got {dtype_name(x)}")
+    check_float(op, "x", x)
     check_utterances(op, x, lengths, offsets)
     if weight.dim() != 2 or weight.shape[1] % 2 == 0:
         raise ValueError(f"{op}: weight must be [C, k] with an odd k, got {list(weight.shape)}")
     if x.shape[-1] != width:
         raise ValueError(f"{op}: x must have {width} columns for weight {list(weight.shape)}, got {list(x.shape)}")
-    parameters = {"weight": weight, "bias": bias, **vectors}
-    for name, tensor in parameters.items():
-        if tensor is None:
-            continue
-        if tensor is not weight and list(tensor.shape) != [weight.shape[0]]:
-            raise ValueError(f"{op}: {name} must be [{weight.shape[0]}], got {list(tensor.shape)}")
-        if tensor.dtype != x.dtype:
-            raise ValueError(f"{op}: {name} must have x's dtype {dtype_name(x)}, got {dtype_name(tensor)}")
-    for name, tensor in {**parameters, "lengths": lengths, "offsets": offsets}.items():
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {tensor.device}")
+    vectors = {"bias": bias, **vectors}
+    channels = [weight.shape[0]]
+    check_like(op, x, weight=(weight, list(weight.shape)), **{name: (v, channels) for name, v in vectors.items()})
+    check_devices(op, "x", x.device, weight=weight, **vectors, lengths=lengths, offsets=offsets)

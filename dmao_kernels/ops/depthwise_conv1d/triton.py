@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.convolution import convolve, convolve_backward, gather_taps, tap_gradients
 from dmao_kernels.ops._triton.live import Channels
-from dmao_kernels.ops._triton.search import Utterances
+from dmao_kernels.ops._triton.utterances import Utterances
 
 
 def depthwise_conv1d(

@@ -7,10 +7,16 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import describe, dtype_name
+from dmao_kernels.ops._checks import (
+    CPU_DTYPES,
+    DTYPES,
+    check_devices,
+    check_dropout,
+    check_float,
+    describe,
+    dtype_name,
+)
 from dmao_kernels.ops.dropout_add.reference import dropout_add_layer_norm_reference, dropout_add_reference
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define("dropout_add(Tensor? x, Tensor y, float p, Tensor? seed, float scale) -> Tensor", triton=__package__)
 define(
@@ -25,7 +31,7 @@ define(
     triton=__package__,
 )
 for _op in ("dropout_add", "dropout_add_layer_norm"):
-    register(_op, cpu=_DTYPES[:2], triton=_DTYPES)
+    register(_op, cpu=CPU_DTYPES, triton=DTYPES)
 
 
 def dropout_add(
@@ -100,9 +106,7 @@ def dropout_add_layer_norm(
         raise ValueError(f"dropout_add_layer_norm: weight must be {names} [{x.shape[-1]}], got {describe(weight)}")
     if bias.shape != weight.shape or bias.dtype != weight.dtype:
         raise ValueError(f"dropout_add_layer_norm: bias must be as weight {describe(weight)}, got {describe(bias)}")
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector.device != x.device:
-            raise ValueError(f"dropout_add_layer_norm: {name} must be on x's device {x.device}, got {vector.device}")
+    check_devices("dropout_add_layer_norm", "x", x.device, weight=weight, bias=bias)
     if (backend := choose_backend("dropout_add_layer_norm", x, y, weight, bias, seed)) == "reference":
         return dropout_add_layer_norm_reference(x, y, weight, bias, p=p, seed=seed, scale=scale, eps=eps)
     total, norm, _ = operators(backend).dropout_add_layer_norm(x, y, weight.float(), bias.float(), p, seed, scale, eps)
@@ -110,9 +114,9 @@ def dropout_add_layer_norm(
 
 
 def _check(op: str, x: Tensor | None, y: Tensor, p: float, seed: Tensor | None) -> None:
-    if x is not None and x.dtype not in _DTYPES:
-        raise ValueError(f"{op}: x must be float32, bfloat16 or float16, got {dtype_name(x)}")
-    allowed = _DTYPES if x is None else (x.dtype, torch.bfloat16)
+    if x is not None:
+        check_float(op, "x", x)
+    allowed = DTYPES if x is None else (x.dtype, torch.bfloat16)
     if y.dtype not in allowed:
         names = " or ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in allowed))
         raise ValueError(f"{op}: y must be {names}, got {dtype_name(y)}")
@@ -120,11 +124,5 @@ def _check(op: str, x: Tensor | None, y: Tensor, p: float, seed: Tensor | None) 
         raise ValueError(f"{op}: y must be [..., d], got a scalar")
     if x is not None and x.shape != y.shape:
         raise ValueError(f"{op}: y must have x's shape {list(x.shape)}, got {list(y.shape)}")
-    if not 0.0 <= p < 1.0:
-        raise ValueError(f"{op}: p must be in [0, 1), got {p}")
-    if p > 0.0 and (seed is None or seed.dtype != torch.int64 or list(seed.shape) != [1]):
-        found = "None" if seed is None else describe(seed)
-        raise ValueError(f"{op}: seed must be int64 [1] when p > 0, got {found}")
-    for name, tensor in (("x", x), ("seed", seed)):
-        if tensor is not None and tensor.device != y.device:
-            raise ValueError(f"{op}: {name} must be on y's device {y.device}, got {tensor.device}")
+    check_dropout(op, p, seed)
+    check_devices(op, "y", y.device, x=x, seed=seed)

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, describe, wants_gradient
 from dmao_kernels.ops.gather_components.reference import gather_components_reference
 
 _OP = "gather_components"
 
 define("gather_components(Tensor[] tensors, Tensor[] index, Tensor[] given) -> Tensor[]", triton=__package__, cuda=True)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-register(_OP, cpu=_DTYPES[:2], triton=_DTYPES, cuda=_DTYPES)
+register(_OP, cpu=CPU_DTYPES, triton=DTYPES, cuda=DTYPES)
 
 
 @register_fake("gather_components")
@@ -64,7 +63,7 @@ def gather_components(
         return []
     optional = [None] * len(tensors) if given is None else given
     values = [_check(i, *each) for i, each in enumerate(zip(tensors, index, optional, strict=True))]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *values)):
+    if wants_gradient(*tensors, *values):
         raise RuntimeError(f"{_OP}: an edit is not differentiable; call it under torch.no_grad()")
     backend = choose_backend(_OP, *tensors)
     gather = gather_components_reference if backend == "reference" else operators(backend).gather_components

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, check_choice, describe, wants_gradient
 from dmao_kernels.ops.importance.reference import METRICS, importance_reference_
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 define(
     "importance_(Tensor(a!) ema, Tensor[] weights, Tensor[] grads, Tensor segments, Tensor inverse_count, "
@@ -20,19 +19,11 @@ define(
     triton=__package__,
     cuda=True,
 )
-register("importance_", cpu=(torch.float32, torch.bfloat16), triton=_DTYPES, cuda=_DTYPES)
+register("importance_", cpu=CPU_DTYPES, triton=DTYPES, cuda=DTYPES)
 
 
 @register_fake("importance_")
-def _fake(
-    ema: Tensor,
-    weights: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    segments: Tensor,
-    inverse_count: Tensor,
-    metric: str,
-    beta: float,
-) -> None:
+def _fake(*_: Any) -> None:
     return None
 
 
@@ -102,7 +93,7 @@ def _check(
         raise ValueError(f"importance_: got {len(weights)} weights but {len(grads)} grads")
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
         for name, tensor in (("weights", weight), ("grads", grad)):
-            if tensor.dtype not in _DTYPES:
+            if tensor.dtype not in DTYPES:
                 raise ValueError(
                     f"importance_: {name}[{i}] must be float32, bfloat16 or float16, got {describe(tensor)}"
                 )
@@ -113,14 +104,13 @@ def _check(
                 f"importance_: grads[{i}] must be empty or have the shape of weights[{i}] "
                 f"{list(weight.shape)}, got {list(grad.shape)}"
             )
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (ema, *weights, *grads)):
+    if wants_gradient(ema, *weights, *grads):
         raise RuntimeError("importance_: scores are not differentiable; call it under torch.no_grad()")
 
 
 def check_scores(op: str, ema: Tensor, segments: Tensor, inverse_count: Tensor, metric: str, beta: float) -> None:
     """Raises ValueError where what `importance_` averages into and by is not as it says, in the name of `op`."""
-    if metric not in METRICS:
-        raise ValueError(f"{op}: metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    check_choice(op, "metric", metric, METRICS)
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"{op}: beta must be in [0, 1], got {beta}")
     for name, tensor in (("ema", ema), ("inverse_count", inverse_count)):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dmao_kernels._library import define, operators
-from dmao_kernels.block_mask import BlockMask, grid_shape
+from dmao_kernels.block_mask import BlockMask, grid_shape, mask_arguments
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import dtype_name
+from dmao_kernels.ops._checks import (
+    CPU_DTYPES,
+    DTYPES,
+    autocast,
+    check_choice,
+    check_devices,
+    check_float,
+    check_like,
+    wants_gradient,
+)
 from dmao_kernels.ops.masked_linear.reference import LINEAR_ACTIVATIONS, masked_linear_reference
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-# The tensors of a BlockMask, all of them or none; block is 0 without a mask.
+# See `mask_arguments`.
 _MASK = "Tensor? row_offsets, Tensor? column_ids, Tensor? column_offsets, Tensor? row_ids, int block"
 
 define(
@@ -28,7 +34,7 @@ define(
     triton=__package__,
     cuda=True,
 )
-register("masked_linear", cpu=_DTYPES[:2], triton=_DTYPES, cuda=_DTYPES, tf32=True)
+register("masked_linear", cpu=CPU_DTYPES, triton=DTYPES, cuda=DTYPES, tf32=True)
 
 
 def masked_linear(
@@ -62,46 +68,24 @@ def masked_linear(
         RuntimeError: the ids of the mask are out of range or not ascending (CPU kernels only), or this is
             differentiated twice.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, w = x.to(dtype), w.to(dtype)
-        b = None if b is None else b.to(dtype)
+    x, w, b = autocast(x, w, b)
     _check(x, w, b, mask, activation)
     if (backend := choose_backend("masked_linear", x, w, b)) == "reference":
         return masked_linear_reference(x, w, b, mask, activation=activation)
-    keep = (
-        activation != "none"
-        and torch.is_grad_enabled()
-        and any(tensor is not None and tensor.requires_grad for tensor in (x, w, b))
-    )
-    blocks = (
-        (None, None, None, None, 0)
-        if mask is None
-        else (mask.row_offsets, mask.column_ids, mask.column_offsets, mask.row_ids, mask.block)
-    )
-    y, _ = operators(backend).masked_linear(x, w, b, *blocks, activation, keep)
+    keep = activation != "none" and wants_gradient(x, w, b)
+    y, _ = operators(backend).masked_linear(x, w, b, *mask_arguments(mask), activation, keep)
     return y
 
 
 def _check(x: Tensor, w: Tensor, b: Tensor | None, mask: BlockMask | None, activation: str) -> None:
-    if x.dtype not in _DTYPES:
-        raise ValueError(f"masked_linear: x must be float32, bfloat16 or float16, got {dtype_name(x)}")
+    check_float("masked_linear", "x", x)
     if x.dim() == 0:
         raise ValueError("masked_linear: x must be [..., d], got a scalar")
     if w.dim() != 2:
         raise ValueError(f"masked_linear: w must be [d_out, d], got {list(w.shape)}")
     out = w.shape[0]
-    expected: dict[str, tuple[Tensor | None, list[int]]] = {"w": (w, [out, x.shape[-1]]), "b": (b, [out])}
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if list(tensor.shape) != shape:
-            raise ValueError(f"masked_linear: {name} must be {shape}, got {list(tensor.shape)}")
-        if tensor.dtype != x.dtype:
-            raise ValueError(f"masked_linear: {name} must have x's dtype {dtype_name(x)}, got {dtype_name(tensor)}")
-    if activation not in LINEAR_ACTIVATIONS:
-        names = ", ".join(LINEAR_ACTIVATIONS)
-        raise ValueError(f"masked_linear: activation must be one of {names}, got {activation!r}")
+    check_like("masked_linear", x, w=(w, [out, x.shape[-1]]), b=(b, [out]))
+    check_choice("masked_linear", "activation", activation, LINEAR_ACTIVATIONS)
     if activation == "glu" and out % 2:
         raise ValueError(f"masked_linear: glu needs an even number of rows of w, got {out}")
     if mask is not None and (mask.rows, mask.columns) != grid_shape(w, mask.block):
@@ -109,7 +93,4 @@ def _check(x: Tensor, w: Tensor, b: Tensor | None, mask: BlockMask | None, activ
             f"masked_linear: mask must have {list(grid_shape(w, mask.block))} blocks of {mask.block} over w "
             f"{list(w.shape)}, got {[mask.rows, mask.columns]}"
         )
-    devices = {"w": w.device, "b": None if b is None else b.device, "mask": None if mask is None else mask.device}
-    for name, device in devices.items():
-        if device is not None and device != x.device:
-            raise ValueError(f"masked_linear: {name} must be on x's device {x.device}, got {device}")
+    check_devices("masked_linear", "x", x.device, w=w, b=b, mask=None if mask is None else mask.column_ids)

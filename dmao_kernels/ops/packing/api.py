@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._describe import describe
+from dmao_kernels.ops._checks import check_devices
+from dmao_kernels.ops._utterances import check_lengths, check_offsets
 from dmao_kernels.ops.packing.reference import pack_reference, unpack_reference
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -43,10 +44,8 @@ def pack(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.dim() < 2:
         raise ValueError(f"pack: x must be [B, T, ...], got {list(x.shape)}")
-    if lengths.dtype != torch.int32 or list(lengths.shape) != [x.shape[0]]:
-        raise ValueError(f"pack: lengths must be int32 [{x.shape[0]}], got {describe(lengths)}")
-    if lengths.device != x.device:
-        raise ValueError(f"pack: lengths must be on x's device {x.device}, got {lengths.device}")
+    check_lengths("pack", lengths, x.shape[0])
+    check_devices("pack", "x", x.device, lengths=lengths)
     offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     rows = int(offsets[-1])
     torch._check(rows >= 0)  # for tracing, where nothing is known of the number
@@ -77,10 +76,8 @@ def unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
     """
     if packed.dim() < 1:
         raise ValueError("unpack: packed must be [N, ...], got a scalar")
-    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 1:
-        raise ValueError(f"unpack: offsets must be int32 [B + 1], got {describe(offsets)}")
-    if offsets.device != packed.device:
-        raise ValueError(f"unpack: offsets must be on packed's device {packed.device}, got {offsets.device}")
+    check_offsets("unpack", offsets)
+    check_devices("unpack", "packed", packed.device, offsets=offsets)
     if frames < 0:
         raise ValueError(f"unpack: frames must not be negative, got {frames}")
     if (backend := choose_backend("unpack", packed, offsets)) == "reference":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dmao_kernels.ops._triton.config import cdiv, power_of_2
 from dmao_kernels.ops._triton.launch import kernel
-from dmao_kernels.ops._triton.search import find_utterance, search_steps
+from dmao_kernels.ops._triton.utterances import find_utterance, search_steps
 
 _TILE_BYTES = 8192  # that a program copies: with 4 warps four loads of 16 bytes a thread
 _WORDS = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from dmao_kernels.structure.gather import Split, draw, scale, share
 from dmao_kernels.structure.plan import FRESH, Plan
 from dmao_kernels.structure.shards import own, reshard, whole, write
-from dmao_kernels.structure.targets import Companions, expect, follows, output_biases
+from dmao_kernels.structure.targets import Companions, expect, follows, output_biases, state_beside
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -174,12 +174,9 @@ def _silence_output_biases(
     for name in output_biases(m):
         places = [m.place(name, module) for module in (m.module, *companions.modules(m))]
         tensors = [place.tensor for place in places if place.tensor is not None]
-        full_name = f"{m.name}.{name}".removeprefix(".")
-        tensors += [table[full_name] for table in companions.tables if full_name in table]
+        tensors += [table[key] for table, key in companions.entries(m, name, required=False)]
         for tensor in tuple(tensors):
-            for optimizer in optimizers:
-                state = optimizer.state.get(tensor, {}).values()
-                tensors += [v for v in state if isinstance(v, Tensor) and v.shape == tensor.shape and v.dim() > 0]
+            tensors += [state[key] for state, key in state_beside(optimizers, tensor)]
         yield from ((tensor, torch.where(was_empty, 0, whole(tensor))) for tensor in tensors)
 
 
@@ -187,5 +184,4 @@ def _live_lists(m: ElasticModule, companions: Companions) -> Iterator[Tensor]:
     """The live list of the module and of its counterparts."""
     for module in (m.module, *companions.modules(m)):
         yield cast(Tensor, module.live_slots)
-    full_name = f"{m.name}.live_slots".removeprefix(".")
-    yield from (table[full_name] for table in companions.tables if full_name in table)
+    yield from (table[key] for table, key in companions.entries(m, "live_slots", required=False))

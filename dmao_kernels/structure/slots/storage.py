@@ -52,9 +52,8 @@ def enter_slots(elastic: Elastic, headroom: float, optimizer: OptimizerOrMany, c
             if not handles_empty(module):
                 module.register_forward_hook(_silence_empty)
         if not handles_empty(m.module):
-            m.hooks = [
-                _watch_gradient(m, name, cast(nn.Parameter, t)) for name, t in m.tensors() if m.is_parameter(name)
-            ]
+            parameters = [(name, tensor) for name, tensor in m.tensors() if m.place(name).is_parameter]
+            m.hooks = [_watch_gradient(m, name, cast(nn.Parameter, tensor)) for name, tensor in parameters]
     elastic.storage = "slots"
 
 

@@ -48,7 +48,7 @@ def _checks_of(device: str, dtype: torch.dtype, backend: str) -> Iterator[Check]
     for problem in problems(device, dtype, large=torch.device(device).type == "cuda"):
         chosen = choose_backend(problem.op, *problem.tensors.values())
         if backend in ("", chosen):
-            yield Check(problem.op, problem.name, label, chosen, _caught(_check, problem, dtype))
+            yield Check(problem.op, problem.name, label, chosen, _caught(_check, problem))
     for op, name, check in _IN_PLACE:
         draw = Draw(device, dtype)
         chosen = choose_backend(op, draw(1))
@@ -64,7 +64,7 @@ def _caught(check: Callable[..., None], *arguments: object) -> str:
     return ""
 
 
-def _check(problem: Problem, dtype: torch.dtype) -> None:
+def _check(problem: Problem) -> None:
     tensors = {name: tensor.requires_grad_() for name, tensor in problem.tensors.items()}
     with torch.no_grad():
         shape = problem.function(**tensors, **problem.options).shape

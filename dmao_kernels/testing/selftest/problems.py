@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from dmao_kernels.ops.conv3x3.reference import conv3x3_reference
 from dmao_kernels.ops.depthwise_conv1d.reference import depthwise_conv1d_reference
 from dmao_kernels.ops.dropout_add.reference import dropout_add_layer_norm_reference, dropout_add_reference
 from dmao_kernels.ops.masked_linear.reference import masked_linear_reference
+from dmao_kernels.ops.packing.reference import unpack_reference
 
 Function = Callable[..., Any]
 
@@ -160,9 +160,11 @@ def _stacked(function: Function) -> Function:
 
 def _front(draw: Draw) -> Iterator[Problem]:
     lengths = draw.ids(9, 0, 4)
-    yield Problem("pack", "", _packed(dmao_kernels.pack), _packed(_pack), {"x": draw(3, 9, 20)}, {"lengths": lengths})
+    yield Problem(
+        "pack", "", lambda **both: dmao_kernels.pack(**both)[0], _pack, {"x": draw(3, 9, 20)}, {"lengths": lengths}
+    )
     options = {"offsets": draw.ids(0, 9, 9, 13), "frames": 9}
-    yield Problem("unpack", "", dmao_kernels.unpack, _unpack, {"packed": draw(13, 20)}, options)
+    yield Problem("unpack", "", dmao_kernels.unpack, unpack_reference, {"packed": draw(13, 20)}, options)
     if draw.dtype == torch.float16:
         return  # conv3x3 has no kernel for GPUs, and does not take it
     tensors = {"x": draw(2, 9, 11, 4), "weight": draw(8, 4, 3, 3, scale=0.2), "bias": draw(8)}
@@ -170,18 +172,8 @@ def _front(draw: Draw) -> Iterator[Problem]:
     yield Problem("conv3x3", "pooling", dmao_kernels.conv3x3, conv3x3_reference, tensors, options)
 
 
-def _packed(function: Function) -> Function:
-    return lambda **arguments: function(**arguments)[0]
-
-
-def _pack(x: Tensor, lengths: Tensor) -> tuple[Tensor]:
-    return (torch.cat([row[:length] for row, length in zip(x, lengths.tolist(), strict=True)]),)
-
-
-def _unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
-    ends = offsets.tolist()
-    rows = [packed[begin:end] for begin, end in pairwise(ends)]
-    return torch.stack([torch.cat([row, row.new_zeros(frames - len(row), *row.shape[1:])]) for row in rows])
+def _pack(x: Tensor, lengths: Tensor) -> Tensor:
+    return torch.cat([row[:length] for row, length in zip(x, lengths.tolist(), strict=True)])
 
 
 def _large(draw: Draw) -> Iterator[Problem]:

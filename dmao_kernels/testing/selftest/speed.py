@@ -57,9 +57,9 @@ def _trained(
 
 
 def _peers(
-    inputs: list[Tensor], grad: Tensor, eager: Callable[..., Tensor], compile: bool, name: str = "eager"
+    inputs: list[Tensor], grad: Tensor, eager: Callable[..., Tensor], compile: bool
 ) -> dict[str, Callable[[], object]]:
-    calls = {name: _trained(inputs, grad, eager)}
+    calls = {"eager": _trained(inputs, grad, eager)}
     if compile:
         calls["torch.compile"] = _trained(inputs, grad, torch.compile(eager, dynamic=False))
     return calls

@@ -9,3 +9,5 @@
 
 Nothing is imported here: the synthesis workers are fresh interpreters that must start fast and without torch.
 """
+
+FRAME_SHIFT = 0.01  # seconds from one frame of features to the next

@@ -29,13 +29,13 @@ from lhotse.features.io import NumpyFilesReader
 from lhotse.utils import compute_num_frames
 from tqdm import tqdm
 
+from dmao.data import FRAME_SHIFT
 from dmao.data.corpus import installed_versions
 from dmao.data.manifests import SAMPLE_RATE, CutSet, MonoCut, write_manifest
 from dmao.errors import UserError, first_line
 from dmao.files import write_atomically
 
 BINS = 80
-FRAME_SHIFT = 0.01
 _DEVIATION_FLOOR = 1e-5
 
 

@@ -197,7 +197,6 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     shuffle: bool = True,
-    buckets: int = 10,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch from batch `start` on; those before it cost nothing.
@@ -208,7 +207,7 @@ def batches(
     Raises:
         UserError: for a bad argument or features that cannot be read.
     """
-    plan = epoch_plan(dataset, seconds=seconds, seed=seed, epoch=epoch, shuffle=shuffle, buckets=buckets)
+    plan = epoch_plan(dataset, seconds=seconds, seed=seed, epoch=epoch, shuffle=shuffle)
     if not 0 <= start <= len(plan):
         raise UserError(f"start must lie between 0 and {len(plan)}, the number of batches, got {start}")
     if workers == 0:

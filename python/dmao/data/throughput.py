@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dmao.config import TrainConfig
+from dmao.data import FRAME_SHIFT
 from dmao.source import CorpusSource
 
 
@@ -55,4 +56,4 @@ def _measure(config: TrainConfig, batches: int) -> Throughput:
         utterances += len(batch.ids)
         frames += int(batch.feature_lengths.sum())
     seconds = time.perf_counter() - start
-    return Throughput(config.data.workers, done, utterances, frames / 100, seconds)
+    return Throughput(config.data.workers, done, utterances, frames * FRAME_SHIFT, seconds)

@@ -22,8 +22,8 @@ OUTPUTS = ("shared", "own")
 
 
 @dataclass(frozen=True)
-class ConformerConfig:
-    """Shape of a ConformerCTC before any edit; ``outputs`` counts the blank.
+class ConformerShape:
+    """Shape of a ConformerCTC before any edit, but for what data decide.
 
     ``block`` is "conformer" or "e_branchformer", ``positions`` "none" or "relative" (Transformer-XL's), ``heads``
     None stands for ``width // head_dim``, ``attention_dropout`` None for ``dropout``. Defaults are the published
@@ -37,8 +37,6 @@ class ConformerConfig:
     with ``intermediate_output`` "own", through one each.
     """
 
-    outputs: int
-    inputs: int = 80
     width: int = 256
     blocks: int = 12
     heads: int | None = None
@@ -60,6 +58,14 @@ class ConformerConfig:
     intermediate: tuple[int, ...] = ()
     intermediate_weight: float = 0.3
     intermediate_output: str = "shared"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConformerConfig(ConformerShape):
+    """The whole shape: with the number of outputs, blank included, and of features per frame."""
+
+    outputs: int
+    inputs: int = 80
 
     def __post_init__(self) -> None:
         for name in ("front_channels", "time_pooling", "frequency_pooling", "intermediate"):

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from kaldialign import align as align_words
 from kaldialign import edit_distance
 
-from dmao.score import ErrorCount
 from dmao.scoring.normalise import Normaliser, Slot
+from dmao.scoring.rates import ErrorCount
 
 _ABSENT = ""  # no word is empty
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dmao.files import write_atomically
-from dmao.score import ErrorCount
 from dmao.scoring.align import Alignment
+from dmao.scoring.rates import ErrorCount
 
 _COLUMNS = ("# Snt", "# Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err")
 _MOST = 50  # confusions that the text shows

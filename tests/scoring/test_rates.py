@@ -1,5 +1,5 @@
 import pytest
-from dmao.score import ErrorCount, cer, wer
+from dmao.scoring import ErrorCount, cer, wer
 
 
 @pytest.mark.parametrize(

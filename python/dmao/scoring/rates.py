@@ -1,4 +1,4 @@
-"""Word and character error rates, with their parts, through kaldialign. `dmao.scoring` makes reports."""
+"""Word and character error rates, with their parts, through kaldialign."""
 
 from __future__ import annotations
 
