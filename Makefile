@@ -123,10 +123,10 @@ bench: $(NATIVE)
 bench-quick: $(NATIVE)
 	$(BENCH) --quick --seconds 0.3 $(ARGS)
 
-# Warnings are errors (mkdocs.yml). The variable silences a notice of the theme about its successor.
+# Warnings are errors (mkdocs.yml), which -q would hide. The variable silences a notice of the theme about its successor.
 DOCS := .venv-docs/.installed
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(dir $(DOCS))bin/mkdocs build -q
+	NO_MKDOCS_2_WARNING=1 $(dir $(DOCS))bin/mkdocs build
 
 lint: $(NATIVE)
 	$(BIN)/ruff check $(PYTHON_SOURCES)
