@@ -118,7 +118,7 @@ def test_site_has_every_page(site):
     pages = nav_pages(site["nav"])
     assert len(pages) == len(set(pages))
     here = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
-    outside = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}  # docs/extensions/links.py brings them
+    outside = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}  # docs/extensions/pages.py brings them
     assert set(pages) == here | outside
     assert all((ROOT / name).exists() for name in outside)
 

@@ -1,7 +1,8 @@
-"""Pages and examples that stand outside of docs/, as parts of the site: what links to them leads there. Wide pages."""
+"""What differs between the site and the repository: pages outside of docs/, wide pages, pipes in tables."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 WIDE = ("PERFORMANCE.md",)  # whose tables need the place of the table of contents
+CODE = re.compile(r"`[^`\n]+`")  # in which tables of GitHub's need a backslash before a pipe, those here show it
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -25,6 +27,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     name = page.file.src_uri
     if name in WIDE:
         page.meta["hide"] = ["toc"]
+    markdown = CODE.sub(lambda code: code[0].replace("\\|", "|"), markdown)
     if name in PAGES:
         return markdown.replace("](docs/", "](")
     return markdown if "/" in name else markdown.replace("](../", "](")
