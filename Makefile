@@ -15,7 +15,7 @@ INTEGRATIONS := .venv-integrations/.installed
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) \
     $(wildcard CMakeLists.txt setup.py pyproject.toml dmao_kernels/_library.py)
 CPP_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(shell find csrc -type f 2>/dev/null))
-PYTHON_SOURCES := $(wildcard dmao_kernels python tests benchmarks examples setup.py)
+PYTHON_SOURCES := $(wildcard dmao_kernels python tests benchmarks examples docs setup.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --basetemp build/pytest
 
 # The tools of .venv come first, in the build (cmake, ninja) as in the tests (dmao).
@@ -32,7 +32,7 @@ export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 export TRITON_HOME := $(CURDIR)/build/cache
 
 .PHONY: help setup demo test test-all test-interp test-aot test-emu test-cuda-build test-zoo test-integrations sanitize \
-    emulate bench bench-quick wheel lint format clean distclean
+    emulate bench bench-quick docs wheel lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -49,6 +49,7 @@ help:
 	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
 	@echo "make emulate    the AVX-512 kernels in an emulator, on a machine without (Debian; installs nothing, says what it needs)"
 	@echo "make bench      all benchmarks, against their peers, about an hour; benchmarks/results;  make bench-quick takes minutes"
+	@echo "make docs       the documentation as a site; site/index.html"
 	@echo "make lint       ruff, mypy, clang-format (checks only);  make format rewrites"
 	@echo "make clean      remove build outputs;  make distclean removes .venv as well"
 	@echo "Variables: PYTHON=python3 (3.10 or newer), JOBS=2 (parallel test processes), ARGS (passed on to pytest, dmao demo, benchmarks)"
@@ -122,6 +123,11 @@ bench: $(NATIVE)
 bench-quick: $(NATIVE)
 	$(BENCH) --quick --seconds 0.3 $(ARGS)
 
+# Warnings are errors (mkdocs.yml), which -q would hide. The variable silences a notice of the theme about its successor.
+DOCS := .venv-docs/.installed
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(dir $(DOCS))bin/mkdocs build
+
 lint: $(NATIVE)
 	$(BIN)/ruff check $(PYTHON_SOURCES)
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
@@ -139,7 +145,7 @@ clean:
 	find dmao_kernels -name '*.so' -delete 2>/dev/null || true
 
 distclean: clean
-	rm -rf $(VENV) $(ZOO) $(dir $(INTEGRATIONS)) $(dir $(CUDA_TOOLS))
+	rm -rf $(VENV) $(ZOO) $(dir $(INTEGRATIONS)) $(dir $(CUDA_TOOLS)) $(dir $(DOCS)) site
 
 $(ENVIRONMENT):
 	@command -v $(PYTHON) >/dev/null || { echo "dmao: '$(PYTHON)' not found: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
@@ -167,6 +173,12 @@ $(NATIVE): $(TOOLS) $(NATIVE_SOURCES)
 $(CUDA_TOOLS): requirements/cuda.txt
 	$(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install -q -r requirements/cuda.txt
+	@touch $@
+
+# Docstrings are read, not imported: no PyTorch is needed.
+$(DOCS): requirements/docs.txt
+	$(PYTHON) -m venv $(dir $@)
+	$(dir $@)bin/python -m pip install -q -r requirements/docs.txt
 	@touch $@
 
 # torchaudio's compiled parts need CUDA; without them it imports, and its models are pure Python.

@@ -35,6 +35,7 @@ def _targets(rows: Sequence[Row], path: Path) -> Path | None:
     axes.scatter([row["target"] for row in judged], places, c="black", marker="|", s=36, label="target", zorder=2)
     axes.set_yticks(list(places), [f"{row['case']} / {row['peer']}" for row in judged])
     axes.set_xlabel("time of ours / time of peer")
+    axes.tick_params(top=True, labeltop=True)  # the plot is longer than a screen
     axes.set_xlim(left=0)
     axes.set_ylim(0, len(judged) + 1)
     axes.grid(axis="x", alpha=0.3)
@@ -61,7 +62,8 @@ def _density(rows: Sequence[Row], path: Path) -> Path | None:
         for peer, points in peers.items():
             axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=peer)
         axes.axhline(1, color="grey", linewidth=0.8)
-        axes.set(title=title, xlabel="density", ylabel="ours / peer", ylim=(0, 1.5), xlim=(0, 1.02))
+        axes.set_title(title, fontsize=5.5)  # so that the longest stays within its panel
+        axes.set(xlabel="density", ylabel="ours / peer", ylim=(0, 1.5), xlim=(0, 1.02))
         axes.legend()
     for axes in panels.flat[len(curves) :]:
         axes.set_visible(False)

@@ -76,13 +76,6 @@ def test_links_lead_somewhere(document):
     assert missing == []
 
 
-def test_make_targets_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
-        code = "\n".join(block or inline for block, inline in CODE.findall(path.read_text()))
-        assert set(re.findall(r"^make (?:\w+=\S+ )*([a-z-]+)", code, flags=re.M)) <= targets
-
-
 def test_blocks_keep_their_lines():
     skipped = f"{SKIP}\n\n```python\nbroken(\n```\n```sh\nls\n```\n"
     text = f"a\n```python\nx = 1\n```\n{skipped}```python\ny = x\n```\n"
