@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dmao.config import TrainConfig
+from dmao.progress import bar
 from dmao.source import CorpusSource
 
 
@@ -50,7 +51,7 @@ def _measure(config: TrainConfig, batches: int) -> Throughput:
     next(reading)
     done = utterances = frames = 0
     start = time.perf_counter()
-    for batch in reading:
+    for batch in bar(reading, f"{config.data.workers} workers", "batch", batches):
         done += 1
         utterances += len(batch.ids)
         frames += int(batch.feature_lengths.sum())
