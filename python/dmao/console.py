@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from dmao.errors import UserError
+from dmao.errors import UserError, first_line, reason
 from dmao.metrics import finite
 from dmao.signals import stop_signals_raise
 
@@ -63,9 +63,14 @@ class OneLineErrors(click.Group):
                 message += f"; continue with: {_typed(ctx)}"
         except OSError as error:
             place = f"{error.filename}: " if error.filename is not None else ""
-            message, status = f"{place}{error.strerror or error}", 2
+            message, status = f"{place}{reason(error)}", 2
         except ValueError as error:  # a contract of the library: where it was broken may matter
             message, status = f"{error} (where: dmao --traceback ...)", 2
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which may not even be imported
+                raise
+            hint = "lower data.batch_seconds; `dmao memory` computes what a training takes"
+            message, status = f"{first_line(error)} ({hint})", 2
         except KeyboardInterrupt:
             message = f"interrupted; what is finished stays, continue with: {_typed(ctx)}"
             status = 128 + (received[-1] if received else signal.SIGINT)

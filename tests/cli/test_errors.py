@@ -8,9 +8,11 @@ import os
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from dmao import console
 from dmao.cli import main
+from dmao.errors import reason
 
 from tests.cli.conftest import commands, failing
 
@@ -112,6 +114,14 @@ def test_folder_below_a_file(tmp_path):
     assert "Errno" not in line
 
 
+def test_what_the_system_says_is_said_plainly(tmp_path):
+    assert reason(PermissionError(13, "Permission denied", "file")) == "Permission denied"
+    assert reason(ValueError("a\nb")) == "a"
+    (tmp_path / "corpus.json").mkdir()
+    line = one_line(run("lm", "--root", tmp_path, "--out", tmp_path / "lm.arpa"))
+    assert line.endswith("corpus.json: Is a directory")  # deleting it would not help
+
+
 def test_traceback_on_demand(tmp_path):
     result = run("--traceback", "evaluate", tmp_path)
     assert result.exit_code == 2
@@ -128,6 +138,11 @@ def test_clicks_own_ends_pass_through(error, code):
 
 def test_a_defect_is_not_dressed_up_as_a_user_error():
     assert isinstance(failing(ZeroDivisionError()).exception, ZeroDivisionError)
+
+
+def test_too_little_memory_on_a_gpu_is_told_with_the_way_out():
+    line = failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")).stderr
+    assert line.startswith("dmao: error: CUDA out of memory. Tried to allocate 2 GiB (lower data.batch_seconds; ")
 
 
 def test_messages_of_several_lines_become_one():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dmao.errors import UserError
+from dmao.errors import UserError, reason
 from dmao.progress import bar
 
 Unit = Literal["utterance", "speaker"]
@@ -112,5 +112,7 @@ def _read(path: Path, unit: Unit) -> dict[str, tuple[int, int]]:
         return found
     except FileNotFoundError:
         raise UserError(f"compare: no report {path}; `dmao decode` writes it") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(f"compare: cannot read report {path}: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"compare: cannot read report {path}: {type(error).__name__}: {error}") from error
