@@ -46,38 +46,42 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         with stop_signals_raise() as received:
-            return self._invoke(ctx, received)
-
-    def _invoke(self, ctx: click.Context, received: list[int]) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # the reader has gone (`| head`): click ends quietly
-            raise
-        except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else ctx.command_path
-            message, status = f"{error.format_message()} (see: {command} --help)", 2
-        except UserError as error:
-            number = getattr(error, "signal", None)
-            message, status = str(error), 2 if number is None else 128 + number
-            if number is not None and getattr(error, "command", None) is None:
-                message += f"; continue with: {_typed(ctx)}"
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename is not None else ""
-            message, status = f"{place}{reason(error)}", 2
-        except ValueError as error:  # a contract of the library: where it was broken may matter
-            message, status = f"{error} (where: dmao --traceback ...)", 2
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which may not even be imported
-                raise
-            hint = "lower data.batch_seconds; `dmao memory` computes what a training takes"
-            message, status = f"{first_line(error)} ({hint})", 2
-        except KeyboardInterrupt:
-            message = f"interrupted; what is finished stays, continue with: {_typed(ctx)}"
-            status = 128 + (received[-1] if received else signal.SIGINT)
-        if ctx.params.get("traceback"):
-            traceback.print_exc()
+            try:
+                return super().invoke(ctx)
+            except BaseException as error:
+                told = _told(error, ctx, received)
+                if told is None:
+                    raise
+                if ctx.params.get("traceback"):
+                    traceback.print_exc()
+        message, status = told
         click.echo(f"dmao: error: {' '.join(message.split())}", err=True)
         sys.exit(status)
+
+
+def _told(error: BaseException, ctx: click.Context, received: list[int]) -> tuple[str, int] | None:
+    """The line and the exit status of a failure; None: whoever called may see to it."""
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else ctx.command_path
+        return f"{error.format_message()} (see: {command} --help)", 2
+    if isinstance(error, UserError):
+        number = getattr(error, "signal", None)
+        if number is None:
+            return str(error), 2
+        more = "" if getattr(error, "command", None) else f"; continue with: {_typed(ctx)}"
+        return f"{error}{more}", 128 + number
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):  # click ends quietly under `| head`
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{reason(error)}", 2
+    if isinstance(error, ValueError):  # a contract of the library: where it was broken may matter
+        return f"{error} (where: dmao --traceback ...)", 2
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which may not even be imported
+        hint = "lower data.batch_seconds; `dmao memory` computes what a training takes"
+        return f"{first_line(error)} ({hint})", 2
+    if isinstance(error, KeyboardInterrupt):
+        number = received[-1] if received else signal.SIGINT
+        return f"interrupted; what is finished stays, continue with: {_typed(ctx)}", 128 + number
+    return None
 
 
 def _typed(ctx: click.Context) -> str:
