@@ -125,7 +125,7 @@ def test_a_preparation_goes_on(dmao):
 def test_an_experiment_goes_on(dmao, corpus, monkeypatch):
     config = dmao.cwd / "config.yaml"
     config.write_text(yaml.safe_dump({"threads": 1, "data": {"root": str(corpus)}}))
-    settings = (*SETTINGS, "steps=60", "checkpoint_every=1000")
+    settings = (*SETTINGS, "steps=30", "checkpoint_every=1000")
     changes = [part for setting in settings for part in ("--set", setting)]
     arguments = ["experiment", "main", str(config), "--run-dir", "my table", "--seeds", "1", "--arm", "baseline"]
     rows = dmao.cwd / "my table" / "baseline" / "seed-0" / "metrics.jsonl"
@@ -137,10 +137,10 @@ def test_an_experiment_goes_on(dmao, corpus, monkeypatch):
     errors = interrupt(dmao.start(*arguments, *changes), lambda: len(steps()) > 2)
     assert "dmao: error: experiment: train: stopped at step " in errors.splitlines()[-1]
     assert command_in(errors) == [*arguments, *changes]
-    assert 2 < len(steps()) < 60
+    assert 2 < len(steps()) < 30
     monkeypatch.chdir(dmao.cwd)
     result = CliRunner().invoke(main, command_in(errors), prog_name="dmao")
     assert result.exit_code == 0, result.output
     assert "train: resuming" in result.stderr
-    assert steps() == list(range(1, 61))
+    assert steps() == list(range(1, 31))
     assert result.stdout.splitlines()[-1].startswith("| baseline | 1 |")
