@@ -113,7 +113,7 @@ def test_a_preparation_goes_on(dmao):
     def done():
         return {path.name: path.stat().st_mtime_ns for path in audio.glob("*-????-????????????") if path.is_dir()}
 
-    arguments = ["prepare", "embedded", "--root", "corpus", "--hours", "0.15", "--words", "20", "--jobs", "1"]
+    arguments = ["prepare", "embedded", "--root", "corpus", "--hours", "0.08", "--words", "20", "--jobs", "1"]
     errors = interrupt(dmao.start(*arguments), done)
     before = done()
     dmao(*command_in(errors))
