@@ -55,7 +55,7 @@ class OneLineErrors(click.Group):
                 if ctx.params.get("traceback"):
                     traceback.print_exc()
         message, status = told
-        click.echo(f"dmao: error: {' '.join(message.split())}", err=True)
+        click.echo(f"dmao: error: {' '.join(map(str.strip, message.splitlines()))}", err=True)
         sys.exit(status)
 
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -57,9 +58,9 @@ def test_every_command_may_be_stopped(number, status):
         time.sleep(10)
 
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    result = CliRunner().invoke(group, ["wait", "a b"])
+    result = CliRunner().invoke(group, ["wait", "a  b"])
     assert result.exit_code == status
-    said = "dmao: error: interrupted; what is finished stays, continue with: dmao wait 'a b'\n"
+    said = "dmao: error: interrupted; what is finished stays, continue with: dmao wait 'a  b'\n"
     assert result.stderr == said
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
@@ -68,6 +69,11 @@ def test_nohup_is_respected(monkeypatch):
     assert signal.SIGHUP in stop_signals()
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
     assert stop_signals() == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_a_selftest_that_fails(monkeypatch):
+    monkeypatch.setattr("dmao_kernels.testing.selftest.run.selftest", lambda *_, **__: SimpleNamespace(wrong=["adamw"]))
+    assert CliRunner().invoke(main, ["selftest"]).exit_code == 1
 
 
 def test_output_that_nobody_reads(dmao):
