@@ -14,8 +14,8 @@ import click
 import pytest
 import yaml
 from dmao.cli import main
+from dmao.cli_options import ConfigFile
 from dmao.config import TrainConfig
-from dmao.console import ConfigFile
 from dmao.parsing import ConfigError
 
 import dmao_kernels

@@ -1,14 +1,24 @@
-"""The commands that turn a checkpoint into words: `dmao lm`, `dmao prior`, `dmao tune`, `dmao decode`."""
+"""The commands that turn a checkpoint into words and compare these: `dmao lm`, `prior`, `tune`, `decode`, `compare`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from dmao.cli_options import (
+    CHECKPOINT,
+    FILE,
+    FOLDER,
+    json_option,
+    normaliser_options,
+    root_option,
+    search_options,
+    split_option,
+)
 from dmao.console import print_json
 from dmao.errors import UserError
 
@@ -16,44 +26,15 @@ if TYPE_CHECKING:
     from dmao.recognise import Recogniser, Search
     from dmao.scoring import Normaliser
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-CHECKPOINT = click.Path(exists=True, path_type=Path)
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-_data = click.option("--root", type=FOLDER, help="Folder of the corpus, where it has moved, or of another one.")
-search_options = _options(
-    click.option("--lm", type=FILE, help="Word n-gram model (ARPA).  [default: the tuned one, else none]"),
-    click.option(
-        "--beam", type=click.IntRange(min=1), help="Hypotheses kept per frame.  [default: the tuned one, 100]"
-    ),
-    click.option("--lm-scale", type=click.FloatRange(min=0), help="[default: the tuned one, else 0.9]"),
-    click.option("--prior-scale", type=click.FloatRange(min=0), help="[default: the tuned one, else 0.3]"),
-    click.option("--word-score", type=float, help="Added per word.  [default: the tuned one, else 0]"),
-)
-normaliser_options = _options(
-    click.option("--glm", type=FILE, help="Mapping of words (NIST's GLM) for references and hypotheses."),
-    click.option("--drop", multiple=True, metavar="WORD", help="Word that does not count, as [noise]; repeatable."),
-)
-
 
 @click.command(short_help="Estimate a word n-gram model from texts.")
 @click.argument("texts", type=FILE, nargs=-1)
 @click.option("--root", type=FOLDER, help="Folder of a prepared corpus: its transcripts, and its words.")
-@click.option("--split", default="train", show_default=True, help="Split of that corpus.")
+@split_option("train", "Split of that corpus.")
 @click.option("--order", type=click.IntRange(1, 6), default=4, show_default=True, help="Longest n-gram.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The ARPA file.")
-def lm(texts: tuple[Path, ...], root: Path | None, split: str, order: int, out: Path) -> None:
+@json_option
+def lm(texts: tuple[Path, ...], root: Path | None, split: str, order: int, out: Path, as_json: bool) -> None:
     """Estimate a word n-gram model (Witten-Bell) from TEXTS, one sentence a line, and from a corpus.
 
     For some millions of words; larger models come from KenLM's lmplz or from the corpus's makers, in the same format.
@@ -63,6 +44,7 @@ def lm(texts: tuple[Path, ...], root: Path | None, split: str, order: int, out: 
       dmao lm --root data/embedded --order 4 --out data/embedded/lm.arpa
     """
     from dmao.decode import write_arpa
+    from dmao.progress import bar
 
     if not texts and root is None:
         raise click.UsageError("give TEXTS, or --root")
@@ -75,15 +57,19 @@ def lm(texts: tuple[Path, ...], root: Path | None, split: str, order: int, out: 
         corpus = Corpus.load(root)
         words = tuple(corpus.lexicon())
         sentences += [text_of(cut) for cut in corpus.cuts(split)]
-    write_arpa(sentences, out, order, words)
-    click.echo(f"{out}: {order}-gram model of {len(sentences)} sentences")
+    write_arpa(bar(sentences, "counting", "sentence"), out, order, words)
+    if as_json:
+        print_json({"lm": str(out), "order": order, "sentences": len(sentences)})
+    else:
+        click.echo(f"{out}: {order}-gram model of {len(sentences)} sentences")
 
 
 @click.command(short_help="Estimate the labels' prior: the mean posterior over training data.")
 @click.argument("checkpoint", type=CHECKPOINT)
-@_data
+@root_option
 @click.option("--batches", type=click.IntRange(min=1), help="So many batches of the training data.  [default: all]")
-def prior(checkpoint: Path, root: Path | None, batches: int | None) -> None:
+@json_option
+def prior(checkpoint: Path, root: Path | None, batches: int | None, as_json: bool) -> None:
     """Estimate the prior of the labels of CHECKPOINT, and keep it beside it, where decode and tune find it.
 
     They estimate it themselves, over all training data, where it is missing.
@@ -94,17 +80,21 @@ def prior(checkpoint: Path, root: Path | None, batches: int | None) -> None:
     """
     recogniser = _recogniser(checkpoint, root)
     found = recogniser.estimate_prior(batches)
-    click.echo(f"blank {found[0]:.3f}, {len(found)} labels; {recogniser.checkpoint.with_suffix('.prior.json')}")
+    kept = recogniser.checkpoint.with_suffix(".prior.json")
+    if as_json:
+        print_json({"file": str(kept), "prior": found.tolist()})
+    else:
+        click.echo(f"blank {found[0]:.3f}, {len(found)} labels; {kept}")
 
 
 @click.command(short_help="Tune LM scale, prior scale and word score on a split.")
 @click.argument("checkpoint", type=CHECKPOINT)
-@click.option("--split", default="dev", show_default=True, help="Split of the corpus.")
-@_data
+@split_option("dev")
+@root_option
 @search_options
 @normaliser_options
 @click.option("--utterances", type=click.IntRange(min=1), help="So many, spread over the split.  [default: all]")
-@as_json_option
+@json_option
 def tune(
     checkpoint: Path,
     split: str,
@@ -136,15 +126,20 @@ def tune(
 
 @click.command(short_help="Decode a split with a language model; WER, and a report as sclite's.")
 @click.argument("checkpoint", type=CHECKPOINT)
-@click.option("--split", default="test", show_default=True, help="Split of the corpus.")
-@_data
+@split_option("test")
+@root_option
 @click.option(
-    "--search", "kind", type=click.Choice(["lexicon", "prefix", "greedy"]), default="lexicon", show_default=True
+    "--search",
+    "kind",
+    type=click.Choice(["lexicon", "prefix", "greedy"]),
+    default="lexicon",
+    show_default=True,
+    help="Words of the vocabulary; the best labels, whatever words they make; the best label of each frame.",
 )
 @search_options
 @normaliser_options
 @click.option("--out", type=FOLDER, help="Folder of the report.  [default: RUN/decode/SPLIT]")
-@as_json_option
+@json_option
 def decode(
     checkpoint: Path,
     split: str,
@@ -174,7 +169,7 @@ def decode(
     report = run(recogniser, split, search, normaliser_of(glm, drop), out)
     folder = out or recogniser.folder / "decode" / split
     if as_json:
-        print_json({**report.to_dict(), "search": search.to_dict()})
+        print_json({**report.to_dict(), "search": search.to_dict(), "folder": str(folder)})
     else:
         click.echo(report.title)
         click.echo(report.table())
@@ -182,19 +177,28 @@ def decode(
 
 
 @click.command(short_help="Compare word error rates of runs: paired bootstrap over utterances and seeds.")
-@click.argument("first", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True, metavar="RUN...")
+@click.argument("first", type=CHECKPOINT, nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--with",
     "second",
-    type=click.Path(exists=True, path_type=Path),
+    type=CHECKPOINT,
     multiple=True,
     required=True,
+    metavar="RUN",
     help="Run to compare with the RUN in the same place; repeatable.",
 )
-@click.option("--split", default="test", show_default=True, help="Split that both were decoded on.")
-@click.option("--by", type=click.Choice(["utterance", "speaker"]), default="utterance", show_default=True)
-@click.option("--draws", type=click.IntRange(min=100), default=10_000, show_default=True)
-@as_json_option
+@split_option("test", "Split that both were decoded on.")
+@click.option(
+    "--by",
+    type=click.Choice(["utterance", "speaker"]),
+    default="utterance",
+    show_default=True,
+    help="What is drawn: utterances, or speakers with all of theirs.",
+)
+@click.option(
+    "--draws", type=click.IntRange(min=100), default=10_000, show_default=True, help="Draws of the bootstrap."
+)
+@json_option
 def compare(
     first: tuple[Path, ...],
     second: tuple[Path, ...],

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dmao.cli_decode import chosen_search, normaliser_of, normaliser_options, search_options
-from dmao.console import ConfigFile
+from dmao.cli_decode import chosen_search, normaliser_of
+from dmao.cli_options import (
+    CONFIG,
+    json_option,
+    normaliser_options,
+    run_dir_option,
+    search_options,
+    set_option,
+    split_option,
+)
+from dmao.console import print_json
 from dmao.experiments.tables import TABLES
 
 
 @click.command(short_help="Train, decode and compare the arms of a table, with several seeds.")
-@click.argument("table", type=click.Choice(list(TABLES)))
-@click.argument("config", type=ConfigFile())
-@click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of all runs.")
+@click.argument("table", type=click.Choice(list(TABLES)), metavar="TABLE")
+@click.argument("config", type=CONFIG)
+@run_dir_option("Folder of all runs, results.json, results.md and widths.svg.")
 @click.option("--seeds", type=click.IntRange(min=1), default=8, show_default=True, help="Seeds of every arm.")
-@click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--arm", "names", multiple=True, help="This arm only; repeatable.  [default: all of the table]")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of CONFIG; repeatable.")
-@click.option("--split", default="test", show_default=True, help="Split that is decoded and compared.")
-@click.option("--dev", help="Split on which the scales of each run are tuned.  [default: they are not]")
+@click.option(
+    "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="The others follow it one by one."
+)
+@click.option(
+    "--arm",
+    "names",
+    multiple=True,
+    metavar="ARM",
+    help="This arm only; repeatable.  [default: all of the table]",
+)
+@set_option()
+@split_option("test", "Split that is decoded and compared.")
+@click.option(
+    "--dev", metavar="SPLIT", help="Split on which the scales of each run are tuned.  [default: they are not]"
+)
 @search_options
 @normaliser_options
+@json_option
 def experiment(
     table: str,
     config: Path,
@@ -36,9 +57,12 @@ def experiment(
     dev: str | None,
     glm: Path | None,
     drop: tuple[str, ...],
+    as_json: bool,
     **given: Any,
 ) -> None:
     """Train every arm of TABLE with every seed as CONFIG says, decode it, and compare it with the first arm.
+
+    TABLE is main, metric, scope, granularity, fraction, iterations, init or timing.
 
     The same command resumes; what is finished is not repeated. With --arm and --first-seed several machines share one
     folder; each run must be one machine's. RUN_DIR/results.md has means, and paired 95 % intervals of the differences:
@@ -53,13 +77,23 @@ def experiment(
     from dmao.experiments.run import Plan, run_arms
     from dmao.experiments.tables import chosen
     from dmao.recognise import Search
+    from dmao.trainer import TrainingInterrupted
 
-    arms = chosen(table, names)
+    try:
+        arms = chosen(table, names)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     plan = Plan(run_dir, tuple(TABLES[table]), split, dev, chosen_search(Search(), given), normaliser_of(glm, drop))
-    run_arms(
-        plan,
-        arms,
-        range(first_seed, first_seed + seeds),
-        lambda changes: load_config(config, (*overrides, *changes)),
-    )
-    click.echo((run_dir / "results.md").read_text(), nl=False)
+    try:
+        run_arms(
+            plan,
+            arms,
+            range(first_seed, first_seed + seeds),
+            lambda changes: load_config(config, (*overrides, *changes)),
+        )
+    except TrainingInterrupted as error:  # what goes on is this command, not that training
+        raise TrainingInterrupted(f"experiment: {error.state}", error.signal) from error
+    if as_json:
+        print_json(json.loads((run_dir / "results.json").read_text(encoding="utf-8")))
+    else:
+        click.echo((run_dir / "results.md").read_text(encoding="utf-8"), nl=False)

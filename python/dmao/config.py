@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from dmao.augment import SpecAugment
+from dmao.errors import reason
 from dmao.files import write_atomically
 from dmao.models import ConformerConfig, ConformerShape
 from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
@@ -260,7 +261,7 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: cannot read {path}: {error}") from error
+        raise ConfigError(f"config: cannot read {path}: {reason(error)}") from error
     values = _parse_yaml(text, str(path))
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"config: {path} must hold keys and values, got {type(values).__name__}")

@@ -1,4 +1,4 @@
-"""How the `dmao` command talks: errors in one line, log messages on stderr, results on stdout.
+"""How the `dmao` command talks and ends: errors in one line, log messages on stderr, results on stdout, exit statuses.
 
 The library itself only logs; nothing but the command line configures logging.
 """
@@ -7,62 +7,86 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from dmao.errors import UserError
+from dmao.errors import UserError, first_line, reason
 from dmao.metrics import finite
+from dmao.signals import stop_signals_raise
+
+STATUSES = """
+\b
+Exit status:
+  0    done
+  1    a defect of dmao (with its traceback), a selftest that failed, or output that nobody reads
+  2    wrong usage or input, or what else you can mend: the last line on stderr says what
+  130  interrupted (Ctrl-C): what is finished stays, the last line on stderr says how to go on
+  143  terminated, in the same way; 129: the terminal was closed
+"""
+
+_TYPED = "dmao.typed"
+_ANEW = {"--fresh", "--no-resume"}  # with one of these a command would not go on
 
 
 class OneLineErrors(click.Group):
-    """A group whose failures are one line on stderr and an exit status, never a traceback.
+    """A group whose failures are one line on stderr and an exit status (STATUSES), never a traceback.
 
-    2: something that the user can mend.  128 + the number of the signal: stopped by it, as shells report it.
+    Each of its commands may be stopped by a signal: what it holds open is closed, and the line tells how to go on.
     """
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        if ctx.params.get("traceback"):
-            return super().invoke(ctx)
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # the reader has gone (`| head`): click ends quietly
-            raise
-        except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else ctx.command_path
-            message, status = f"{error.format_message()} (see: {command} --help)", 2
-        except UserError as error:
-            number = getattr(error, "signal", None)
-            message, status = str(error), 2 if number is None else 128 + number
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename is not None else ""
-            message, status = f"{place}{error.strerror or error}", 2
-        except ValueError as error:  # a contract of the library: where it was broken may matter
-            message, status = f"{error} (where: dmao --traceback ...)", 2
-        except KeyboardInterrupt:
-            message, status = "interrupted; what is finished stays, the same command goes on from there", 130
-        click.echo(f"dmao: error: {' '.join(message.split())}", err=True)
+        with stop_signals_raise() as received:
+            try:
+                return super().invoke(ctx)
+            except BaseException as error:
+                told = _told(error, ctx, received)
+                if told is None:
+                    raise
+                if ctx.params.get("traceback"):
+                    traceback.print_exc()
+        message, status = told
+        click.echo(f"dmao: error: {' '.join(map(str.strip, message.splitlines()))}", err=True)
         sys.exit(status)
 
 
-class ConfigFile(click.ParamType):
-    """A YAML file, or the name of a configuration that comes with the package."""
+def _told(error: BaseException, ctx: click.Context, received: list[int]) -> tuple[str, int] | None:
+    """The line and the exit status of a failure; None: whoever called may see to it."""
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else ctx.command_path
+        return f"{error.format_message()} (see: {command} --help)", 2
+    if isinstance(error, UserError):
+        number = getattr(error, "signal", None)
+        if number is None:
+            return str(error), 2
+        more = "" if getattr(error, "command", None) else f"; continue with: {_typed(ctx)}"
+        return f"{error}{more}", 128 + number
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):  # click ends quietly under `| head`
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{reason(error)}", 2
+    if isinstance(error, ValueError):  # a contract of the library: where it was broken may matter
+        return f"{error} (where: dmao --traceback ...)", 2
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which may not even be imported
+        hint = "lower data.batch_seconds; `dmao memory` computes what a training takes"
+        return f"{first_line(error)} ({hint})", 2
+    if isinstance(error, KeyboardInterrupt):
+        number = received[-1] if received else signal.SIGINT
+        return f"interrupted; what is finished stays, continue with: {_typed(ctx)}", 128 + number
+    return None
 
-    name = "config"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The file."""
-        from dmao.recipes import configs
-
-        known = configs()
-        if Path(value).is_file() or str(value) not in known:
-            return click.Path(exists=True, dir_okay=False, path_type=Path).convert(value, param, ctx)
-        return known[str(value)]
+def _typed(ctx: click.Context) -> str:
+    """What was typed, as far as it makes a stopped command go on."""
+    return shlex.join(["dmao", *(part for part in ctx.meta[_TYPED] if part not in _ANEW)])
 
 
 class _Stderr(logging.Handler):
@@ -100,20 +124,3 @@ def show_log() -> None:
 def print_json(values: Mapping[str, Any]) -> None:
     """Print `values` as JSON; what is not finite becomes null."""
     click.echo(json.dumps(finite(values), indent=2, allow_nan=False))
-
-
-@contextmanager
-def stop_signals_raise() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt like SIGINT, so that cleaning up happens; the list gets the number."""
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

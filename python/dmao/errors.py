@@ -9,6 +9,11 @@ class UserError(Exception):
     """
 
 
-def first_line(error: Exception) -> str:
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line: of the system's errors without the number, and without the file's name."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from dmao import checkpoint
 from dmao.config import TrainConfig
 from dmao.distributed import device_of
 from dmao.models import ConformerCTC, ctc_loss
+from dmao.progress import bar
 from dmao.source import Source, saved_source
 from dmao.step import autocast, elastic_of, restore
 
@@ -128,7 +129,7 @@ def evaluate_model(model: ConformerCTC, source: Source, split: str = "test", pre
     labels, decoder = source.labels, LexiconDecoder(source.labels, source.words)
     paths, words = list(lost), list(lost)
     loss = aligned = 0.0
-    for batch, log_probs, lengths in outputs(model, source.eval_batches(split), precision):
+    for batch, log_probs, lengths in outputs(model, bar(source.eval_batches(split), split, "batch"), precision):
         spelled = batch.target_lengths > 0
         if spelled.any():
             mean, count, _ = ctc_loss(

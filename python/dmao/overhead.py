@@ -22,6 +22,7 @@ from dmao.config import TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.errors import UserError
 from dmao.evaluate import load_checkpoint
+from dmao.progress import bar
 from dmao.source import CorpusSource, Source, saved_source, with_steps
 from dmao.step import TrainingStep, build_model, make_controller, make_optimizer, restore
 
@@ -166,7 +167,7 @@ def _alternate(arms: Mapping[str, TrainingStep], data: Source, pairs: int) -> di
     names = list(arms)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     batches = _endless(data)
-    for index in range(WARM_UP + pairs):
+    for index in bar(range(WARM_UP + pairs), "measuring", "pair"):
         batch = next(batches)
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dmao.cli_options import FILE, FOLDER, HERE, json_option
+from dmao.console import print_json
+
 if TYPE_CHECKING:
     from dmao.data.corpus import Corpus
     from dmao.data.problems import OnProblem
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-HERE = click.Path(exists=True, file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group(short_help="Make the data of a recipe.", context_settings={"show_default": True})
@@ -48,8 +48,11 @@ _on_problem = click.option(
 )
 
 
-def _say(made: Corpus) -> None:
-    click.echo(f"{made}; manifests in {made.root / 'manifests'}")
+def _say(made: Corpus, as_json: bool) -> None:
+    if as_json:
+        print_json({**asdict(made), "root": str(made.root)})
+    else:
+        click.echo(f"{made}; manifests in {made.root / 'manifests'}")
 
 
 @prepare.command(short_help="Synthetic English, generated here.")
@@ -57,22 +60,33 @@ def _say(made: Corpus) -> None:
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Hours of training speech.")
 @click.option("--words", type=click.IntRange(min=20), default=150, help="Size of the vocabulary.")
 @_jobs("speak")
-def embedded(root: Path, hours: float, words: int, jobs: int | None) -> None:
-    """Make synthetic English with eSpeak NG: the same bits on every machine."""
+@json_option
+def embedded(root: Path, hours: float, words: int, jobs: int | None, as_json: bool) -> None:
+    """Make synthetic English with eSpeak NG: the same bits on every machine.
+
+    \b
+    Example:
+      dmao prepare embedded --hours 2 --root data/two-hours
+    """
     from dmao.data.embedded import prepare_embedded
 
-    _say(prepare_embedded(root, hours=hours, words=words, jobs=jobs))
+    _say(prepare_embedded(root, hours=hours, words=words, jobs=jobs), as_json)
 
 
 def _recorded(language: str, name: str) -> None:
     @prepare.command(f"recorded-{language}", short_help=f"Recorded {name}, 90 minutes, from Debian.")
     @_root(f"recorded-{language}")
-    def command(root: Path) -> None:
+    @json_option
+    def command(root: Path, as_json: bool) -> None:
         from dmao.data.recorded import prepare_recorded
 
-        _say(prepare_recorded(language, root))
+        _say(prepare_recorded(language, root), as_json)
 
-    command.help = f"Fetch recorded {name} with apt-get (GPL-2 data, no root needed)."
+    command.help = f"""Fetch recorded {name} with apt-get (GPL-2 data, no root needed).
+
+\b
+Example:
+  dmao prepare recorded-{language}"""
 
 
 _recorded("cs", "Czech")
@@ -86,8 +100,15 @@ _recorded("nl", "Dutch")
 @_dictionary
 @_on_problem
 @_jobs("compute features")
+@json_option
 def librispeech(
-    source: Path, root: Path, hours: str, dictionary: Path | None, on_problem: OnProblem, jobs: int | None
+    source: Path,
+    root: Path,
+    hours: str,
+    dictionary: Path | None,
+    on_problem: OnProblem,
+    jobs: int | None,
+    as_json: bool,
 ) -> None:
     """Prepare LibriSpeech; splits: train, dev-clean, dev-other, test-clean, test-other (mini: train, dev-clean-2).
 
@@ -97,7 +118,8 @@ def librispeech(
     """
     from dmao.recipes.librispeech.corpus import prepare_librispeech
 
-    _say(prepare_librispeech(source, root, hours=hours, dictionary=dictionary, on_problem=on_problem, jobs=jobs))
+    made = prepare_librispeech(source, root, hours=hours, dictionary=dictionary, on_problem=on_problem, jobs=jobs)
+    _say(made, as_json)
 
 
 @prepare.command(short_help="TED-LIUM release 2.")
@@ -106,7 +128,10 @@ def librispeech(
 @_dictionary
 @_on_problem
 @_jobs("compute features")
-def tedlium2(source: Path, root: Path, dictionary: Path | None, on_problem: OnProblem, jobs: int | None) -> None:
+@json_option
+def tedlium2(
+    source: Path, root: Path, dictionary: Path | None, on_problem: OnProblem, jobs: int | None, as_json: bool
+) -> None:
     """Prepare TED-LIUM release 2; splits: train, dev, test.
 
     \b
@@ -115,7 +140,7 @@ def tedlium2(source: Path, root: Path, dictionary: Path | None, on_problem: OnPr
     """
     from dmao.recipes.tedlium2.corpus import prepare_tedlium2
 
-    _say(prepare_tedlium2(source, root, dictionary=dictionary, on_problem=on_problem, jobs=jobs))
+    _say(prepare_tedlium2(source, root, dictionary=dictionary, on_problem=on_problem, jobs=jobs), as_json)
 
 
 @prepare.command(short_help="Switchboard, with Hub5'00, Hub5'01 and RT03S.")
@@ -135,6 +160,7 @@ def tedlium2(source: Path, root: Path, dictionary: Path | None, on_problem: OnPr
 @_dictionary
 @_on_problem
 @_jobs("compute features")
+@json_option
 def switchboard(
     sources: tuple[Path, ...],
     hub5_00: tuple[Path, ...],
@@ -145,6 +171,7 @@ def switchboard(
     dictionary: Path | None,
     on_problem: OnProblem,
     jobs: int | None,
+    as_json: bool,
 ) -> None:
     """Prepare Switchboard-1 at 8 kHz; splits: train, dev, and hub5-00, hub5-01, rt03s with their parts.
 
@@ -155,15 +182,13 @@ def switchboard(
     """
     from dmao.recipes.switchboard.corpus import prepare_switchboard
 
-    evaluations = {"hub5-00": hub5_00, "hub5-01": hub5_01, "rt03s": rt03s}
-    _say(
-        prepare_switchboard(
-            sources,
-            root,
-            evaluations=evaluations,
-            dev_utterances=dev_utterances,
-            dictionary=dictionary,
-            on_problem=on_problem,
-            jobs=jobs,
-        )
+    made = prepare_switchboard(
+        sources,
+        root,
+        evaluations={"hub5-00": hub5_00, "hub5-01": hub5_01, "rt03s": rt03s},
+        dev_utterances=dev_utterances,
+        dictionary=dictionary,
+        on_problem=on_problem,
+        jobs=jobs,
     )
+    _say(made, as_json)

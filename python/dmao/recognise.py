@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dmao.data import FRAME_SHIFT
 from dmao.decode import LexiconDecoder, PrefixDecoder, Scales, greedy, mean_posterior
 from dmao.errors import UserError
 from dmao.evaluate import find_checkpoint, open_checkpoint, outputs
 from dmao.files import write_atomically
+from dmao.progress import bar
 from dmao.scoring import Normaliser, Report, Segment, Utterance, align, write_ctm, write_stm, write_trn
 from dmao.scoring.files import TimedWord
 from dmao.source import Source
@@ -81,7 +81,7 @@ class Recogniser:
         left_out = self.source.left_out(split)
         yield from (Heard(left.id, left.text, without) for left in left_out)
         found = len(left_out)
-        batches = tqdm(self.source.eval_batches(split), desc=split, unit="batch", leave=False)
+        batches = bar(self.source.eval_batches(split), split, "batch")
         for batch, log_probs, lengths in outputs(self.model, batches, self.config.precision):
             for id, text, frames, length in zip(batch.ids, batch.texts, log_probs, lengths.tolist(), strict=True):
                 found += 1
@@ -103,7 +103,7 @@ class Recogniser:
     def estimate_prior(self, batches: int | None = None) -> np.ndarray:
         """The mean posterior over the training data, written beside the checkpoint. Arguments as of `prior`."""
         stream = (b for b, _ in zip(self.source.train_batches(0), range(batches or 1 << 62), strict=False))
-        shown = tqdm(stream, desc="prior", unit="batch", leave=False)
+        shown = bar(stream, "prior", "batch", batches)
         frames = 0
 
         def posteriors() -> Any:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +24,7 @@ from dmao.distributed import Team, device_of, team
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
 from dmao.metrics import Recorder, read_json_lines
+from dmao.signals import NotedSignals
 from dmao.source import CorpusSource, Source, with_steps
 from dmao.step import (
     StepResult,
@@ -60,11 +60,16 @@ _FREE_KEYS = frozenset(
 
 
 class TrainingInterrupted(UserError):
-    """A signal stopped the training; its state is saved. signal: the number of the signal."""
+    """A signal stopped the training; its state is saved.
 
-    def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
+    signal: its number.  state: where the training stands.  command: what to type to go on; None: what was typed.
+    """
+
+    def __init__(self, state: str, signal_number: int, command: str | None = None):
+        super().__init__(state if command is None else f"{state}; continue with: {command}")
         self.signal = signal_number
+        self.state = state
+        self.command = command
 
 
 class TrainingFailed(UserError):
@@ -99,7 +104,7 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
 
     Under torchrun the ranks share every batch; the first one writes. A checkpoint fits any number of ranks.
 
-    Sets the number of threads and seeds torch's global generator. SIGINT and SIGTERM finish the step, save,
+    Sets the number of threads and seeds torch's global generator. SIGINT, SIGTERM and SIGHUP finish the step, save,
     and raise TrainingInterrupted. Raises ConfigError where `run_dir` holds another training, CheckpointError
     where its checkpoints are all damaged, TrainingFailed after `max_skipped` steps in a row without a finite
     loss and gradient.
@@ -214,7 +219,7 @@ class _Training:
         hidden = None if self.team.leads else True
         bar = tqdm(total=config.steps, initial=place.step, unit="step", disable=hidden, file=sys.stderr, leave=False)
         path = None
-        with bar, _StopSignals() as stop:
+        with bar, NotedSignals() as stop:
             while place.step < config.steps:
                 fetched = time.perf_counter()
                 batch = next(batches)
@@ -237,9 +242,9 @@ class _Training:
                     path = self._save()
                 if stopped and place.step < config.steps:
                     raise TrainingInterrupted(
-                        f"train: stopped at step {place.step} of {config.steps}; the state is saved, "
-                        f"continue with: {resume_command(self.run_dir)}",
+                        f"train: stopped at step {place.step} of {config.steps}; the state is saved",
                         stop.received or signal.SIGTERM,
+                        resume_command(self.run_dir),
                     )
         assert path is not None
         return path
@@ -355,27 +360,3 @@ class _Training:
         rows = read_json_lines(self.run_dir / "metrics.jsonl")
         last = [row for row in rows if row["kind"] == "eval" and row["step"] == self.config.steps]
         return {row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in last}
-
-
-class _StopSignals:
-    """While entered, SIGINT and SIGTERM are noted in `received`; a second one acts as it did before."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
-        except ValueError:  # not the main thread: signals go to whoever owns it
-            self._previous = {}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self.__exit__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from dmao.decode import Scales
 from dmao.errors import UserError
 from dmao.files import write_atomically
+from dmao.progress import bar
 from dmao.recognise import TUNED, Heard, Recogniser, Search
 from dmao.scoring import ErrorCount, Normaliser, Segment, align
 
@@ -58,9 +60,11 @@ def tune(
     heard = list(_spread(recogniser.hear(split), len(segments), utterances))
     references = [_reference(segments, h) for h in heard]
 
+    number = itertools.count(1)
+
     def errors(scales: Scales) -> ErrorCount:
         decoder.rescale(scales)
-        texts = (decoder.decode(h.frames) for h in heard)
+        texts = (decoder.decode(h.frames) for h in bar(heard, f"trial {next(number)}", "utt"))
         pairs = zip(references, texts, strict=True)
         return sum((align(reference, text, normaliser).count for reference, text in pairs), ErrorCount())
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 
 pytest.importorskip("espeakng_loader")
 
+from click.testing import CliRunner, Result
+from dmao.console import OneLineErrors
 from dmao.data.embedded import prepare_embedded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +44,45 @@ demo.run_demo = functools.partial(demo.run_demo, pairs=3)
 from dmao.cli import main
 main(prog_name="dmao")
 """
+
+
+def commands(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """(words, command) of all commands of a group that are no groups themselves."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*above, name))
+        else:
+            yield (*above, name), command
+
+
+def failing(error: BaseException) -> Result:
+    """What comes of a command that raises `error`: `dmao fail --fresh`."""
+
+    @click.group(cls=OneLineErrors)
+    def talk() -> None:
+        pass
+
+    @talk.command()
+    @click.option("--fresh", is_flag=True)
+    def fail(fresh: bool) -> None:
+        raise error
+
+    return CliRunner().invoke(talk, ["fail", "--fresh"])
+
+
+def processes() -> str:
+    """Command lines of all processes."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
+    lines = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                with open(f"/proc/{entry.name}/cmdline", "rb") as file:
+                    lines.append(file.read().replace(b"\0", b" ").decode(errors="replace"))
+            except OSError:
+                continue
+    return "\n".join(lines)
 
 
 @dataclass

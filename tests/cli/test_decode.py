@@ -81,9 +81,11 @@ def test_a_table_of_two_arms(corpus, tmp_path, arpa):
     config.write_text("threads: 1\n")
     changes = [part for setting in (*SETTINGS, f"data.root={corpus}") for part in ("--set", setting)]
     arms = ["--arm", "baseline", "--arm", "dmao_exact", "--seeds", 1, "--lm", arpa]
-    out = run("experiment", "main", config, "--run-dir", tmp_path / "table", *changes, *arms).stdout
+    command = ["experiment", "main", config, "--run-dir", tmp_path / "table", *changes, *arms]
+    out = run(*command).stdout
     assert [line.split(" | ")[:2] for line in out.splitlines()[2:]] == [["| baseline", "1"], ["| dmao_exact", "1"]]
     found = json.loads((tmp_path / "table" / "results.json").read_text())
+    assert json.loads(run(*command, "--json").stdout) == found  # all is finished: told again
     assert found["search"]["lm"] == str(arpa)
     report = tmp_path / "table" / "baseline" / "seed-0" / "decode" / "test" / "report.json"
     assert found["arms"]["baseline"]["wer"] == [json.loads(report.read_text())["wer"]]

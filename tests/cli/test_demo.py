@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,7 @@ from dmao.recipes.embedded import side_by_side
 from dmao.recipes.embedded.progress import NewRows, TrainingBar
 from dmao.recipes.embedded.summary import identical_steps, table
 
-from tests.cli.conftest import CORPUS, EVENT_STEP, ROOT
-from tests.cli.test_errors import processes
+from tests.cli.conftest import CORPUS, EVENT_STEP, ROOT, processes
 
 ARMS = side_by_side.ARMS
 RESULTS = {"params", "ce", "wer", "cer", "step_ms"}
@@ -117,7 +117,9 @@ def test_a_second_call_trains_nothing_and_reports_again(demo, here, tmp_path, de
     before = trained(folder)
     (folder / "summary.json").unlink()
     (folder / "report.html").unlink()
-    assert here(*demo_arguments(folder)).exit_code == 0
+    result = here(*demo_arguments(folder), "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == summary_of(folder)
     assert trained(folder) == before
     old, new = summary_of(demo[0]), summary_of(folder)
     for arm in ARMS:
@@ -140,6 +142,7 @@ def test_fresh_interrupted_and_resumed(demo, dmao, demo_arguments):
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith("dmao: error: demo: interrupted; the same command resumes")
+    assert shlex.split(errors.partition("continue with: ")[2]) == ["dmao", *arguments]  # without --fresh
     assert str(folder) not in processes()
     done = [len(losses(folder, arm)) for arm in ARMS]
     for arm, steps in zip(ARMS, done, strict=True):

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import signal
-import sys
-import time
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from dmao import console
 from dmao.cli import main
-from dmao.errors import UserError
+from dmao.errors import reason
 
-COMMANDS = ("prepare", "train", "demo", "evaluate", "inspect", "bench", "bench-loader", "memory", "selftest")
+from tests.cli.conftest import commands, failing
+
+COMMANDS = [" ".join(words) for words, _ in commands(main)]
 
 
 def run(*arguments):
@@ -37,17 +36,17 @@ def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
     assert "..." not in result.stdout.partition("Commands:")[2]  # no sentence is cut
-    assert all(name in result.stdout for name in COMMANDS)
+    assert all(name in result.stdout for name in main.commands)
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "prepare"])
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_of_every_command_has_an_example(command, option):
-    result = run(command, option)
+    result = run(*command.split(), option)
     assert result.exit_code == 0
     assert f"Usage: dmao {command}" in result.stdout
-    assert f"  dmao {command} " in result.stdout.partition("Example")[2]
+    assert f"dmao {command}" in result.stdout.partition("Example")[2]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +55,8 @@ def test_help_of_every_command_has_an_example(command, option):
         (["trian"], "No such command 'trian'"),
         (["train"], "Missing argument 'CONFIG'"),
         (["train", "missing.yaml", "--run-dir", "run"], "'missing.yaml' does not exist"),
+        (["train", "librispeech/conformer_265", "--run-dir", "run"], "did you mean 'librispeech/conformer_256'?"),
+        (["train", ".", "--run-dir", "run"], "'.' is a folder"),
         (["train", "good.yaml"], "Missing option '--run-dir'"),
         (["train", "good.yaml", "--run-dir", "run", "--nope"], "No such option"),
         (["train", "good.yaml", "--run-dir", "good.yaml"], "'good.yaml' is a file"),
@@ -81,6 +82,14 @@ def test_help_of_every_command_has_an_example(command, option):
         (["demo", "--set", "eval_splits=[dev]"], "eval_splits must have the split 'test', got dev"),
         (["demo", "--set", "grow_and_drop.schedule=null"], "schedule must not be null"),
         (["demo", "--set", "nope=1"], "unknown key 'nope'"),
+        (["experiment", "mian", "good.yaml", "--run-dir", "run"], "'mian' is not one of 'main', "),
+        (
+            ["experiment", "main", "good.yaml", "--run-dir", "run", "--arm", "bsae"],
+            "table main has no arm bsae; it has",
+        ),
+        (["compare", "good.yaml", "--with", "good.yaml"], "compare: cannot read report good.yaml"),
+        (["lm", "--root", "nowhere", "--out", "lm.arpa"], "no prepared corpus in nowhere"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, monkeypatch, arguments, said):
@@ -105,43 +114,39 @@ def test_folder_below_a_file(tmp_path):
     assert "Errno" not in line
 
 
+def test_what_the_system_says_is_said_plainly(tmp_path):
+    assert reason(PermissionError(13, "Permission denied", "file")) == "Permission denied"
+    assert reason(ValueError("a\nb")) == "a"
+    (tmp_path / "corpus.json").mkdir()
+    line = one_line(run("lm", "--root", tmp_path, "--out", tmp_path / "lm.arpa"))
+    assert line.endswith("corpus.json: Is a directory")  # deleting it would not help
+
+
 def test_traceback_on_demand(tmp_path):
     result = run("--traceback", "evaluate", tmp_path)
-    assert isinstance(result.exception, UserError)
-
-
-def group(error):
-    @click.group(cls=console.OneLineErrors)
-    def talk():
-        pass
-
-    @talk.command()
-    def fail():
-        raise error
-
-    return CliRunner().invoke(talk, ["fail"])
-
-
-def test_a_signal_decides_the_exit_status():
-    error = UserError("stopped")
-    error.signal = signal.SIGTERM
-    assert group(error).exit_code == 128 + signal.SIGTERM
-    assert group(KeyboardInterrupt()).exit_code == 130
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback (most recent call last):")
+    assert "there is none in" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("error", "code"), [(click.exceptions.Exit(7), 7), (click.exceptions.Abort(), 1)])
 def test_clicks_own_ends_pass_through(error, code):
-    result = group(error)
+    result = failing(error)
     assert result.exit_code == code
     assert "dmao: error" not in result.output
 
 
 def test_a_defect_is_not_dressed_up_as_a_user_error():
-    assert isinstance(group(ZeroDivisionError()).exception, ZeroDivisionError)
+    assert isinstance(failing(ZeroDivisionError()).exception, ZeroDivisionError)
+
+
+def test_too_little_memory_on_a_gpu_is_told_with_the_way_out():
+    line = failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")).stderr
+    assert line.startswith("dmao: error: CUDA out of memory. Tried to allocate 2 GiB (lower data.batch_seconds; ")
 
 
 def test_messages_of_several_lines_become_one():
-    assert group(ValueError("a\n  b")).stderr == "dmao: error: a b (where: dmao --traceback ...)\n"
+    assert failing(ValueError("a\n  b")).stderr == "dmao: error: a b (where: dmao --traceback ...)\n"
 
 
 def test_json_has_no_nan(capsys):
@@ -166,34 +171,3 @@ def test_log_messages_are_compact(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.partition(" ")[2] for line in captured.err.splitlines()] == ["an event", "no kernels (warning)"]
-
-
-def test_ctrl_c_while_preparing_leaves_no_process_and_goes_on_later(dmao):
-    arguments = ("prepare", "embedded", "--root", "corpus", "--hours", "0.5", "--jobs", "1")
-    process = dmao.start(*arguments)
-    audio = dmao.cwd / "corpus" / "audio"
-    while not list(audio.glob("*.spec.json")):  # a worker has its order
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith("dmao: error: interrupted; ")
-    assert "Traceback" not in errors
-    assert str(audio) not in processes()
-    shutil.rmtree(audio)
-
-
-def processes() -> str:
-    """Command lines of all processes."""
-    if sys.platform != "linux":
-        pytest.skip("needs /proc")
-    lines = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                with open(f"/proc/{entry.name}/cmdline", "rb") as file:
-                    lines.append(file.read().replace(b"\0", b" ").decode(errors="replace"))
-            except OSError:
-                continue
-    return "\n".join(lines)

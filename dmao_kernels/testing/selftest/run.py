@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from dmao_kernels import gpu_choice
 from dmao_kernels.dispatch import supported, why_not
 from dmao_kernels.testing.selftest import speed
-from dmao_kernels.testing.selftest.numerics import checks
+from dmao_kernels.testing.selftest.numerics import Check, checks
 from dmao_kernels.testing.selftest.problems import Draw, first_line
 from dmao_kernels.testing.selftest.report import Report, Time, machine
 from dmao_kernels.testing.selftest.timing import Limits, Timer
@@ -23,6 +23,7 @@ PARTS = ("numerics", "training", "speed")
 TIMED = (torch.bfloat16, torch.float32)
 
 Say = Callable[[str], None]
+Watch = Callable[[Iterable[Check]], Iterable[Check]]
 
 
 def selftest(
@@ -34,19 +35,21 @@ def selftest(
     seconds: float = 180.0,
     choose: bool = False,
     say: Say = print,
+    watch: Watch = iter,
 ) -> Report:
     """Runs the parts in `only` and writes the report into `out`, anew after every part.
 
     Nothing is timed that was not found right before: "speed" asks for "numerics".
 
     quick: fewer dtypes, small sizes, no torch.compile.  seconds: after which no new problem is begun.  choose: keeps,
-    for the processes to come, which of two backends for this GPU was faster (dmao_kernels.gpu_choice).
+    for the processes to come, which of two backends for this GPU was faster (dmao_kernels.gpu_choice).  watch: sees the
+    checks as they are done, for a progress bar.
     """
     end = time.monotonic() + seconds
     report = Report(machine(device))
     with _exact_float32():
         if "numerics" in only or "speed" in only:
-            _check(report, device, TIMED, end, say)
+            _check(report, device, TIMED, end, say, watch)
             report.write(out)
         if "training" in only:
             report.trainings += trainings(device)
@@ -59,14 +62,14 @@ def selftest(
             if choose and (choices := _faster(report.times)):
                 say(f"choices: {gpu_choice.write(choices)}")
         if "numerics" in only and torch.device(device).type == "cuda" and not quick:
-            _check(report, device, (torch.float16,), end, say)
+            _check(report, device, (torch.float16,), end, say, watch)
             report.write(out)
     say(f"report: {out / 'report.md'}")
     return report
 
 
-def _check(report: Report, device: str, dtypes: tuple[torch.dtype, ...], end: float, say: Say) -> None:
-    for check in checks(device, dtypes):
+def _check(report: Report, device: str, dtypes: tuple[torch.dtype, ...], end: float, say: Say, watch: Watch) -> None:
+    for check in watch(checks(device, dtypes)):
         report.checks.append(check)
         if check.problem:
             say(f"wrong: {check.op} ({check.name}, {check.dtype}, {check.backend}): {check.problem}")

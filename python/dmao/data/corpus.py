@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmao.errors import UserError
+from dmao.errors import UserError, reason
 from dmao.files import write_atomically
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class Corpus:
             return cls(root=Path(root), **json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UserError(f"no prepared corpus in {root} (no {STAMP}): run `dmao prepare` first") from None
-        except (OSError, ValueError, TypeError) as error:
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {reason(error)}") from error
+        except (ValueError, TypeError) as error:
             raise UserError(f"cannot read {path}: {error}; delete it and run `dmao prepare` again") from error
 
     @classmethod
@@ -102,7 +104,7 @@ class Corpus:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the lexicon {path}: {error}") from error
+            raise UserError(f"cannot read the lexicon {path}: {reason(error)}") from error
 
     def __str__(self) -> str:
         parts = [f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()]
@@ -127,7 +129,7 @@ def preparing(root: Path) -> Iterator[None]:
             yield
     except OSError as error:
         where = error.filename or root
-        raise UserError(f"cannot write {where}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {where}: {reason(error)}") from error
 
 
 def usable_cores() -> int:

@@ -27,13 +27,13 @@ from lhotse import Fbank, FbankConfig, Features
 from lhotse.audio import info
 from lhotse.features.io import NumpyFilesReader
 from lhotse.utils import compute_num_frames
-from tqdm import tqdm
 
 from dmao.data import FRAME_SHIFT
 from dmao.data.corpus import installed_versions
 from dmao.data.manifests import SAMPLE_RATE, CutSet, MonoCut, write_manifest
 from dmao.errors import UserError, first_line
 from dmao.files import write_atomically
+from dmao.progress import bar
 
 BINS = 80
 _DEVIATION_FLOOR = 1e-5
@@ -92,8 +92,8 @@ def add_features(
     _remove_others(root / "features", split, keep=folder.name)
     described = []
     results = _compute_all(cuts, root, folder, jobs)
-    bar = tqdm(results, desc=f"features {split}", unit="utt", total=len(cuts), disable=None if progress else True)
-    for cut, unreadable in zip(cuts, bar, strict=True):
+    done = bar(results, f"features {split}", "utt", len(cuts), shown=progress)
+    for cut, unreadable in zip(cuts, done, strict=True):
         if not unreadable:
             described.append(replace(cut, features=_describe(cut, folder / f"{cut.id}.npy")))
         elif on_unreadable is None:

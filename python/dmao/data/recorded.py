@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
 
 from dmao.data.acoustics import resample
 from dmao.data.corpus import LEXICON, STAMP, Corpus, installed_versions, preparing
@@ -30,6 +29,7 @@ from dmao.data.manifests import MonoCut, make_cut
 from dmao.data.synthesis import encode_flac
 from dmao.errors import UserError
 from dmao.files import write_atomically
+from dmao.progress import bar
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def fetch(packages: tuple[str, ...], folder: Path, *, progress: bool = True) -> 
         )
     folder.mkdir(parents=True, exist_ok=True)
     _log.info("fetching %s (GPL-2) from Debian", ", ".join(packages))
-    for package in tqdm(packages, desc="packages", disable=None if progress else True):
+    for package in bar(packages, "packages", "package", shown=progress):
         _run(["apt-get", "download", package], folder, package)
         for archive in folder.glob(f"{package}_*.deb"):
             _run(["dpkg-deb", "-x", str(archive.resolve()), str(tree.resolve())], folder, package)
@@ -180,7 +180,7 @@ def _plausible(text: str, seconds: float) -> bool:
 def _convert_all(root: Path, clips: list[Clip], corpus: Corpus, progress: bool) -> Corpus:
     cuts: dict[str, list[MonoCut]] = {split: [] for split in SPLITS}
     digests = {split: hashlib.sha256() for split in SPLITS}
-    for clip in tqdm(clips, desc="recordings", unit="utt", disable=None if progress else True):
+    for clip in bar(clips, "recordings", "utt", shown=progress):
         file = Path("audio") / f"{clip.id}.flac"
         samples = _convert(clip.path, root / file)
         digests[clip.split].update(samples.astype("<i2").tobytes())

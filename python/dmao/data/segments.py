@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from tqdm import tqdm
 
 from dmao.data.problems import Findings
 from dmao.errors import first_line
+from dmao.progress import bar
 
 _ROUNDING = 0.011  # seconds: transcripts give hundredths
 _SAFE_NAME = re.compile(r"[\w.+-]+")  # an id becomes the name of a file
@@ -108,7 +108,7 @@ def _headers(
     order = sorted(paths)
     with ThreadPoolExecutor(8) as pool:
         read = pool.map(_read_header, order)
-        found = list(tqdm(read, desc="recordings", total=len(order), disable=None if progress else True))
+        found = list(bar(read, "recordings", "file", len(order), shown=progress))
     headers: dict[str, _Header | None] = {}
     for path, header in zip(order, found, strict=True):
         headers[path] = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from dmao.config import TrainConfig
 from dmao.data import FRAME_SHIFT
+from dmao.progress import bar
 from dmao.source import CorpusSource
 
 
@@ -51,7 +52,7 @@ def _measure(config: TrainConfig, batches: int) -> Throughput:
     next(reading)
     done = utterances = frames = 0
     start = time.perf_counter()
-    for batch in reading:
+    for batch in bar(reading, f"{config.data.workers} workers", "batch", batches):
         done += 1
         utterances += len(batch.ids)
         frames += int(batch.feature_lengths.sum())

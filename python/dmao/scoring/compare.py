@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dmao.errors import UserError
+from dmao.errors import UserError, reason
+from dmao.progress import bar
 
 Unit = Literal["utterance", "speaker"]
 _AT_ONCE = 500  # draws
@@ -89,7 +90,7 @@ def _draw(errors: np.ndarray, words: np.ndarray, draws: int, rng: np.random.Gene
     """The difference in percent of each draw."""
     _, pairs, units = errors.shape
     changes = []
-    for start in range(0, draws, _AT_ONCE):
+    for start in bar(range(0, draws, _AT_ONCE), "bootstrap", f"{_AT_ONCE} draws"):
         count = min(_AT_ONCE, draws - start)
         drawn = rng.multinomial(units, np.full(units, 1 / units), size=count).astype(float)  # how often each one
         times = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=count)
@@ -111,5 +112,7 @@ def _read(path: Path, unit: Unit) -> dict[str, tuple[int, int]]:
         return found
     except FileNotFoundError:
         raise UserError(f"compare: no report {path}; `dmao decode` writes it") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(f"compare: cannot read report {path}: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"compare: cannot read report {path}: {type(error).__name__}: {error}") from error

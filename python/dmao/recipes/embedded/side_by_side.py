@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmao.console import stop_signals_raise
 from dmao.errors import UserError
 from dmao.recipes.embedded.progress import TrainingBar
+from dmao.signals import stop_signals_raise
 
 ARMS = ("baseline", "dmao")
 POLL_SECONDS = 0.5
