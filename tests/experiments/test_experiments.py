@@ -158,6 +158,12 @@ def test_what_is_finished_is_not_repeated(table, tmp_path, monkeypatch):
         run_arms(copy, arms, [0], lambda changes: configure((*changes, "steps=7")))
 
 
+def test_outcomes_of_another_split_are_refused(table):
+    plan, arms = table
+    with pytest.raises(UserError, match=r"baseline/seed-0/outcome.json is of the split test, expected dev"):
+        run_arms(dataclasses.replace(plan, split="dev"), arms, range(2), configure, lambda config: TinySource())
+
+
 def test_part_of_a_table(table, tmp_path):
     plan, arms = table
     part = Plan(tmp_path, plan.order, search=plan.search)

@@ -77,7 +77,7 @@ def run_arms(
         for name, arm in arms.items():
             run_dir = plan.run_dir(name, seed)
             config = _configured(plan, arm, seed, configure)
-            if (finished := _read(run_dir)) is not None:
+            if (finished := _read(plan, run_dir)) is not None:
                 check_same_training(config, finished["config"], run_dir)
                 continue
             source = data(config)
@@ -94,7 +94,7 @@ def _configured(plan: Plan, arm: Arm, seed: int, configure: Callable[[tuple[str,
         config = _with_events(config, arm.events)
     if arm.widths_of is None:
         return config
-    found = _read(plan.run_dir(arm.widths_of, seed))
+    found = _read(plan, plan.run_dir(arm.widths_of, seed))
     if found is None:
         raise UserError(
             f"experiment: the widths of {plan.run_dir(arm.widths_of, seed)} are needed, and it is not finished: "
@@ -117,10 +117,15 @@ def _outcome(run_dir: Path) -> Path:
     return run_dir / "outcome.json"
 
 
-def _read(run_dir: Path) -> dict[str, Any] | None:
-    """What came out of a run, if it is finished."""
+def _read(plan: Plan, run_dir: Path) -> dict[str, Any] | None:
+    """What came out of a run, if it is finished. Raises UserError where that is of another split."""
     path = _outcome(run_dir)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found["split"] != plan.split:
+        raise UserError(f"experiment: {path} is of the split {found['split']}, expected {plan.split}")
+    return found
 
 
 def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
@@ -150,7 +155,8 @@ def write_results(plan: Plan) -> dict[str, Any]:
     for name in plan.order:
         for path in (plan.folder / name).glob("seed-*/outcome.json"):
             seed = int(path.parent.name.removeprefix("seed-"))
-            finished.setdefault(name, {})[seed] = json.loads(path.read_text())
+            if (found := _read(plan, path.parent)) is not None:
+                finished.setdefault(name, {})[seed] = found
     arms = {
         name: {
             "seeds": sorted(runs),
