@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dmao.experiments.run import paired_interval, results_table
+from dmao.experiments.run import Plan, paired_interval, results_table, write_results
 from dmao.experiments.tables import TABLES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RESULTS = sorted((DOCS / "results").glob("*.json"))
+OUTCOMES = sorted(path for path in (DOCS / "results").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", OUTCOMES, ids=lambda path: path.name)
+def test_the_page_has_what_the_outcomes_give(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "runs")
+    results = write_results(Plan(tmp_path / "runs", tuple(TABLES["main"])))
+    assert results_table(results) in (DOCS / "RESULTS.md").read_text()
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
