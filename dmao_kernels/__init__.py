@@ -4,7 +4,7 @@ Here are the operations, and which implementation of them runs. To be imported b
 
     dmao_kernels.nn         elastic layers: feed-forward, convolution, attention, Conformer and E-Branchformer blocks
     dmao_kernels.structure  what a component of a module is, scores, plans, edits, saved structure
-    dmao_kernels.plain      the layers in plain PyTorch: what `compact` makes of them
+    dmao_kernels.plain      the layers in plain PyTorch: what `compact` makes of them, and how to add to it
     dmao_kernels.swaps      what `accelerate` knows of other people's modules, and how to add to it
     dmao_kernels.layout     patterns such as "(two C u) d", and ComponentLayout, which collects them
     dmao_kernels.testing    float64 oracle, comparison rule, NaN poison
@@ -28,7 +28,7 @@ from dmao_kernels.ops import (
     pack,
     unpack,
 )
-from dmao_kernels.structure.compact import compact
+from dmao_kernels.plain import compact
 from dmao_kernels.swaps import Acceleration, accelerate
 
 __all__ = [

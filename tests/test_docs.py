@@ -24,6 +24,7 @@ from dmao_kernels import nn, structure
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [*DOCUMENTS, ROOT / "CHANGELOG.md", *sorted((DOCS / "api").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.S | re.M)
 INLINE = re.compile(r"`([^`\n]+)`")
 LANGUAGES = {"cpp", "python", "sh", "yaml"}
@@ -100,6 +101,20 @@ def options_of(words: list[str]) -> set[str]:
             break
         command = inner
     return found | {option for parameter in command.params for option in parameter.opts}
+
+
+def flat_lists(text: str) -> list[str]:
+    """Items that the site, unlike GitHub, shows as no list: nested by less than 4 blanks, right below a paragraph."""
+    found, before = [], ""
+    for line in FENCE.sub("\n", text).splitlines():
+        item = re.match(r"( *)(?:[-*+]|\d+\.) ", line)
+        if item and (0 < len(item[1]) < 4 or (not item[1] and before == "paragraph")):
+            found.append(line)
+        if item or not line.strip():
+            before = "item" if item else ""
+        elif before != "item":
+            before = "paragraph"
+    return found
 
 
 def nav_pages(entry: object) -> list[str]:
@@ -199,6 +214,11 @@ def test_python_can_be_read(document):
                 assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_lists_are_lists_on_the_site(page):
+    assert flat_lists(page.read_text(encoding="utf-8")) == []
+
+
 def test_docstrings_become_markdown(monkeypatch):
     monkeypatch.setitem(sys.modules, "griffe", SimpleNamespace(Extension=object, Object=object))
     module = importlib.util.module_from_spec(
@@ -225,5 +245,8 @@ def test_wrong_documents_would_be_noticed():
     ]
     assert "--split" in options_of(["tune"])
     assert "--baseline" not in options_of(["tune"])
+    assert flat_lists("- a\n  - b\n    c\n\n1. d\n   1. e\n") == ["  - b", "   1. e"]
+    assert flat_lists("text:\n- a\n") == ["- a"]
+    assert flat_lists("text:\n\n- a\n  more\n- b\n    - c\n\n```sh\n  - d\n```\n") == []
     with pytest.raises(ConfigError):
         TrainConfig.from_dict(json.loads('{"grow_and_drop": {"nothing": 1}}'))

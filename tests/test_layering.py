@@ -25,11 +25,10 @@ PARTS = {
     "info": {"_version", "dispatch", "gpu_choice"},
     "ops": {"_library", "block_mask", "dispatch"},
     "nn": {"block_mask", "families", "layout", "ops"},
-    "plain": {"nn", "ops"},
     "structure": {"families", "layout", "ops"},
     "swaps": {"nn", "ops", "structure"},
+    "plain": {"nn", "ops", "structure", "swaps"},
 }
-COMPACT = "structure/compact.py"  # turns whatever there is into plain modules
 TRITON_KERNELS = re.compile(r"dmao_kernels/ops/(_triton/|\w+/(triton|_\w+)\.py)")
 PUBLIC_OF_KERNELS = re.compile(r"dmao_kernels(\.(?!_)\w+)*$")
 
@@ -76,7 +75,7 @@ def test_parts_of_the_library_know_what_is_below_them():
     for path in python_files("dmao_kernels"):
         place = path.relative_to(library)
         part = place.parts[0].removesuffix(".py")
-        allowed = {*PARTS, "testing"} if part in ("__init__", "testing") or place.as_posix() == COMPACT else PARTS[part]
+        allowed = {*PARTS, "testing"} if part in ("__init__", "testing") else PARTS[part]
         wrong = parts_used(path.read_text()) - allowed - {part}
         assert not wrong, f"{place} imports {sorted(wrong)}"
 

@@ -1,7 +1,7 @@
 // How a kernel divides the scratch memory that it is given (dmao/workspace.h).
 #pragma once
 
-#include "pack.h"
+#include "operands.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {

@@ -3,12 +3,10 @@
 #pragma once
 
 #include "dmao/block_attention.h"
-#include "pack.h"
+#include "operands.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {
-
-constexpr std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
 struct Range {
     std::int64_t begin, end;

@@ -52,7 +52,7 @@ struct Weights {
     }
 
     // Packs the first matrix and, if `both`, the second.
-    // pack(matrix, first k, depth, first n, columns, panel) is one of pack.h's.
+    // pack(matrix, first k, depth, first n, columns, panel) is one of operands.h's.
     template <class Matrix, class Pack>
     void fill(const Matrix& first, const Matrix& second, bool both, const Pack& pack,
               const ParallelFor& parallel) const {

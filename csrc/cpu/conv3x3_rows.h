@@ -7,7 +7,7 @@
 
 #include "convert.h"
 #include "dmao/conv3x3.h"
-#include "pack.h"
+#include "dmao/integers.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {

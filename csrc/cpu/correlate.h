@@ -9,7 +9,8 @@
 
 #include <cstdint>
 
-#include "pack.h"
+#include "dmao/integers.h"
+#include "simd.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {

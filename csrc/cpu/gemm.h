@@ -2,15 +2,15 @@
 //
 // B is packed into panels of kPanel columns, each stored k by k, so that the micro-kernel reads it
 // linearly; the last panel is as narrow as whole vectors allow and padded with zeros. A is read in
-// place, word by word (pack.h), either along its rows or (for A = X^T) along its columns. A block
-// of kRows x kPanel of C stays in registers over all of k: per word of k, kVecs loads and kRows
-// broadcasts feed kRows * kVecs multiply-adds, which keeps both FMA units busy as long as B streams
-// from L2.
+// place, word by word (operands.h), either along its rows or (for A = X^T) along its columns. A
+// block of kRows x kPanel of C stays in registers over all of k: per word of k, kVecs loads and
+// kRows broadcasts feed kRows * kVecs multiply-adds, which keeps both FMA units busy as long as B
+// streams from L2.
 #pragma once
 
 #include <cstdint>
 
-#include "pack.h"
+#include "operands.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {

@@ -6,7 +6,7 @@
 
 #include <cstring>
 
-#include "pack.h"
+#include "dmao/integers.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {

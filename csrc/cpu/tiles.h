@@ -3,7 +3,7 @@
 #pragma once
 
 #include "arena.h"
-#include "pack.h"
+#include "operands.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {

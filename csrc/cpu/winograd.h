@@ -9,7 +9,7 @@
 // Tiles lie side by side, with whole vectors of channels (`lanes`).
 #pragma once
 
-#include "pack.h"
+#include "operands.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
 namespace {

@@ -12,23 +12,7 @@ namespace {
 
 constexpr const char* kOp = "adamw_importance_";
 
-using Tensors = std::vector<Tensor>;
-
-// The lists of the call; `updated(i)` tells a parameter that is stepped from one that is only
-// scored.
-struct Parameters {
-    const Tensors &weights, &grads, &exp_avgs, &exp_avg_sqs, &steps;
-
-    bool updated(std::size_t i) const { return steps[i].numel() != 0; }
-
-    void check_lengths() const {
-        const std::size_t n = weights.size();
-        check(grads.size() == n && exp_avgs.size() == n && exp_avg_sqs.size() == n &&
-                  steps.size() == n,
-              kOp, ": got ", n, " params, but ", grads.size(), " grads, ", exp_avgs.size(),
-              " exp_avgs, ", exp_avg_sqs.size(), " exp_avg_sqs, ", steps.size(), " steps");
-    }
-
+struct Parameters : ParameterLists {
     void check_alike(const char* list, const Tensors& tensors, std::size_t i) const {
         const Tensor& tensor = tensors[i];
         check(tensor.numel() == weights[i].numel() &&
@@ -81,7 +65,7 @@ AdamWFactors factors_of(const double* group, double step, double grad_factor) {
 // Counts every parameter's step and returns the factors of the new one.
 std::vector<AdamWFactors> count_steps(const Parameters& all, const Tensor& groups,
                                       const Tensor& group_of, double grad_factor) {
-    std::vector<AdamWFactors> factors(all.weights.size());
+    std::vector<AdamWFactors> factors(all.size());
     const double* table = groups.const_data_ptr<double>();
     const std::int64_t* rows = group_of.const_data_ptr<std::int64_t>();
     for (std::size_t i = 0; i < factors.size(); ++i) {
@@ -98,8 +82,8 @@ void adamw_importance_(const Tensors& params, const Tensors& grads, const Tensor
                        const Tensor& group_of, const std::optional<Tensor>& grad_factor,
                        const Tensor& ema, const Tensor& segments, const Tensor& inverse_count,
                        const std::string& metric_name, double beta) {
-    const Parameters all{params, grads, exp_avgs, exp_avg_sqs, steps};
-    all.check_lengths();
+    const Parameters all{{params, grads, exp_avgs, exp_avg_sqs, steps}};
+    all.check_lengths(kOp);
     for (std::size_t i = 0; i < params.size(); ++i) all.check_one(i);
     check_groups(kOp, groups, group_of, static_cast<std::int64_t>(params.size()));
     double factor = 1.0;

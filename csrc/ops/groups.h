@@ -1,11 +1,32 @@
-// The groups of parameters that an optimizer has, on every device.
+// The lists of parameters and the groups that an optimizer has, on every device.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "common.h"
 
 namespace dmao {
+
+using Tensors = std::vector<Tensor>;
+
+// The lists of a call; `updated(i)` tells a parameter that is stepped from one that is only
+// scored.
+struct ParameterLists {
+    const Tensors &weights, &grads, &exp_avgs, &exp_avg_sqs, &steps;
+
+    std::size_t size() const { return weights.size(); }
+    bool updated(std::size_t i) const { return steps[i].numel() != 0; }
+
+    void check_lengths(const char* op) const {
+        const std::size_t n = size();
+        check(grads.size() == n && exp_avgs.size() == n && exp_avg_sqs.size() == n &&
+                  steps.size() == n,
+              op, ": got ", n, " params, but ", grads.size(), " grads, ", exp_avgs.size(),
+              " exp_avgs, ", exp_avg_sqs.size(), " exp_avg_sqs, ", steps.size(), " steps");
+    }
+};
 
 // groups [n, 6], the numbers of each (GROUP_COLUMNS of the reference); group_of [count], rows of
 // it.

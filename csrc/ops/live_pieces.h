@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "dmao/integers.h"
 #include "dmao/masked_linear.h"
 
 namespace dmao {
@@ -93,8 +94,6 @@ class Cut {
                            packed_});
         packed_ += round_up(count, kPackedOutputs) * round_up(inputs, kPackedInputs);
     }
-
-    static std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
 
     std::int64_t inputs_, block_, most_inputs_, widest_ = 0, packed_ = 0;
     std::optional<Lines> lines_;

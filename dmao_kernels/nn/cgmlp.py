@@ -15,7 +15,7 @@ from dmao_kernels.nn.slots import output_linear, rows_mask
 
 
 class ConvolutionalGatingMLP(Branch):
-    """LayerNorm, Linear, GELU, gating, dropout, Linear, dropout (Peng et al., 2022, section 3.2.2).
+    """LayerNorm, Linear, GELU, gating, dropout, Linear, dropout (Peng et al., 2022, section 3.3).
 
     The hidden units are two halves of ``hidden / 2`` channels; the second, normed and convolved over time, gates
     the first. A component is ``hidden / 2 / components`` channels of both halves: rows of ``linear1``, gains and

@@ -22,7 +22,7 @@ from dmao_kernels.nn.residual import Branch, ResidualBlock, Rows, dropped
 class MergedBranches(Branch):
     """Attention and cgMLP side by side: both outputs, plus their depthwise convolution over time, to a Linear.
 
-    The merger of Kim et al. (2022), section 3.2, is not elastic; of an empty branch it gets zeros.
+    The merger of Kim et al. (2022) is not elastic; of an empty branch it gets zeros.
     """
 
     def __init__(

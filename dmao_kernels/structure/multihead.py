@@ -37,55 +37,77 @@ class ElasticMultiheadAttention(nn.MultiheadAttention):
             )
         if self.empty:
             return torch.zeros_like(query), None
-        if is_causal and attn_mask is None:
-            raise ValueError("ElasticMultiheadAttention: is_causal needs the attn_mask that it is a hint about")
-        batched = query.dim() == 3
-        q, k, v = self._project(query, key, value)
-        if batched and not self.batch_first:
-            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-        q, k, v = ((x if batched else x[None]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (q, k, v))
-        causal = is_causal and key_padding_mask is None and not need_weights
-        mask = None if causal else self._mask(attn_mask, key_padding_mask, q.dtype)
-        p = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            scores = self.head_dim**-0.5 * q @ k.mT
-            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), p)
-            y = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
+        return attend_with_any_heads(
+            self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        )
+
+
+def attend_with_any_heads(
+    attention: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """What nn.MultiheadAttention computes, with ``attention.num_heads`` heads of ``attention.head_dim``.
+
+    An attention mask per head is [B * heads, T, S].
+    """
+    if is_causal and attn_mask is None:
+        raise ValueError("MultiheadAttention: is_causal needs the attn_mask that it is a hint about")
+    batched = query.dim() == 3
+    q, k, v = _project(attention, query, key, value)
+    if batched and not attention.batch_first:
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+    q, k, v = ((x if batched else x[None]).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in (q, k, v))
+    causal = is_causal and key_padding_mask is None and not need_weights
+    mask = None if causal else _mask(attn_mask, key_padding_mask, attention.num_heads, q.dtype)
+    p = attention.dropout if attention.training else 0.0
+    weights = None
+    if need_weights:
+        scores = attention.head_dim**-0.5 * q @ k.mT
+        weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), p)
+        y = weights @ v
+        weights = weights.mean(1) if average_attn_weights else weights
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=causal)
+    y = F.linear(y.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+    if not batched:
+        return y[0], None if weights is None else weights[0]
+    return y if attention.batch_first else y.transpose(0, 1), weights
+
+
+def _project(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    if query is key is value:
+        return F.linear(query, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+    weights = attention.in_proj_weight.chunk(3)
+    biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+    return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+
+
+def _mask(attention: Tensor | None, padding: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
+    """Both masks, boolean (True: not seen) or added to the scores, as one of these [B or 1, heads or 1, T, S]."""
+    mask = None
+    if attention is not None:
+        mask = _added(attention, dtype)
+        if mask.dim() == 2:
+            mask = mask[None, None]
+        elif len(mask) % heads:
+            raise ValueError(
+                f"MultiheadAttention: attn_mask must be [T, S] or [B * {heads} heads, T, S], "
+                f"got {list(attention.shape)}"
+            )
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=causal)
-        y = F.linear(y.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
-        if not batched:
-            return y[0], None if weights is None else weights[0]
-        return y if self.batch_first else y.transpose(0, 1), weights
-
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        if query is key is value:
-            return F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        weights = self.in_proj_weight.chunk(3)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
-
-    def _mask(self, attention: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Both masks, boolean (True: not seen) or added to the scores, as one of these [B or 1, heads or 1, T, S]."""
-        mask = None
-        if attention is not None:
-            mask = _added(attention, dtype)
-            if mask.dim() == 2:
-                mask = mask[None, None]
-            elif len(mask) % self.num_heads:
-                raise ValueError(
-                    f"ElasticMultiheadAttention: attn_mask must be [T, S] or [B * {self.num_heads} heads, T, S], "
-                    f"got {list(attention.shape)}"
-                )
-            else:
-                mask = mask.unflatten(0, (-1, self.num_heads))
-        if padding is not None:
-            hidden = _added(padding, dtype)
-            hidden = (hidden if hidden.dim() == 2 else hidden[None])[:, None, None]
-            mask = hidden if mask is None else mask + hidden
-        return mask
+            mask = mask.unflatten(0, (-1, heads))
+    if padding is not None:
+        hidden = _added(padding, dtype)
+        hidden = (hidden if hidden.dim() == 2 else hidden[None])[:, None, None]
+        mask = hidden if mask is None else mask + hidden
+    return mask
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

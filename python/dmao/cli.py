@@ -11,8 +11,8 @@ from click.core import ParameterSource
 from dmao import cli_decode, cli_experiment, cli_measure
 from dmao.cli_completion import completion
 from dmao.cli_options import CHECKPOINT, CONFIG, json_option, root_option, run_dir_option, set_option, split_option
+from dmao.cli_prepare import prepare
 from dmao.console import STATUSES, OneLineErrors, print_json, show_log
-from dmao.prepare import prepare
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

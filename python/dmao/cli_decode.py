@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.argument("texts", type=FILE, nargs=-1)
 @click.option("--root", type=FOLDER, help="Folder of a prepared corpus: its transcripts, and its words.")
 @split_option("train", "Split of that corpus.")
-@click.option("--order", type=click.IntRange(1, 6), default=4, show_default=True, help="Longest n-gram.")
+@click.option("--order", type=click.IntRange(2, 6), default=4, show_default=True, help="Longest n-gram.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The ARPA file.")
 @json_option
 def lm(texts: tuple[Path, ...], root: Path | None, split: str, order: int, out: Path, as_json: bool) -> None:

@@ -271,3 +271,13 @@ def test_language_model_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.arpa").write_text("hello\n")
     with pytest.raises(UserError, match=r"cannot read language model .*bad.arpa"):
         LexiconDecoder(LABELS, WORDS, arpa=tmp_path / "bad.arpa")
+
+
+def test_unigrams_cannot_be_read(tmp_path):
+    """For which reason `write_arpa` writes none."""
+    pytest.importorskip("flashlight.lib.text.decoder.kenlm")
+    path, words = tmp_path / "1.arpa", ["<s>", "</s>", "<unk>", *WORDS]
+    lines = [f"-1.0\t{word}" for word in words]
+    path.write_text("\n".join(["\\data\\", f"ngram 1={len(words)}", "", "\\1-grams:", *lines, "", "\\end\\", ""]))
+    with pytest.raises(UserError, match=r"cannot read language model .*1.arpa"):
+        LexiconDecoder(LABELS, WORDS, arpa=path)

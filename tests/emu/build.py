@@ -131,12 +131,16 @@ def run(program: Path, seed: int = 0) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def check_right(program: Path, seeds: tuple[int, ...] = (0, 1)) -> None:
-    """Right in every order of threads that the seeds shuffle, with matrix instructions and without bank conflicts."""
+RIGHT = r"right\n"
+RIGHT_PRODUCTS = r"right: [1-9]\d* mma, [1-9]\d* ldmatrix, 0 conflicts\n"  # with matrix instructions
+
+
+def check_right(program: Path, right: str = RIGHT_PRODUCTS, seeds: tuple[int, ...] = (0, 1)) -> None:
+    """In every order of threads that the seeds shuffle it prints what the pattern ``right`` says."""
     for seed in seeds:
         status, printed = run(program, seed)
         assert status == 0, printed
-        assert re.fullmatch(r"right: [1-9]\d* mma, [1-9]\d* ldmatrix, 0 conflicts\n", printed), printed
+        assert re.fullmatch(right, printed), printed
 
 
 def slow_unless_plain(*values: str) -> object:

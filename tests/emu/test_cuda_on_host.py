@@ -14,7 +14,7 @@ SOURCE = ROOT / "csrc/tests/cuda_on_host/product.cpp"
 
 @pytest.mark.parametrize("build", [slow_unless_plain(build) for build in BUILDS])
 def test_right_in_any_order(build: str, compiler: Compiler) -> None:
-    check_right(compiler(SOURCE, build), (0, 1, 2))
+    check_right(compiler(SOURCE, build), seeds=(0, 1, 2))
 
 
 FAULTS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.emu.build import BUILDS, Compiler, run, slow_unless_plain
+from tests.emu.build import BUILDS, RIGHT, Compiler, check_right, slow_unless_plain
 from tests.emu.mutants import Mutant, check_noticed, each
 from tests.native.probe import ROOT
 from tests.triton.test_gather_components import (  # noqa: F401
@@ -23,9 +23,7 @@ SOURCE = ROOT / "csrc/tests/cuda/gather_components.cpp"
 
 @pytest.mark.parametrize("build", [slow_unless_plain(build) for build in BUILDS])
 def test_right_in_any_order(build: str, compiler: Compiler) -> None:
-    program = compiler(SOURCE, build)
-    for seed in (0, 1):
-        assert run(program, seed) == (0, "right\n")
+    check_right(compiler(SOURCE, build), RIGHT)
 
 
 MUTANTS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmao_kernels import compact
-from tests.structure.test_compact import small_conformer
+from tests.plain.test_compact import small_conformer
 
 MISSING = "{} is not installed (make test-integrations)"
 

@@ -1,4 +1,4 @@
-"""cpu/gemm.h and cpu/pack.h, compiled for each instruction set that this machine has, against float64."""
+"""cpu/gemm.h and cpu/operands.h, compiled for each instruction set that this machine has, against float64."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def test_is_transformer_xl(frames: int, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reach", [0, 1, 4, 30])
 def test_is_shaw(reach: int, backend: str) -> None:
-    """Shaw et al. 2018, equation 5: the key of each pair gets the embedding of its clipped distance."""
+    """Shaw et al. 2018, equation 4: the key of each pair gets the embedding of its clipped distance."""
     problem = make(1, 20, 2, 8, reach=reach)
     q, k, v, rel_pos = (problem[name] for name in ("q", "k", "v", "rel_pos"))
     scores = torch.empty(2, 20, 20)

@@ -11,24 +11,8 @@ namespace {
 
 constexpr const char* kOp = "adamw_importance_";
 
-using Tensors = std::vector<Tensor>;
-
-// The lists of the call; `updated(i)` tells a parameter that is stepped from one that is only
-// scored.
-struct Parameters {
-    const Tensors &weights, &grads, &exp_avgs, &exp_avg_sqs, &steps;
+struct Parameters : ParameterLists {
     const Tensor& like;
-
-    std::size_t size() const { return weights.size(); }
-    bool updated(std::size_t i) const { return steps[i].numel() != 0; }
-
-    void check_lengths() const {
-        const std::size_t n = size();
-        check(grads.size() == n && exp_avgs.size() == n && exp_avg_sqs.size() == n &&
-                  steps.size() == n,
-              kOp, ": got ", n, " params, but ", grads.size(), " grads, ", exp_avgs.size(),
-              " exp_avgs, ", exp_avg_sqs.size(), " exp_avg_sqs, ", steps.size(), " steps");
-    }
 
     void check_alike(const char* list, const Tensors& tensors, std::size_t i) const {
         const Tensor& tensor = tensors[i];
@@ -91,8 +75,8 @@ void adamw_importance_(const Tensors& params, const Tensors& grads, const Tensor
                        const Tensor& group_of, const std::optional<Tensor>& grad_factor,
                        const Tensor& ema, const Tensor& segments, const Tensor& inverse_count,
                        const std::string& metric_name, double beta) {
-    const Parameters all{params, grads, exp_avgs, exp_avg_sqs, steps, ema};
-    all.check_lengths();
+    const Parameters all{{params, grads, exp_avgs, exp_avg_sqs, steps}, ema};
+    all.check_lengths(kOp);
     const Metric metric = parse_metric(kOp, metric_name);
     AdamWLaunch launch(metric, check_averages(kOp, ema, inverse_count, beta));
     for (std::size_t i = 0; i < params.size(); ++i) all.check_one(i);

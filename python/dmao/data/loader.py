@@ -57,7 +57,6 @@ class SpeechDataset:
     Args:
         cuts: cuts with features and one supervision each, e.g. `corpus.cuts("train")`.
         labels: how texts become targets.
-        min_frames: feature frames that the model needs at least (its receptive field).
         subsampling: feature frames per output frame of the model.
         name: what messages call this dataset.
         unspellable: what becomes of an utterance that the labels cannot spell: an error ("refuse"), "leave out", or
@@ -66,8 +65,8 @@ class SpeechDataset:
     Attributes:
         cuts: id -> cut, in the order of the manifest.
         targets: id -> label ids.
-        left_out: utterances shorter than `min_frames` or one output frame, or with more labels (one blank between
-            equal neighbours included) than output frames.
+        left_out: utterances shorter than one output frame, or with more labels (one blank between equal neighbours
+            included) than output frames.
 
     Raises:
         UserError: if an utterance has no features, no text or an unknown character, or if no utterance remains.
@@ -78,7 +77,6 @@ class SpeechDataset:
         cuts: Iterable[MonoCut],
         labels: Labels,
         *,
-        min_frames: int = 1,
         subsampling: int = 4,
         name: str = "data",
         unspellable: Literal["refuse", "leave out", "keep"] = "refuse",
@@ -102,7 +100,7 @@ class SpeechDataset:
                     self.left_out.append(LeftOut(cut.id, text_of(cut), str(error)))
                     continue
                 target = []
-            if reason := _why_not(cut.num_frames, target, min_frames, subsampling):
+            if reason := _why_not(cut.num_frames, target, subsampling):
                 self.left_out.append(LeftOut(cut.id, text_of(cut), reason))
             else:
                 self.cuts[cut.id], self.targets[cut.id] = cut, target
@@ -243,11 +241,11 @@ def text_of(cut: MonoCut) -> str:
     return cut.supervisions[0].text
 
 
-def _why_not(frames: int, target: list[int], min_frames: int, subsampling: int) -> str | None:
+def _why_not(frames: int, target: list[int], subsampling: int) -> str | None:
     outputs = frames // subsampling
     needed = len(target) + sum(a == b for a, b in itertools.pairwise(target))
-    if frames < min_frames or outputs < 1:
-        return f"{frames} frames, fewer than {max(min_frames, subsampling)}"
+    if outputs < 1:
+        return f"{frames} frames, fewer than {subsampling}"
     if outputs < needed:
         return f"labels need {needed} output frames, got {outputs}"
     return None

@@ -60,14 +60,16 @@ def write_arpa(sentences: Iterable[str], path: str | Path, order: int = 3, words
     Args:
         sentences: training texts.
         path: the ARPA file.
-        order: longest n-gram, at least 1.
+        order: longest n-gram, at least 2: KenLM reads no unigram models.
         words: further words of the vocabulary that `sentences` may lack.
 
     Raises:
-        UserError: if there is no sentence, `order` is below 1, or `path` cannot be written.
+        UserError: if there is no sentence, `order` is below 2, or `path` cannot be written.
     """
-    if order < 1:
-        raise UserError(f"the order of a language model must be at least 1, got {order}")
+    if order < 2:
+        raise UserError(
+            f"the order of a language model must be at least 2 (KenLM reads no unigram models), got {order}"
+        )
     model = WittenBell(sentences, order, words)
     if not model.followers[()]:
         raise UserError("a language model needs at least one sentence")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dmao.models.conformer_ctc import ConformerCTC
 from dmao.models.frontend import VggFrontEnd
 from dmao_kernels.nn import sinusoidal_positions
-from dmao_kernels.structure.compact import register_plain
+from dmao_kernels.plain import register_plain
 
 
 class PlainFrontEnd(nn.Module):

@@ -1,96 +1,18 @@
-"""compact: a trained elastic model as plain PyTorch modules of the final widths."""
+"""What `compact` makes of the layers of dmao_kernels.nn, and of attention of PyTorch's that has become elastic."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from dmao_kernels import nn as layers
-from dmao_kernels import plain
 from dmao_kernels.nn.e_branchformer import MergedBranches
 from dmao_kernels.nn.residual import ResidualBlock
+from dmao_kernels.plain import layers as plain
+from dmao_kernels.plain.registry import Plain, empty_in_place_of, register_plain
 from dmao_kernels.structure.empty import EmptyForward
-from dmao_kernels.structure.gates import fold_gate
-from dmao_kernels.structure.places import Gate
-from dmao_kernels.structure.slots.storage import LIVE
-from dmao_kernels.swaps.registry import without_swap
-
-Plain = Callable[[nn.Module], nn.Module]
-_PLAIN: dict[type[nn.Module], Callable[..., nn.Module]] = {}
-
-
-def register_plain(cls: type[nn.Module], make: Callable[..., nn.Module]) -> None:
-    """Let `compact` replace modules of exactly the class ``cls``.
-
-    make: (module, plain) -> the plain module. It may take over parameters and modules of ``module``, which is a copy
-        already; ``plain(part)`` is what becomes of a part.
-    """
-    _PLAIN[cls] = make
-
-
-def compact(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in plain PyTorch modules of the present widths, for deployment.
-
-    Nothing in it needs this library's operators, and nothing is elastic any more. Layers of dmao_kernels.nn become
-    those of dmao_kernels.plain, made of the same nn.Linear, nn.Conv1d and nn.LayerNorm under the same names; they take
-    padded rows and a mask that leaves each utterance at least one frame. Gates and block masks are multiplied into the
-    weights, `accelerate` is undone; hooks of layers that are replaced are left out. Modules without components become
-    modules without parameters that return zeros; blocks of dmao_kernels.nn leave them out. Everything else is copied as
-    it is. The function is that of ``model`` to rounding, the mode (train, eval) stays.
-
-    What torch.export or torch.onnx.export make of the result runs where this library is not installed; pickles of the
-    result itself do not. A forward of your own that calls the operations of dmao_kernels is exported under
-    `dmao_kernels.use_backend("reference")`, where they are PyTorch's.
-
-    Raises ValueError for a layer of this library that it cannot replace, such as a class derived from one, and for a
-    model in slots storage.
-    """
-    made: dict[int, nn.Module] = {}
-    if in_slots := [name for name, module in model.named_modules() if module._buffers.get(LIVE) is not None]:
-        raise ValueError(f"compact: {in_slots[0] or 'the model'} is in slots storage: call Elastic.to_tight() first")
-
-    def convert(module: nn.Module) -> nn.Module:
-        if id(module) not in made:
-            made[id(module)] = _convert(module, convert)
-        return made[id(module)]
-
-    # The dictionary keeps only ids: the copy must live as long as it does.
-    source = copy.deepcopy(model)
-    result = convert(source)
-    for name, module in result.named_modules():
-        if any(
-            c.__module__.startswith("dmao_kernels.") and c.__module__ != plain.__name__ for c in type(module).__mro__
-        ):
-            raise ValueError(
-                f"compact: {name or 'the model'} ({type(module).__name__}) is made of this library's operations: "
-                "tell how to replace it with dmao_kernels.structure.compact.register_plain"
-            )
-    return result
-
-
-def _convert(module: nn.Module, convert: Plain) -> nn.Module:
-    if isinstance(answer := module.__dict__.get("forward"), EmptyForward):
-        internal = nn.Module().__dict__.keys() | {"forward"}
-        flags = {name: value for name, value in vars(module).items() if name not in internal}
-        return plain.Empty(answer, flags).train(module.training)
-    for name in _gated(module):
-        fold_gate(module, name)
-    module.__class__ = without_swap(type(module))
-    if (make := _PLAIN.get(type(module))) is not None:
-        return make(module, convert).train(module.training)
-    for name, child in module._modules.items():  # named_children would pass over the second place of a module
-        module._modules[name] = None if child is None else convert(child)
-    return module
-
-
-def _gated(module: nn.Module) -> list[str]:
-    if not parametrize.is_parametrized(module):
-        return []
-    chains = module.parametrizations.items()  # type: ignore[union-attr, operator]
-    return [name for name, chain in chains if all(isinstance(each, Gate) for each in chain)]
+from dmao_kernels.structure.multihead import ElasticMultiheadAttention
 
 
 def _linear(module: layers.MaskedLinear) -> nn.Linear:
@@ -155,6 +77,16 @@ def _attention(module: layers.SelfAttention, convert: Plain) -> nn.Module:
     return made
 
 
+def _multihead_attention(module: ElasticMultiheadAttention, convert: Plain) -> nn.Module:
+    """PyTorch's own where the heads add up to the width, as that one's must."""
+    if module.empty:
+        # nn.TransformerEncoderLayer looks at the bias.
+        return empty_in_place_of(module, EmptyForward(None, returns=2), in_proj_bias=None)
+    fits = module.num_heads * module.head_dim == module.embed_dim
+    module.__class__ = nn.MultiheadAttention if fits else plain.MultiheadAttention  # type: ignore[assignment]
+    return module
+
+
 def _or_empty(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Branches without components contribute nothing."""
     return lambda module, convert: (
@@ -179,6 +111,7 @@ register_plain(layers.ConvolutionModule, _or_empty(_convolution))
 register_plain(layers.ConvolutionalGatingMLP, _or_empty(_gating_mlp))
 register_plain(layers.SelfAttention, _or_empty(_attention))
 register_plain(layers.RelPosSelfAttention, _or_empty(_attention))
+register_plain(ElasticMultiheadAttention, _multihead_attention)
 register_plain(MergedBranches, _or_empty(_merge))
 register_plain(layers.ConformerBlock, _block)
 register_plain(layers.EBranchformerBlock, _block)

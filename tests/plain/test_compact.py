@@ -11,8 +11,9 @@ from torch import nn
 import dmao_kernels
 from dmao_kernels import BlockMask, accelerate, compact, use_backend
 from dmao_kernels import nn as layers
+from dmao_kernels.plain import layers as plain
+from dmao_kernels.plain import register_plain
 from dmao_kernels.structure import ComponentGates, Elastic, apply_plan
-from dmao_kernels.structure.compact import register_plain
 from tests.structure import plain as foreign
 from tests.structure.plain import build, inputs, mixed, plan_for
 
@@ -48,7 +49,7 @@ def edited(name, sources=mixed):
 
 
 def is_ours(kind):
-    return kind.__module__.startswith("dmao_kernels.") and kind.__module__ != "dmao_kernels.plain"
+    return kind.__module__.startswith("dmao_kernels.") and kind.__module__ != "dmao_kernels.plain.layers"
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -162,6 +163,37 @@ def test_mode_sharing_and_tied_weights():
     assert made[0].training
     assert made[1].weight is made[0].w2.weight
     assert not compact(model.eval())[0].training
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_attention_of_pytorch(accelerated):
+    """Two heads of four, an even number, for which PyTorch would take its fast path; four; none."""
+    layer = nn.TransformerEncoderLayer(12, 4, 24, 0.1, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    elastic = Elastic(model)
+    counts = elastic.counts()
+    heads = {"layers.0.self_attn": (0, 2), "layers.1.self_attn": (0, 1, 1, 3), "layers.2.self_attn": ()}
+    sources = {name: tuple(range(count)) for name, count in counts.items()} | heads
+    apply_plan(dmao_kernels.structure.given_plan(sources, counts), elastic)
+    keys = [name for name in model.state_dict() if not name.startswith("layers.2.self_attn")]
+    if accelerated:
+        accelerate(model)
+    made, x = compact(model), inputs()
+    kinds = [type(each.self_attn) for each in made.layers]
+    assert kinds == [plain.MultiheadAttention, nn.MultiheadAttention, plain.Empty]
+    assert list(made.state_dict()) == keys
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)
+            found, expected = (each(x, src_key_padding_mask=~MASK)[MASK] for each in (made, model))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    attention = made.layers[0].self_attn
+    program = torch.export.export(attention, (x, x, x))
+    assert all(name.startswith(("aten.", "<built-in")) for name in operators(program))
+    torch.testing.assert_close(program.module()(x, x, x), attention(x, x, x))
 
 
 def operators(program):

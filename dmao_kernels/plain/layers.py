@@ -18,6 +18,7 @@ from dmao_kernels.nn.attention import sinusoidal_positions
 from dmao_kernels.ops.block_attention.reference import visible_keys
 from dmao_kernels.ops.component_conv.reference import weighted_layer_norm
 from dmao_kernels.ops.component_ffn import ACTIVATIONS
+from dmao_kernels.structure.multihead import attend_with_any_heads
 
 
 class Empty(nn.Module):
@@ -232,6 +233,12 @@ class TableAttention(Attention):
         index = (radius + place - place[:, None]).clamp(0, 2 * radius)
         scores = q @ self.table.permute(1, 2, 0)
         return q, scores.gather(-1, index.expand(*scores.shape[:2], -1, -1))
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """nn.MultiheadAttention whose heads do not add up to the width of the model: parameters and keys are the same."""
+
+    forward = attend_with_any_heads
 
 
 class Block(nn.Module):

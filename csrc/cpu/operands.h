@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "dmao/integers.h"
 #include "simd.h"
 
 namespace dmao::DMAO_ISA_NAMESPACE {
@@ -19,10 +20,6 @@ constexpr int kRows = 8, kVecs = 3;  // 24 sums, 3 of B and 1 of A: 28 of 32 reg
 constexpr int kRows = 6, kVecs = 2;  // 12 sums, 2 of B and 1 of A: 15 of 16 registers
 #endif
 constexpr int kPanel = kVecs * Vec::width;
-
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
-constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 // --- Elements
 
