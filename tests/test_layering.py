@@ -26,7 +26,7 @@ PARTS = {
     "ops": {"_library", "block_mask", "dispatch"},
     "nn": {"block_mask", "families", "layout", "ops"},
     "plain": {"nn", "ops"},
-    "structure": {"families", "layout", "ops"},
+    "structure": {"block_mask", "families", "layout", "ops"},
     "swaps": {"nn", "ops", "structure"},
 }
 COMPACT = "structure/compact.py"  # turns whatever there is into plain modules

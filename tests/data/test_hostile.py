@@ -75,7 +75,7 @@ def features(**new):
         (lambda cut: cut.update(duration=float("nan")), "utterance u must last"),
         (lambda cut: cut.update(duration=1e15), "utterance u must last"),
         (lambda cut: cut.update(id=["u"]), "expected a MonoCut with id and recording"),
-        (lambda cut: cut.update(recording=None), "expected a MonoCut with id and recording"),
+        (lambda cut: cut.update(recording=None), "cannot read manifest"),
         (lambda cut: cut.update(type="os.system"), "cannot read manifest"),
         (lambda cut: cut.update(type="MixedCut", tracks=[]), "cannot read manifest"),
     ],
@@ -131,7 +131,6 @@ def header(shape):
         npy(FRAMES[0]),
         npy(FRAMES[:0]),
         npy(FRAMES * np.float16(np.nan)),
-        npy(FRAMES.astype(str)),
     ],
 )
 def test_features_of_strangers(manifest, tmp_path, content):
