@@ -14,9 +14,9 @@ import lzma
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from dmao.data.labels import split_words
 from dmao.errors import UserError
@@ -25,7 +25,7 @@ from dmao.files import write_atomically
 _BEGIN, _END, _UNKNOWN = "<s>", "</s>", "<unk>"
 _NEVER = -99.0  # log10 probability of <s>, by convention
 NGram = tuple[str, ...]
-_PACKED: dict[bytes, Callable[..., IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _HEADER = 4096  # bytes
 _DENSEST = 100  # n-grams in a byte of a packed file
 

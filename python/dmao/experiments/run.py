@@ -37,7 +37,14 @@ from dmao.tune import tune
 _log = logging.getLogger(__name__)
 _NUMBER = (int, float)
 # What must be in the outcome of a run, whoever wrote it.
-_OUTCOME = {"split": str, "ce": _NUMBER, "wer": _NUMBER, "parameters": int, "components": dict, "config": dict}
+_OUTCOME: Mapping[str, type | tuple[type, ...]] = {
+    "split": str,
+    "ce": _NUMBER,
+    "wer": _NUMBER,
+    "parameters": int,
+    "components": dict,
+    "config": dict,
+}
 
 
 @dataclass(frozen=True)
