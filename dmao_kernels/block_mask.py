@@ -134,6 +134,13 @@ class BlockMask:
         return BlockMask(self.block, self.rows, self.columns, *(tensor.to(device) for tensor in self.tensors))
 
 
+def plain_bools(mask: Tensor) -> Tensor:
+    """A bool tensor from a file, each value as 0 or 1: other bytes would count as more than one in sums, and the lists
+    made of them would not fit together.
+    """
+    return mask.contiguous().view(torch.uint8) != 0
+
+
 def mask_arguments(mask: BlockMask | None) -> tuple[Any, ...]:
     """A mask as operators take it: its tensors, all of them or none, and its block size, 0 without a mask."""
     return (None, None, None, None, 0) if mask is None else (*mask.tensors, mask.block)

@@ -61,7 +61,14 @@ def fastest(op: str) -> str:
 def _measured() -> dict[str, dict[str, str]]:
     if not path().exists():
         return {}
-    return _checked(json.loads(path().read_text()))
+    return _checked(_read())
+
+
+def _read() -> object:
+    try:
+        return json.loads(path().read_text())
+    except (ValueError, RecursionError):
+        return None  # which is no table
 
 
 def _checked(table: object) -> dict[str, dict[str, str]]:
@@ -78,7 +85,7 @@ def write(choices: dict[str, str]) -> Path:
     if name is None:
         raise RuntimeError("gpu_choice: there is no GPU of NVIDIA here")
     path().parent.mkdir(parents=True, exist_ok=True)
-    table = _checked(json.loads(path().read_text())) if path().exists() else {}
+    table = _checked(_read()) if path().exists() else {}
     draft = path().with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(table | {name: choices}, indent=2))
     draft.replace(path())

@@ -25,7 +25,7 @@ PARTS = {
     "info": {"_version", "dispatch", "gpu_choice"},
     "ops": {"_library", "block_mask", "dispatch"},
     "nn": {"block_mask", "families", "layout", "ops"},
-    "structure": {"families", "layout", "ops"},
+    "structure": {"block_mask", "families", "layout", "ops"},
     "swaps": {"nn", "ops", "structure"},
     "plain": {"nn", "ops", "structure", "swaps"},
 }

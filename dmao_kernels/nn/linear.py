@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmao_kernels.block_mask import BlockMask, grid_shape
+from dmao_kernels.block_mask import BlockMask, grid_shape, plain_bools
 from dmao_kernels.ops.masked_linear import LINEAR_ACTIVATIONS, masked_linear
 
 _MASK_TENSORS = ("row_offsets", "column_ids", "column_offsets", "row_ids")
@@ -119,14 +119,22 @@ class MaskedLinear(nn.Linear):
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *messages: list[str]
     ) -> None:
         """A state with a grid sets the mask, one without it (nn.Linear's) clears it."""
-        grid = state_dict.get(prefix + "live_blocks")
+        name = prefix + "live_blocks"
+        grid = state_dict.get(name)
         expected = grid_shape(self.weight, self.block)
-        if grid is not None and tuple(grid.shape) != expected:
+        if grid is not None and (not isinstance(grid, Tensor) or grid.dtype != torch.bool):
+            found = grid.dtype if isinstance(grid, Tensor) else type(grid).__name__
+            messages[-1].append(f"{name} must be a bool tensor, got {found}")
+            del state_dict[name]
+        elif grid is not None and tuple(grid.shape) != expected:
             messages[-1].append(
-                f"size mismatch for {prefix}live_blocks: {list(expected)} blocks of {self.block} cover the weight "
+                f"size mismatch for {name}: {list(expected)} blocks of {self.block} cover the weight "
                 f"{list(self.weight.shape)}, the state has {list(grid.shape)}"
             )
-            del state_dict[prefix + "live_blocks"]
+            del state_dict[name]
+        elif grid is not None:
+            state_dict[name] = plain_bools(grid)
+            self.mask = BlockMask.from_dense(state_dict[name], self.block)
         else:
-            self.mask = None if grid is None else BlockMask.from_dense(grid, self.block)
+            self.mask = None
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *messages)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 FRESH = -1
+MOST_COMPONENTS = 1 << 20  # of a module: more is a mistake, and would fill the memory before any tensor does
 ROUNDING = 1e-9  # 7 % of 100 components are 7, though 0.07 * 100 is a little more
 
 
@@ -177,7 +178,12 @@ class Plan:
 
 
 def resized(components: int, width: int) -> tuple[int, ...]:
-    """The sources of a module that gets this width: fresh ones come behind what is there, or the last ones go."""
+    """The sources of a module that gets this width: fresh ones come behind what is there, or the last ones go.
+
+    Raises ValueError where that is no width.
+    """
+    if not 0 <= width <= MOST_COMPONENTS:
+        raise ValueError(f"a module must have 0 to {MOST_COMPONENTS} components, got {width}")
     return (*range(min(components, width)), *(FRESH,) * (width - components))
 
 

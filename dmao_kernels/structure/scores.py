@@ -218,12 +218,17 @@ class Scores:
             raise ValueError(
                 f"Scores.load_state_dict: ema has the shape {list(ema.shape)}, not one entry per component"
             )
+        beta, calls, updates = float(state["beta"]), int(state["calls"]), int(state["updates"])
+        if not 0 <= beta < 1 or min(calls, updates) < 0 or not ema.is_floating_point() or not ema.isfinite().all():
+            raise ValueError(
+                f"Scores.load_state_dict: ema must be finite, beta in [0, 1), calls and updates 0 or more, got {beta}, "
+                f"{calls}, {updates} and {ema.dtype}"
+            )
         parts = self._current_table().parts
         ranks = holders(parts[0][0]) if parts else 1
         self.ema = ema.to(device=self.ema.device, dtype=torch.float32) / ranks  # which add up to what was saved
         self._counts, self._edits = counts, self.elastic.edits
-        self.beta = float(state["beta"])
-        self.calls, self.updates = int(state["calls"]), int(state["updates"])
+        self.beta, self.calls, self.updates = beta, calls, updates
 
     def _scored(self, m: ElasticModule) -> list[tuple[str, Place]]:
         """The parameters whose entries are averaged, frozen ones among them."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dmao_kernels.structure.edit import Companion, apply_plan
-from dmao_kernels.structure.plan import given_plan, resized
+from dmao_kernels.structure.plan import MOST_COMPONENTS, given_plan, resized
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -60,10 +60,14 @@ def _identity(m: ElasticModule) -> dict[str, Any]:
 
 def _components(m: ElasticModule, saved: Mapping[str, Any]) -> int:
     """The saved number of components, after a look at whether they are components of the same kind."""
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"load_state_dict: {m.name} must be a mapping, got {saved!r}")
     for key, expected in _identity(m).items():
         if saved.get(key) != expected:
             raise ValueError(f"load_state_dict: {m.name}: {key} must be {expected}, got {saved.get(key)}")
     components = saved.get("components")
-    if not isinstance(components, int) or components < 0:
-        raise ValueError(f"load_state_dict: {m.name}: components must be a count, got {components}")
+    if type(components) is not int or not 0 <= components <= MOST_COMPONENTS:
+        raise ValueError(
+            f"load_state_dict: {m.name}: components must be a count, got {components} ({MOST_COMPONENTS} at most)"
+        )
     return components

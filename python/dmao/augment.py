@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_MOST = 1000  # masks
+
 
 @dataclass(frozen=True)
 class SpecAugment:
@@ -26,10 +28,11 @@ class SpecAugment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frequency_masks", tuple(self.frequency_masks))
-        if self.time_masks < 0 or min(self.frames_per_mask, self.time_width, self.frequency_width) < 1:
-            raise ValueError(f"SpecAugment: counts must be at least 0 and widths at least 1, got {self}")
-        if len(self.frequency_masks) != 2 or not 0 <= self.frequency_masks[0] <= self.frequency_masks[1]:
-            raise ValueError(f"SpecAugment: frequency_masks must be (least, most), got {self.frequency_masks}")
+        if not 0 <= self.time_masks <= _MOST or min(self.frames_per_mask, self.time_width, self.frequency_width) < 1:
+            raise ValueError(f"SpecAugment: counts must be 0 to {_MOST} and widths at least 1, got {self}")
+        masks = self.frequency_masks
+        if len(masks) != 2 or not 0 <= masks[0] <= masks[1] <= _MOST:
+            raise ValueError(f"SpecAugment: frequency_masks must be (least, most), {_MOST} at most, got {masks}")
 
     def __call__(self, features: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
         """A masked copy of ``features`` [B, T, bins]; frames at and beyond ``lengths`` [B] stay as they are.

@@ -3,7 +3,8 @@
 A checkpoint is written beside its place, flushed, and moved there in one step, so a name that exists is a
 complete file. The name carries the start of the file's SHA-256 (the convention of torch.hub):
 step-00000400-1a2b3c4d5e6f7a8b.pt. Truncated or changed files are recognised by it before anything is
-unpickled, and loading is weights_only.
+unpickled; in a file of another name, by the checksums of the archive. Loading is weights_only, and takes no more memory
+than the file is long. Whoever uses a state does so under `used`: it may be of another version, or of an enemy.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dmao.errors import UserError, first_line
+from dmao.parsing import ConfigError
 
 FORMAT = 1
 KEEP = 2
+_LONGEST_REASON = 400
 _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt")
 _log = logging.getLogger(__name__)
 
@@ -61,7 +67,7 @@ def _step_of(path: Path) -> int:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The state in one file. Raises CheckpointError where it is missing, damaged or of another format."""
+    """The state in one file, and its "path". CheckpointError where it is missing, damaged or of another format."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint: no such file: {path}")
@@ -69,13 +75,62 @@ def load(path: str | Path) -> dict[str, Any]:
     if name and _digest(path) != name[2]:
         raise CheckpointError(f"checkpoint: {path} is damaged: its content does not match the checksum in its name")
     try:
+        _check_archive(path, checksums=not name)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(state)
     except Exception as error:  # torch.load raises whatever zipfile, pickle or its reader raise
         raise CheckpointError(f"checkpoint: {path} cannot be read: {first_line(error)}") from error
     found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"checkpoint: {path} must have format {FORMAT}, got {found!r}")
-    return state
+    if type(found) is not int or found != FORMAT:
+        newer = ": a newer version of dmao wrote it" if isinstance(found, int) and found > FORMAT else ""
+        raise CheckpointError(f"checkpoint: {path} must have format {FORMAT}, got {found!r}{newer}")
+    return {**state, "path": str(path)}
+
+
+@contextmanager
+def used(state: Mapping[str, Any]) -> Iterator[None]:
+    """What goes wrong with a state, of another version, model or person, is a CheckpointError that names the file."""
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(error, ConfigError):
+            raise
+        raise CheckpointError(f"checkpoint: {_described(state)} does not fit: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_REASON]}"
+        raise CheckpointError(f"checkpoint: {_described(state)} does not fit: {reason}") from error
+
+
+def _described(state: Mapping[str, Any]) -> str:
+    by = ", ".join(f"{name} {state[name]}" for name in ("dmao", "torch") if isinstance(state.get(name), str))
+    return f"{state.get('path', 'the state')}{f' (by {by})' if by else ''}"
+
+
+def _check_archive(path: Path, checksums: bool) -> None:
+    """Raises ValueError where reading takes more than the file's length, or a checksum is wrong."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("its records must be stored uncompressed")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("its records must not be larger than the file")
+        if checksums and (damaged := archive.testzip()):
+            raise ValueError(f"its record {damaged} is damaged")
+
+
+def _check_tensors(state: Any) -> None:
+    """Raises ValueError where a tensor is not one of numbers that are all there: a view can stand for any number."""
+    left, seen = [state], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            if value.layout is not torch.strided or value.device.type != "cpu":
+                raise ValueError(f"its tensors must be dense and on the CPU, got {value.layout} on {value.device}")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(f"a tensor of {list(value.shape)} must have as many numbers")
+        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))  # a reference may stand in many places
+            left += value.values() if isinstance(value, Mapping) else value
 
 
 def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:

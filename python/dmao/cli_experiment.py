@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from dmao.cli_options import (
 )
 from dmao.console import print_json
 from dmao.experiments.tables import TABLES
+from dmao.files import read_json
 
 
 @click.command(short_help="Train, decode and compare the arms of a table, with several seeds.")
@@ -94,6 +94,6 @@ def experiment(
     except TrainingInterrupted as error:  # what goes on is this command, not that training
         raise TrainingInterrupted(f"experiment: {error.state}", error.signal) from error
     if as_json:
-        print_json(json.loads((run_dir / "results.json").read_text(encoding="utf-8")))
+        print_json(read_json(run_dir / "results.json"))
     else:
         click.echo((run_dir / "results.md").read_text(encoding="utf-8"), nl=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,10 @@ from dmao.parsing import ConfigError, from_mapping, set_path, to_mapping
 from dmao.schedule import LearningRate, Schedule, WhenSettled
 from dmao_kernels.structure import Caps, Metric, Scope, Selection, Split, Storage
 from dmao_kernels.structure.latency import MIN_REPS
+
+MOST_WORKERS, MOST_THREADS = 256, 1024
+MOST_PIECES = 1 << 16
+_BASE = re.compile(r"[^/\0][^\0]*\.ya?ml")
 
 __all__ = [
     "ConfigError",
@@ -56,9 +61,9 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 0, "workers must not be negative", self.workers)
+        _require(0 <= self.workers <= MOST_WORKERS, f"workers must lie between 0 and {MOST_WORKERS}", self.workers)
         _require(self.batch_seconds > 0, "batch_seconds must be positive", self.batch_seconds)
-        _require(self.bpe_size >= 2, "bpe_size must be 2 or more", self.bpe_size)
+        _require(2 <= self.bpe_size <= MOST_PIECES, f"bpe_size must lie between 2 and {MOST_PIECES}", self.bpe_size)
         _require(self.g2p is None or self.labels == "phonemes", "g2p needs labels: phonemes", self.labels)
 
 
@@ -156,8 +161,8 @@ class GrowAndDropConfig:
         _require(0 <= self.beta < 1, "beta must lie in [0, 1)", self.beta)
         _require(0 <= self.gate_penalty < math.inf, "gate_penalty must be finite and not negative", self.gate_penalty)
         _require(not self.gate_penalty or self.metric == "gate", "gate_penalty needs metric: gate", self.metric)
-        for name in ("observe_every", "align"):
-            _require(getattr(self, name) >= 1, f"{name} must be 1 or more", getattr(self, name))
+        for name, least in (("observe_every", 1), ("align", 1), ("keep_at_least", 0)):
+            _require(getattr(self, name) >= least, f"{name} must be {least} or more", getattr(self, name))
         _require(self.budget is None or 0 < self.budget < math.inf, "budget must be positive or null", self.budget)
         exact = self.selection == "exact"
         _require(exact or self.budget is None, "budget needs selection: exact", self.selection)
@@ -208,6 +213,7 @@ class TrainConfig:
         for name in ("steps", "threads", "max_skipped", "checkpoint_every", "log_every", "log_scores_every"):
             _require(getattr(self, name) >= 1, f"{name} must be 1 or more", getattr(self, name))
         _require(self.epochs is None or self.epochs >= 1, "epochs must be 1 or more, or null", self.epochs)
+        _require(self.threads <= MOST_THREADS, f"threads must be at most {MOST_THREADS}", self.threads)
         _require(self.seed >= 0, "seed must not be negative", self.seed)
         _require(self.eval_every >= 0, "eval_every must not be negative", self.eval_every)
         if self.grow_and_drop.schedule is not None:
@@ -258,6 +264,8 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
 
 
 def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.exists() and not path.is_file():  # a device or a pipe has no end
+        raise ConfigError(f"config: {path} must be a file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -269,10 +277,12 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
+    if not isinstance(base, str) or not _BASE.fullmatch(base):
+        raise ConfigError(f"config: {path}: base must be the relative path of a .yaml file, got {base!r}")
     above = (*above, path.resolve())
-    if (path.parent / str(base)).resolve() in above:
+    if (path.parent / base).resolve() in above:
         raise ConfigError(f"config: {path} is its own base")
-    return _merge(_read_yaml(path.parent / str(base), above), values)
+    return _merge(_read_yaml(path.parent / base, above), values)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -284,7 +294,7 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date, a number, a nesting beyond Python's
         raise ConfigError(f"config: {where} is not YAML: {' '.join(str(error).split())}") from error
 
 

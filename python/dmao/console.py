@@ -31,6 +31,7 @@ Exit status:
 """
 
 _TYPED = "dmao.typed"
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _ANEW = {"--fresh", "--no-resume"}  # with one of these a command would not go on
 
 
@@ -75,7 +76,8 @@ def _told(error: BaseException, ctx: click.Context, received: list[int]) -> tupl
         return f"{place}{reason(error)}", 2
     if isinstance(error, ValueError):  # a contract of the library: where it was broken may matter
         return f"{error} (where: dmao --traceback ...)", 2
-    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which may not even be imported
+    # PyTorch's, which may not even be imported, has a type for GPUs and a text for the CPU.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(error):
         hint = "lower data.batch_seconds; `dmao memory` computes what a training takes"
         return f"{first_line(error)} ({hint})", 2
     if isinstance(error, KeyboardInterrupt):

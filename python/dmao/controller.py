@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmao.distributed import averaged, first_ranks, require_same, several, unwrap
-from dmao.event import Copies, Event, Lazy, copies_of, join_copies
+from dmao.event import Copies, Event, Lazy, copies_of, join_copies, saved_copies
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule, WhenSettled
 from dmao.trigger import Trigger
@@ -273,11 +273,12 @@ class GrowAndDrop:
         self.costs.require_same(costs)
         trigger = self.schedule.trigger(self.total_steps)
         trigger.load_state_dict(state["trigger"])
+        events = [Event.from_dict(event) for event in state["events"]]
+        copies = saved_copies(state)
         self.elastic.load_state_dict(state["structure"], self._companions)
         self.scores.load_state_dict(state["scores"])
-        self.trigger = trigger
-        self.events = [Event.from_dict(event) for event in state["events"]]
-        self._copies, self._unread = join_copies({}, state["copies"]), []
+        self.trigger, self.events = trigger, events
+        self._copies, self._unread = copies, []
         self.costs, self.budget = costs, state["budget"]
         self._step = state["step"]
 

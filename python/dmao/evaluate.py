@@ -106,11 +106,12 @@ def open_checkpoint(
 
     Sets the number of threads that the config asks for.
     """
-    values = state["config"]
-    if root is not None:
-        values = {**values, "data": {**values["data"], "root": root}}
-    config = TrainConfig.from_dict(values)
-    data = data or saved_source(state, config)
+    with checkpoint.used(state):
+        values = state["config"]
+        if root is not None:
+            values = {**values, "data": {**values["data"], "root": root}}
+        config = TrainConfig.from_dict(values)
+        data = data or saved_source(state, config)
     torch.set_num_threads(config.threads)
     device = device_of("cpu" if config.device == "cpu" else "auto")  # not only where it was trained
     return restore(state)[0].to(device), data, config

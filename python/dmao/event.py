@@ -129,3 +129,17 @@ def join_copies(first: Pairs, second: Pairs) -> Copies:
         name: [(source, copy) for source, copy in (*first.get(name, ()), *second.get(name, ()))]
         for name in {**first, **second}
     }
+
+
+def saved_copies(state: Mapping[str, Any]) -> Copies:
+    """The pairs in a controller's state. Raises ValueError where they, or its numbers, are not what they must be."""
+    for name, least in (("budget", 1), ("step", 0)):
+        if type(state[name]) is not int or state[name] < least:
+            raise ValueError(f"GrowAndDrop: {name} must be a whole number from {least}, got {state[name]!r}")
+    modules, copies = state["structure"]["modules"], join_copies({}, state["copies"])
+    for name, pairs in copies.items():
+        components = modules[name]["components"] if name in modules else 0
+        for pair in pairs:
+            if not all(type(place) is int and 0 <= place < components for place in pair):
+                raise ValueError(f"GrowAndDrop: copies of {name} must be of its {components} components, got {pair}")
+    return copies

@@ -1,9 +1,20 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON from them."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
+from typing import Any
+
+_PLAIN_NAME = re.compile(r"(?!\.+$)[\w.+-]+")
+_LONGEST_NAME = 200  # bytes; a file system takes 255, and a suffix comes behind
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name from a file, an utterance's or a split's, may become the name of a file: of that and no other."""
+    return bool(_PLAIN_NAME.fullmatch(name)) and len(name.encode()) <= _LONGEST_NAME
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -18,3 +29,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError, and ValueError for what is not JSON or nested beyond all use."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None

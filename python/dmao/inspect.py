@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dmao.checkpoint import used
 from dmao.evaluate import load_checkpoint
 from dmao.step import elastic_of, restore
 from dmao_kernels.structure import Elastic, discover
@@ -20,9 +21,10 @@ def structure_of(path: str | Path) -> dict[str, Any]:
     """Modules, parameters and events of a checkpoint (or of a run's newest one) as plain data."""
     state = load_checkpoint(path)
     model, _, controller, config = restore(state)
-    elastic = elastic_of(model, controller, config)
-    events = [event.to_dict() for event in controller.events] if controller else []
-    return {"step": state["step"], **_structure(elastic), "events": events}
+    with used(state):
+        elastic = elastic_of(model, controller, config)
+        events = [event.to_dict() for event in controller.events] if controller else []
+        return {"step": state["step"], **_structure(elastic), "events": events}
 
 
 def structure_of_model(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,9 @@ from typing import Any, Literal, TypeVar, Union
 from dmao.errors import UserError
 
 T = TypeVar("T")
+_WHOLE = 2**63  # what C and tensors count with
+_REPR = reprlib.Repr()  # an alias in YAML may stand for more than memory holds
+_REPR.maxlevel, _REPR.maxstring = 2, 200
 
 
 class ConfigError(UserError, ValueError):
@@ -77,6 +82,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
+    _refuse_unusable(value, name)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return _convert_union(arguments, value, name)
@@ -90,14 +96,25 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         return from_mapping(kind, value, name)  # type: ignore[arg-type]
     if kind is float and isinstance(value, str):  # YAML reads 3e-4 (without a dot) as text
         try:
-            return float(value)
-        except ValueError:
-            pass
+            return _convert(kind, float(value), name)
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value
     raise ConfigError(f"config: {name} must be {_kind_name(kind)}, got {_describe(value)}")
+
+
+def _refuse_unusable(value: Any, name: str) -> None:
+    """What YAML has and no key takes, whatever its kind."""
+    if isinstance(value, int) and abs(value) >= _WHOLE:
+        raise ConfigError(f"config: {name} must lie between -2^63 and 2^63, got a number of {value.bit_length()} bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"config: {name} must be finite, got {value}")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"config: {name} must not hold the character NUL, got {_describe(value)}")
 
 
 def _convert_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
@@ -141,4 +158,4 @@ def _suggest(key: str, known: Mapping[str, Any]) -> str:
 
 
 def _describe(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+    return "nothing" if value is None else f"{type(value).__name__} {_REPR.repr(value)}"

@@ -10,16 +10,17 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from dmao.data import FRAME_SHIFT
 from dmao.decode import LexiconDecoder, PrefixDecoder, Scales, greedy, mean_posterior
-from dmao.errors import UserError
+from dmao.errors import UserError, first_line
 from dmao.evaluate import find_checkpoint, open_checkpoint, outputs
-from dmao.files import write_atomically
+from dmao.files import read_json, write_atomically
+from dmao.parsing import from_mapping
 from dmao.progress import bar
 from dmao.scoring import Normaliser, Report, Segment, Utterance, align, write_ctm, write_stm, write_trn
 from dmao.scoring.files import TimedWord
@@ -27,6 +28,7 @@ from dmao.source import Source
 
 _log = logging.getLogger(__name__)
 TUNED = "tuned.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Search:
     beam: int = 100
     scales: Scales = field(default_factory=Scales)
 
+    def __post_init__(self) -> None:
+        if self.beam < 1:
+            raise ValueError(f"beam must be 1 or more, got {self.beam}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
@@ -50,7 +56,7 @@ class Search:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Search:
         """The inverse of to_dict."""
-        return cls(**{**values, "scales": Scales(**values["scales"])})
+        return from_mapping(cls, values, "search")
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class Recogniser:
         """
         path = self.checkpoint.with_suffix(".prior.json")
         if path.exists():
-            return np.array(json.loads(path.read_text())["prior"])
+            return _kept(path, lambda found: np.array(found["prior"], np.float64))
         return self.estimate_prior(batches)
 
     @torch.no_grad()
@@ -125,11 +131,11 @@ class Recogniser:
         path = self.folder / TUNED
         if not path.exists():
             return None
-        found = json.loads(path.read_text())
-        if found["checkpoint"] != self.checkpoint.name:
-            _log.warning("%s is of another checkpoint (%s) and is not used", path, found["checkpoint"])
+        of, search = _kept(path, lambda found: (str(found["checkpoint"]), Search.from_dict(found["search"])))
+        if of != self.checkpoint.name:
+            _log.warning("%s is of another checkpoint (%s) and is not used", path, of)
             return None
-        return Search.from_dict(found["search"])
+        return search
 
     def decoder(self, search: Search) -> Callable[[np.ndarray], list[TimedWord]]:
         """A function from log-probabilities [T, V] to words; the lexicon search alone knows when they are spoken.
@@ -164,6 +170,14 @@ class Recogniser:
         return lambda frames: [
             TimedWord(word, begin * seconds, end * seconds) for word, begin, end in decoder.decode_words(frames)
         ]
+
+
+def _kept(path: Path, take: Callable[[Any], T]) -> T:
+    """What an earlier command has left in a JSON file. Raises UserError where it is something else."""
+    try:
+        return take(read_json(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}; delete it, or make it anew") from error
 
 
 def decode(

@@ -13,6 +13,8 @@ from typing import Literal
 
 from dmao.trigger import FixedSteps, SettledRanking
 
+_MOST_EVENTS = 10_000
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -39,8 +41,7 @@ class Schedule:
             _check_position("Schedule", name, getattr(self, name))
         if self.start is None and self.end is None:
             raise ValueError("Schedule: start or end must say when the events fall, got neither")
-        _check_whole("Schedule", events=self.events)
-        _check_fraction("Schedule", self.fraction)
+        _check_events("Schedule", self.events, self.fraction)
 
     @property
     def fraction_per_event(self) -> float:
@@ -95,10 +96,10 @@ class WhenSettled:
             if getattr(self, name) is None:
                 raise ValueError(f"WhenSettled: {name} must be a share of all steps or a step, got None")
             _check_position("WhenSettled", name, getattr(self, name))
-        _check_whole("WhenSettled", every=self.every, patience=self.patience, events=self.events)
+        _check_whole("WhenSettled", every=self.every, patience=self.patience)
         if not -1 <= self.threshold < 1:
             raise ValueError(f"WhenSettled: threshold must lie in [-1, 1), got {self.threshold!r}")
-        _check_fraction("WhenSettled", self.fraction)
+        _check_events("WhenSettled", self.events, self.fraction)
 
     @property
     def fraction_per_event(self) -> float:
@@ -135,7 +136,10 @@ def _check_whole(where: str, **values: int) -> None:
             raise ValueError(f"{where}: {name} must be a whole number from 1, got {value!r}")
 
 
-def _check_fraction(where: str, fraction: float) -> None:
+def _check_events(where: str, events: int, fraction: float) -> None:
+    _check_whole(where, events=events)
+    if events > _MOST_EVENTS:
+        raise ValueError(f"{where}: events must be at most {_MOST_EVENTS}, got {events}")
     if not 0 < fraction < 1:
         raise ValueError(f"{where}: fraction must lie between 0 and 1, got {fraction!r}")
 

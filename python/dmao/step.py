@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from dmao.checkpoint import used
 from dmao.config import ConfigError, OptimizerConfig, TrainConfig
 from dmao.controller import GrowAndDrop
 from dmao.distributed import Team, wrap
@@ -22,6 +23,8 @@ from dmao_kernels.structure import CostModel, Costs, Elastic, LatencyCost, MacCo
 
 if TYPE_CHECKING:
     from dmao.data.loader import Batch
+
+_MOST = 64  # times the parameters in a checkpoint: what its uniform model may have
 
 
 @dataclass(frozen=True)
@@ -212,12 +215,30 @@ def restore(
     state: Mapping[str, Any],
 ) -> tuple[ConformerCTC, ScoringAdamW, GrowAndDrop | None, TrainConfig]:
     """Model, optimizer, controller and config as a checkpoint's state holds them."""
-    config = TrainConfig.from_dict(state["config"])
-    model = build_model(config, len(state["labels"]["tokens"]), state["inputs"])
-    optimizer = make_optimizer(model, config.optimizer)
-    controller = make_controller(model, optimizer, config, saved_costs(state))
-    load_state(state, model, optimizer, controller)
-    return model, optimizer, controller, config
+    with used(state):
+        config = TrainConfig.from_dict(state["config"])
+        outputs, inputs = len(state["labels"]["tokens"]), state["inputs"]
+        _require_held(_planned_parameters(config, outputs, inputs), state)
+        model = build_model(config, outputs, inputs)
+        optimizer = make_optimizer(model, config.optimizer)
+        controller = make_controller(model, optimizer, config, saved_costs(state))
+        load_state(state, model, optimizer, controller)
+        return model, optimizer, controller, config
+
+
+def _planned_parameters(config: TrainConfig, outputs: int, inputs: int) -> int:
+    """Parameters of the model that a config asks for, without making it."""
+    with torch.device("meta"):
+        elastic = Elastic(ConformerCTC(config.model.conformer(outputs, inputs)))
+    uniform = elastic.counts()
+    return max(elastic.live_parameters(counts) for counts in (uniform, uniform | dict(config.widths)))
+
+
+def _require_held(parameters: int, state: Mapping[str, Any]) -> None:
+    """Raises ValueError where a model has far more parameters than a checkpoint: a small file must not fill memory."""
+    held = sum(tensor.numel() for tensor in state["model"].values())
+    if parameters > _MOST * held:
+        raise ValueError(f"it describes a model of {parameters:,} parameters and holds {held:,} numbers of it")
 
 
 def elastic_of(model: ConformerCTC, controller: GrowAndDrop | None, config: TrainConfig) -> Elastic:
@@ -239,6 +260,15 @@ def load_state(
 ) -> None:
     """Loads a checkpoint's state into what was freshly built: the widths first, then what has them."""
     if controller is not None:
+        modules = state["controller"]["structure"]["modules"]
+        widths = {name: int(modules[name]["components"]) for name in controller.elastic.modules}
+        _require_held(controller.elastic.live_parameters(widths), state)
         controller.load_state_dict(state["controller"])
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    for parameter, kept in optimizer.state.items():  # torch takes any shapes
+        for name, value in kept.items():
+            expected = () if name == "step" else tuple(parameter.shape)
+            if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape) != expected:
+                found = list(value.shape) if isinstance(value, Tensor) else value
+                raise ValueError(f"optimizer: {name} must be numbers {list(expected)}, got {found}")

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+import dmao_kernels
 from dmao import checkpoint
 from dmao.config import ConfigError, TrainConfig, save_config
 from dmao.distributed import Team, device_of, team
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
 from dmao.metrics import Recorder, read_json_lines
+from dmao.parsing import from_mapping
 from dmao.signals import NotedSignals
 from dmao.source import CorpusSource, Source, with_steps
 from dmao.step import (
@@ -114,7 +116,9 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
         raise UserError(f"train: {run_dir} holds a training already; choose another folder, or resume it")
     found = checkpoint.load_latest(run_dir / "checkpoints")
     if found is not None:
-        config = check_same_training(config, found[1]["config"], run_dir)
+        with checkpoint.used(found[1]):
+            stored = TrainConfig.from_dict(found[1]["config"]).to_dict()
+        config = check_same_training(config, stored, run_dir)
     torch.set_num_threads(config.threads)
     source = data or CorpusSource(config)
     if found is None:
@@ -173,6 +177,10 @@ class _Place:
     skipped: int = 0
     skipped_in_a_row: int = 0
 
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 0:
+            raise ValueError(f"must not be negative, got {vars(self)}")
+
 
 class _Training:
     """All that one run holds while it is running."""
@@ -184,10 +192,12 @@ class _Training:
         self.source = source
         for split in config.eval_splits if team.leads else ():
             source.left_out(split)  # opens it: what is missing is told before the training, not after it
-        self.place = _Place(**state["place"]) if state else _Place()
+        with checkpoint.used(state or {}):
+            self.place = from_mapping(_Place, state["place"], "place") if state else _Place()
+            costs = saved_costs(state)
         self.model = build_model(config, len(source.labels), source.inputs).to(device_of(config.device))
         self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.controller = make_controller(self.model, self.optimizer, config, saved_costs(state))
+        self.controller = make_controller(self.model, self.optimizer, config, costs)
         if state:
             self._restore(state)
         self.step = TrainingStep(self.model, self.optimizer, config, self.controller, team)
@@ -338,13 +348,15 @@ class _Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "controller": self.controller.state_dict() if self.controller else None,
+            "dmao": dmao_kernels.__version__,
             "torch": str(torch.__version__),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["labels"] != self.source.labels.state_dict():
+        if state.get("labels") != self.source.labels.state_dict():
             raise UserError(f"train: {self.run_dir} was trained with other labels than the data has now")
-        load_state(state, self.model, self.optimizer, self.controller)
+        with checkpoint.used(state):
+            load_state(state, self.model, self.optimizer, self.controller)
         _log.info("train: resuming %s at step %d", self.run_dir, self.place.step)
 
     def _rate(self) -> float:
@@ -358,5 +370,5 @@ class _Training:
 
     def _final_evaluations(self) -> dict[str, dict[str, Any]]:
         rows = read_json_lines(self.run_dir / "metrics.jsonl")
-        last = [row for row in rows if row["kind"] == "eval" and row["step"] == self.config.steps]
+        last = [row for row in rows if row.get("kind") == "eval" and row["step"] == self.config.steps]
         return {row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in last}

@@ -86,8 +86,11 @@ class SettledRanking:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there. Raises ValueError where another kind of schedule left the state."""
         _require_keys(state, self.state_dict().keys())
-        self._done, self._checked, self._agreed = state["done"], state["checked"], state["agreed"]
-        self._previous = list(state["previous"])
+        counts = [state[name] for name in ("done", "checked", "agreed")]
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise ValueError(f"load_state_dict: the schedule's counts must be whole numbers, got {counts}")
+        self._done, self._checked, self._agreed = counts
+        self._previous = [float(score) for score in state["previous"]]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

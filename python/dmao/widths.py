@@ -8,7 +8,7 @@ from torch import nn
 
 from dmao.parsing import ConfigError
 from dmao_kernels.structure import Elastic, apply_plan, given_plan
-from dmao_kernels.structure.plan import resized
+from dmao_kernels.structure.plan import MOST_COMPONENTS, resized
 
 
 def set_widths(model: nn.Module, widths: Mapping[str, int]) -> Elastic:
@@ -21,8 +21,8 @@ def set_widths(model: nn.Module, widths: Mapping[str, int]) -> Elastic:
     for name, count in widths.items():
         if name not in present:
             raise ConfigError(f"config: widths: there is no elastic module '{name}'; known here: {', '.join(present)}")
-        if count < 0:
-            raise ConfigError(f"config: widths: {name} must have 0 components or more, got {count}")
+        if not 0 <= count <= MOST_COMPONENTS:
+            raise ConfigError(f"config: widths: {name} must have 0 to {MOST_COMPONENTS} components, got {count}")
     sources = {name: resized(present[name], count) for name, count in widths.items() if count != present[name]}
     if sources:
         apply_plan(given_plan(sources, present), elastic)

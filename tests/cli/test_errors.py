@@ -145,6 +145,18 @@ def test_too_little_memory_on_a_gpu_is_told_with_the_way_out():
     assert line.startswith("dmao: error: CUDA out of memory. Tried to allocate 2 GiB (lower data.batch_seconds; ")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 256. GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    ],
+)
+def test_too_little_memory_is_told_with_the_way_out(error):
+    line = failing(error).stderr
+    assert line == f"dmao: error: {error} (lower data.batch_seconds; `dmao memory` computes what a training takes)\n"
+
+
 def test_messages_of_several_lines_become_one():
     assert failing(ValueError("a\n  b")).stderr == "dmao: error: a b (where: dmao --traceback ...)\n"
 

@@ -63,7 +63,8 @@ def test_what_was_measured_here_goes_first(on_h100: Callable[[], None]) -> None:
     assert gpu_choice.fastest("masked_linear") == "cuda"
 
 
-def test_a_damaged_table_is_an_error(on_h100: Callable[[], None]) -> None:
-    gpu_choice.path().write_text('{"sm_90": {"masked_linear": "fast"}}')
+@pytest.mark.parametrize("content", ['{"sm_90": {"masked_linear": "fast"}}', "{", "[" * 100_000, "[]"])
+def test_a_damaged_table_is_an_error(on_h100: Callable[[], None], content: str) -> None:
+    gpu_choice.path().write_text(content)
     with pytest.raises(ValueError, match=r"gpu_choice\.json: must map"):
         gpu_choice.fastest("masked_linear")

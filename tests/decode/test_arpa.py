@@ -1,6 +1,9 @@
+import gzip
 import itertools
 
 import pytest
+from dmao.data.labels import Labels
+from dmao.decode import LexiconDecoder
 from dmao.decode.arpa import WittenBell, write_arpa
 from dmao.errors import UserError
 
@@ -69,3 +72,30 @@ def test_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         write_arpa(SENTENCES, tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda good: good.replace(b"ngram 1=", b"ngram 1=-"), "must begin with"),  # KenLM would crash
+        (lambda good: good.replace(b"ngram 1=", b"ngram 1=99999999"), "promises"),  # it would ask for the memory
+        (lambda good: gzip.compress(good.replace(b"ngram 1=", b"ngram 1=-")), "must begin with"),
+        (lambda good: b"mmap lm http://kheafield.com/code format version 5\n\0", "must begin with"),
+        (lambda good: good[: len(good) // 2], "End of file"),
+        (lambda good: good.replace(b"-99.000000", b"nan"), "ParseNumber"),
+        (lambda good: b"\x1f\x8b\x08\0", "Compressed file ended"),
+        (lambda good: b"", "must begin with"),
+    ],
+)
+def test_models_of_strangers_are_refused(tmp_path, content, said):
+    path = tmp_path / "x.arpa"
+    write_arpa(SENTENCES, path, 2)
+    path.write_bytes(content(path.read_bytes()))
+    with pytest.raises(UserError, match=f"cannot read language model .*x.arpa: .*{said}"):
+        LexiconDecoder(Labels.characters(SENTENCES), ["a", "b"], arpa=path)
+
+
+def test_packed_models_are_read(tmp_path):
+    write_arpa(SENTENCES, tmp_path / "x.arpa", 2)
+    (tmp_path / "x.arpa.gz").write_bytes(gzip.compress((tmp_path / "x.arpa").read_bytes()))
+    LexiconDecoder(Labels.characters(SENTENCES), ["a", "b"], arpa=tmp_path / "x.arpa.gz")

@@ -111,3 +111,21 @@ def test_descent_finds_the_lowest_point():
     assert abs(best.scales.word + 1) <= 0.5
     assert len({trial.scales for trial in trials}) == len(trials) < 80
     assert all(trial.scales.lm >= 0 and trial.scales.prior >= 0 for trial in trials)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 100_000, '{"prior": "x"}', '{"checkpoint": "x", "search": {"beam": 0}}']
+)
+def test_what_strangers_left_beside_a_checkpoint(run, content):
+    prior, tuned = run.checkpoint.with_suffix(".prior.json"), run.folder / "tuned.json"
+    before = {path: path.read_bytes() for path in (prior, tuned) if path.exists()}
+    try:
+        for path, read in ((prior, run.prior), (tuned, run.tuned)):
+            path.write_text(content)
+            with pytest.raises(UserError, match=f"cannot read .*{path.name}: .*; delete it, or make it anew"):
+                read()
+    finally:
+        for path in (prior, tuned):
+            path.unlink()
+        for path, kept in before.items():
+            path.write_bytes(kept)

@@ -164,6 +164,15 @@ def test_outcomes_of_another_split_are_refused(table):
         run_arms(dataclasses.replace(plan, split="dev"), arms, range(2), configure, lambda config: TinySource())
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '{"split": "test"}', '{"split": 3}'])
+def test_outcomes_of_strangers_are_refused(tmp_path, content):
+    plan = Plan(tmp_path, ("baseline",))
+    plan.run_dir("baseline", 0).mkdir(parents=True)
+    (plan.run_dir("baseline", 0) / "outcome.json").write_text(content)
+    with pytest.raises(UserError, match=r"experiment: .*baseline/seed-0/outcome.json"):
+        write_results(plan)
+
+
 def test_part_of_a_table(table, tmp_path):
     plan, arms = table
     part = Plan(tmp_path, plan.order, search=plan.search)

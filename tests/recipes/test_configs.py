@@ -120,7 +120,7 @@ def test_wrong_bases(tmp_path):
     ("override", "said"),
     [
         ("epochs=0", "epochs must be 1 or more"),
-        ("data.workers=-1", "workers must not be negative"),
+        ("data.workers=-1", "workers must lie between 0 and 256"),
         ("device=gpu", "auto"),
     ],
 )

@@ -227,3 +227,33 @@ def test_colour_levels_are_ordered():
     assert [level(count, 4) for count in (0, 1, 2, 3, 4, 5, 7, 8, 9)] == [0, 1, 1, 2, 3, 4, 4, 5, 6]
     assert level(0, 0) == 3
     assert level(1, 0) == 6
+
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {
+            "counts_before": {SCRIPT: 4},
+            "counts_after": {SCRIPT: 2},
+            "unit": SCRIPT,
+            "digest": SCRIPT,
+            "dropped": SCRIPT,
+        },
+        {"scores": {SCRIPT: [1.0]}, "copies": {SCRIPT: [[0, 1]]}, "seconds": SCRIPT, "parameters": SCRIPT},
+        {"counts_before": 5, "counts_after": [], "scores": "x", "copies": 5},
+        {"counts_before": {"a": 10**400}, "counts_after": {"a": None}},
+        {"counts_before": {f"a.{'9' * 5000}.b": 1}, "counts_after": {f"a.{'9' * 5000}.b": 2}},
+        {"step": 10**400},
+    ],
+)
+def test_records_of_strangers_are_text_and_no_more(run, event):
+    rows = [{**EVENT, **event}, {"kind": "eval", "split": SCRIPT, "step": 9, "ce": 10**400}, {"step": 9, "scores": [1]}]
+    for name, row in zip(("events", "metrics", "scores"), rows, strict=True):
+        (run / f"dmao/{name}.jsonl").write_text(json.dumps(row) + "\n" + "[" * 100_000 + "\n")
+    (run / "summary.json").write_text(json.dumps({"conditions": {SCRIPT: SCRIPT}, "dmao": {"params": 10**400}}))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert html.count("not JSON") == 3

@@ -72,7 +72,7 @@ def test_from_scratch_at_found_widths(tmp_path):
 def test_widths_that_do_not_fit(tmp_path):
     with pytest.raises(ConfigError, match=r"no elastic module 'ffn'; known here: blocks.0.ffn1, "):
         build_model(tiny_config().with_widths({"ffn": 3}), 7, 8)
-    with pytest.raises(ConfigError, match=r"blocks.0.ffn1 must have 0 components or more, got -1"):
+    with pytest.raises(ConfigError, match=r"blocks.0.ffn1 must have 0 to 1048576 components, got -1"):
         build_model(tiny_config().with_widths({"blocks.0.ffn1": -1}), 7, 8)
     with pytest.raises(ConfigError, match=r"widths needs grow_and_drop\.schedule: null"):
         tiny_config("widths=[[blocks.0.ffn1, 3]]")

@@ -176,10 +176,10 @@ def _file(arch: int | str) -> Path:
 
 def _read(arch: int | str) -> dict[str, Config]:
     try:
-        known: dict[str, Config] = json.loads(_file(arch).read_text())
+        known: dict[str, Config] = dict(json.loads(_file(arch).read_text()))
     except FileNotFoundError:
         known = {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         _LOG.warning("%s is not read: %s", _file(arch), error)
         known = {}
     return known

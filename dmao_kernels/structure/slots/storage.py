@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dmao_kernels.block_mask import plain_bools
 from dmao_kernels.structure.edit import resize
 from dmao_kernels.structure.empty import handles_empty
 from dmao_kernels.structure.places import get_attribute, set_attribute
@@ -48,6 +49,7 @@ def enter_slots(elastic: Elastic, headroom: float, optimizer: OptimizerOrMany, c
             m.can_be_empty = False  # shares of nothing are not defined, and only our norms know that
         for module in (m.module, *copies.modules(m)):
             module.register_buffer(LIVE, torch.arange(m.stored, device=m.device) < live[m.name])
+            module.register_load_state_dict_pre_hook(_check_live)
             _tell_norms(module, True)
             if not handles_empty(module):
                 module.register_forward_hook(_silence_empty)
@@ -67,6 +69,9 @@ def leave_slots(elastic: Elastic, optimizer: OptimizerOrMany, companions: Iterab
     for m in elastic.modules.values():
         for module in (m.module, *copies.modules(m)):
             _tell_norms(module, False)
+            hooks = module._load_state_dict_pre_hooks
+            for key in [k for k, wrapped in hooks.items() if getattr(wrapped, "hook", None) is _check_live]:
+                del hooks[key]
             if handles_empty(module):
                 module._buffers[LIVE] = None
             else:
@@ -103,6 +108,22 @@ def _tell_norms(module: nn.Module, in_slots: bool) -> None:
     for part in module.modules():
         if hasattr(part, "in_slots"):
             part.in_slots = in_slots  # type: ignore[assignment]
+
+
+def _check_live(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Before a state is loaded: plans and kernels count on a live list whose first slots live, each True being 1."""
+    errors, name = others[-1], prefix + LIVE
+    found, present = state.get(name), cast(Tensor, module.live_slots)
+    if not isinstance(found, Tensor) or found.shape != present.shape:
+        return  # load_state_dict itself says so
+    if found.dtype != torch.bool:
+        errors.append(f"{name} must be a bool tensor, got {found.dtype}")
+        del state[name]
+        return
+    state[name] = live = plain_bools(found)
+    if bool((live[1:] > live[:-1]).any()):
+        errors.append(f"{name} must have the live slots first, got {live.int().tolist()}")
+        del state[name]
 
 
 def _silence_empty(module: nn.Module, _args: Any, output: Any) -> Any:

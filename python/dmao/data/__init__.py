@@ -11,3 +11,4 @@ Nothing is imported here: the synthesis workers are fresh interpreters that must
 """
 
 FRAME_SHIFT = 0.01  # seconds from one frame of features to the next
+LONGEST = 1e6  # seconds, eleven days: of a recording, and whatever lies in one; more fits into no memory

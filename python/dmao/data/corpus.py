@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmao.errors import UserError, reason
-from dmao.files import write_atomically
+from dmao.files import is_plain_name, read_json, write_atomically
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -54,12 +54,19 @@ class Corpus:
     problems: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for kind in ("arguments", "versions", "splits"):
+            if not isinstance(getattr(self, kind), Mapping):
+                raise ValueError(f"{kind} must be a mapping, got {type(getattr(self, kind)).__name__}")
+        if bad := [name for name in self.splits if not is_plain_name(name)]:
+            raise ValueError(f"a split must have a plain name, got {bad[0]!r}")
+
     @classmethod
     def load(cls, root: str | Path) -> Corpus:
         """Read the stamp in `root`. UserError where there is none or where it is damaged."""
         path = Path(root) / STAMP
         try:
-            return cls(root=Path(root), **json.loads(path.read_text(encoding="utf-8")))
+            return cls(root=Path(root), **read_json(path))
         except FileNotFoundError:
             raise UserError(f"no prepared corpus in {root} (no {STAMP}): run `dmao prepare` first") from None
         except OSError as error:
@@ -102,9 +109,12 @@ class Corpus:
         """Read the vocabulary with its pronunciations: word -> phones, or a list of such."""
         path = self.root / LEXICON
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            lexicon = read_json(path)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the lexicon {path}: {reason(error)}") from error
+        if not isinstance(lexicon, dict):
+            raise UserError(f"cannot read the lexicon {path}: expected words and phones, got {type(lexicon).__name__}")
+        return lexicon
 
     def __str__(self) -> str:
         parts = [f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()]

@@ -32,7 +32,7 @@ from dmao.data.corpus import LEXICON, STAMP, Corpus, installed_versions, prepari
 from dmao.data.synthesis import INDEX, Utterance
 from dmao.data.words import vocabulary
 from dmao.errors import UserError
-from dmao.files import write_atomically
+from dmao.files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -245,7 +245,7 @@ def _pronounce(root: Path, words: Iterable[str]) -> None:
 
 def _read_index(folder: Path) -> list[dict]:
     try:
-        return json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return read_json(folder / INDEX)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder / INDEX}: {error}; delete that folder and prepare again") from error
 

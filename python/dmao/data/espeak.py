@@ -24,6 +24,7 @@ _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
 _PHONEMES_IPA = 0x02
 _RATE, _PITCH, _RANGE = 1, 3, 4
+_VOICE = re.compile(r"[\w-]{1,32}(?:\+[\w -]{1,32})?")
 _LONGEST_DATA_PATH = 140  # the engine keeps the path in 160 bytes and appends file names
 
 _SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -74,7 +75,8 @@ class Espeak:
     def set_voice(self, voice: str) -> None:
         """Select `voice`, a language with an optional variant: "en-us+Andy", "cs". UserError if there is none."""
         _, plus, variant = voice.partition("+")
-        unknown = plus and not (self._variants / variant).is_file()  # the engine would take the plain voice instead
+        # A name may come with a checkpoint; to the engine it is a path. Without the variant it takes the plain voice.
+        unknown = not _VOICE.fullmatch(voice) or (plus and not (self._variants / variant).is_file())
         if unknown or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise UserError(f"eSpeak NG has no voice {voice!r}")
 

@@ -145,6 +145,8 @@ def load_features(cut: MonoCut) -> np.ndarray:
     """
     try:
         features = cut.load_features().astype(np.float32)
+        if features.ndim != 2 or features.shape[1] != BINS or not len(features) or not np.isfinite(features).all():
+            raise ValueError(f"expected finite numbers [frames, {BINS}], got {list(features.shape)}")
     except Exception as error:  # numpy and the file system raise their own
         path = Path(cut.features.storage_path) / cut.features.storage_key
         reason = first_line(error)
@@ -187,7 +189,7 @@ def _frames_of(cut: MonoCut) -> int:
 def _frames_in(path: Path) -> int | None:
     try:
         return np.load(path, mmap_mode="r").shape[0]
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, OverflowError):
         return None
 
 

@@ -213,8 +213,12 @@ def split_words(text: str) -> list[str]:
 
 
 def _pronunciations(word: str, entry: Entry) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(entry, (list, tuple)):
+        raise UserError(f"lexicon: word {word!r} must have a list of phones, got {entry!r}")
     flat = bool(entry) and isinstance(entry[0], str)
     several: Any = [entry] if flat else entry
+    if not all(isinstance(p, (list, tuple)) and all(isinstance(phone, str) for phone in p) for p in several):
+        raise UserError(f"lexicon: phones of word {word!r} must be text, got {entry!r}")
     found = tuple(tuple(phones) for phones in several)
     if not found or not all(found):
         raise UserError(f"lexicon: word {word!r} has no phones")
@@ -222,6 +226,8 @@ def _pronunciations(word: str, entry: Entry) -> tuple[tuple[str, ...], ...]:
 
 
 def _index(tokens: tuple[str, ...], first: tuple[str, ...]) -> dict[str, int]:
+    if not all(isinstance(token, str) for token in tokens):
+        raise UserError("labels must be text")
     if tokens[: len(first)] != first or len(set(tokens)) != len(tokens):
         raise UserError(f"labels must begin with {' and '.join(first)} and hold nothing twice")
     return {token: id for id, token in enumerate(tokens)}

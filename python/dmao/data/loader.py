@@ -236,7 +236,7 @@ class _Planned(Dataset[Batch | UserError]):
 
 def text_of(cut: MonoCut) -> str:
     """Return the transcript of a cut. UserError if it has none."""
-    if len(cut.supervisions) != 1 or cut.supervisions[0].text is None:
+    if len(cut.supervisions) != 1 or not isinstance(cut.supervisions[0].text, str):
         raise UserError(f"utterance {cut.id} has no transcript")
     return cut.supervisions[0].text
 

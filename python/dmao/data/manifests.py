@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 os.environ.setdefault("LHOTSE_AUDIO_BACKEND", "LibsndfileBackend")
 
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.features.io import NumpyFilesReader
 from lhotse.serialization import load_jsonl
 
+from dmao.data import LONGEST
 from dmao.data.acoustics import SAMPLE_RATE
 from dmao.errors import UserError
 
@@ -71,10 +73,13 @@ def read_manifest(path: Path, root: Path) -> CutSet:
     """Read a CutSet (jsonl.gz) eagerly and put `root` before its relative paths.
 
     Raises:
-        UserError: if the file is missing, cut off, not a manifest, or holds no cut.
+        UserError: if the file is missing, cut off, not a manifest, holds no cut, or one that is not as we write them.
     """
+    root = root.absolute()
     try:
-        cuts = list(CutSet.from_dicts(load_jsonl(path)))
+        cuts = list(CutSet.from_dicts(load_jsonl(path.absolute())))  # lhotse runs "pipe:..." in a shell
+        for cut in cuts:
+            _refuse_strange(cut)
     except FileNotFoundError:
         raise UserError(f"manifest {path} does not exist") from None
     except Exception as error:  # gzip, JSON and lhotse each raise their own
@@ -85,9 +90,30 @@ def read_manifest(path: Path, root: Path) -> CutSet:
     return CutSet.from_cuts(cut.with_features_path_prefix(root) if cut.has_features else cut for cut in cuts)
 
 
+def _refuse_strange(cut: Any) -> None:
+    """Raises ValueError for a cut that `make_cut` and `add_features` would not make.
+
+    lhotse reads more: it runs a recording's commands in a shell, fetches addresses, and follows paths anywhere.
+    """
+    if type(cut) is not MonoCut or not isinstance(cut.id, str) or cut.recording is None:
+        raise ValueError(f"expected a MonoCut with id and recording, got {type(cut).__name__} {str(cut.id)[:100]!r}")
+    for source in cut.recording.sources:
+        if source.type != "file":
+            raise ValueError(f"the audio of utterance {cut.id} must be of the type file, got {source.type!r}")
+    if not (cut.start >= 0 and 0 < cut.duration <= LONGEST):
+        raise ValueError(f"utterance {cut.id} must last up to {LONGEST:g} s, got {cut.duration} s from {cut.start} s")
+    if (features := cut.features) is None:
+        return
+    if features.storage_type != NumpyFilesReader.name:
+        raise ValueError(f"features of {cut.id} must be {NumpyFilesReader.name}, got {features.storage_type!r}")
+    place = PurePosixPath(features.storage_path, features.storage_key)
+    if place.is_absolute() or ".." in place.parts:
+        raise ValueError(f"features of {cut.id} must lie below the manifest's corpus, got {place}")
+
+
 def write_manifest(path: Path, cuts: CutSet) -> None:
     """Write a CutSet (jsonl.gz) all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("partial-" + path.name)  # lhotse reads the format from the suffix
+    partial = path.absolute().with_name("partial-" + path.name)  # lhotse reads the format from the suffix
     cuts.to_file(partial)
     partial.replace(path)

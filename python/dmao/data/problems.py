@@ -16,6 +16,7 @@ from dmao.files import write_atomically
 _log = logging.getLogger(__name__)
 
 PROBLEMS = "problems.jsonl"
+_LONGEST_LINE = 10_000  # of a transcript or dictionary; what takes words apart may go over it once for each character
 OnProblem = Literal["refuse", "skip"]
 
 
@@ -59,7 +60,10 @@ class Findings:
             except UnicodeDecodeError as error:
                 self.problem("not UTF-8", f"{path}:{number}", f"byte {line[error.start]:#04x} at {error.start}")
                 continue
-            if text.strip():
+            if "\0" in text or len(text) > _LONGEST_LINE:
+                detail = f"expected up to {_LONGEST_LINE} characters, none NUL, got {len(text)}: {text[:50]!r}..."
+                self.problem("bad line", f"{path}:{number}", detail)
+            elif text.strip():
                 yield f"{path}:{number}", text
 
     def counts(self) -> dict[str, int]:

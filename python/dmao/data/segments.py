@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import re
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +12,14 @@ from typing import Any
 
 import soundfile
 
+from dmao.data import LONGEST
 from dmao.data.problems import Findings
 from dmao.errors import first_line
+from dmao.files import is_plain_name
 from dmao.progress import bar
 
 _ROUNDING = 0.011  # seconds: transcripts give hundredths
-_SAFE_NAME = re.compile(r"[\w.+-]+")  # an id becomes the name of a file
+_SHOWN = 100  # characters of what is wrong
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,18 @@ class Recorded:
 
 
 def seconds(text: str) -> float:
-    """A time in a transcript. ValueError where it is no finite number."""
+    """A time in a transcript. ValueError where it is no number, or not one of any recording."""
     value = float(text)
-    if not math.isfinite(value):
+    if not abs(value) <= LONGEST:
         raise ValueError(f"not a time: {text}")
     return value
+
+
+def usable_id(id: str, where: str, findings: Findings) -> bool:
+    """Whether an id may become the name of a file; one that may not is a problem."""
+    if not (usable := is_plain_name(id)):
+        findings.problem("bad id", where, f"{id[:_SHOWN]!r} cannot become the name of a file")
+    return usable
 
 
 def check(segments: list[Segment], sample_rate: int, findings: Findings, progress: bool = True) -> list[Recorded]:
@@ -83,8 +91,8 @@ def check(segments: list[Segment], sample_rate: int, findings: Findings, progres
         header = headers[segment.audio]
         if header is None:
             findings.left_out["recording cannot be used"] += 1
-        elif not _SAFE_NAME.fullmatch(segment.id):
-            findings.problem("bad id", segment.where, repr(segment.id))
+        elif not usable_id(segment.id, segment.where, findings):
+            continue
         elif segment.id in ids:
             findings.problem("duplicate id", segment.where, segment.id)
         elif segment.channel >= header.channels:
@@ -116,6 +124,8 @@ def _headers(
             findings.problem(header[0], path, header[1])
         elif header.samplerate != sample_rate:
             findings.problem("wrong sample rate", path, f"expected {sample_rate} Hz, got {header.samplerate} Hz")
+        elif header.frames > LONGEST * sample_rate:
+            findings.problem("unreadable audio", path, f"its header claims {header.frames} samples")
         elif header.frames == 0:
             findings.problem("empty audio", path)
         else:
@@ -128,7 +138,7 @@ def _read_header(path: str) -> Any:
     try:
         return soundfile.info(path)
     except (soundfile.SoundFileError, OSError) as error:
-        if not Path(path).exists():
+        if not os.path.exists(path):  # also False for a name that no file can have
             return "missing audio", ""
         with open(path, "rb") as file:
             if b"shorten" in file.read(1024):

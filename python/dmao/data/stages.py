@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,6 @@ class Stages:
     def _read(self, path: Path) -> Any:
         try:
             content = json.loads(gzip.decompress(path.read_bytes()))
-        except (OSError, EOFError, ValueError):  # none yet, or damaged
+        except (OSError, EOFError, ValueError, zlib.error, RecursionError):  # none yet, or damaged
             return None
-        return content["value"] if content.get("key") == self.key else None
+        return content["value"] if isinstance(content, dict) and content.get("key") == self.key else None

@@ -8,10 +8,15 @@ in the interpolated form of Chen and Goodman, 1998). The end of the recursion is
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dmao.data.labels import split_words
 from dmao.errors import UserError
@@ -20,6 +25,9 @@ from dmao.files import write_atomically
 _BEGIN, _END, _UNKNOWN = "<s>", "</s>", "<unk>"
 _NEVER = -99.0  # log10 probability of <s>, by convention
 NGram = tuple[str, ...]
+_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+_HEADER = 4096  # bytes
+_DENSEST = 100  # n-grams in a byte of a packed file
 
 
 class WittenBell:
@@ -92,3 +100,21 @@ def _line(model: WittenBell, ngram: NGram, *, with_backoff: bool) -> str:
     if with_backoff and ngram[-1] != _END:
         line += f"\t{math.log10(model.backoff(ngram)):.6f}"
     return line
+
+
+def check_counts(path: Path) -> None:
+    """Raises ValueError where an ARPA file, packed or not, does not begin with counts that it can hold.
+
+    KenLM takes memory for any count, and crashes on a negative one; a binary of its own it uses unread.
+    """
+    with path.open("rb") as file:
+        packed = _PACKED.get(file.read(2), open)
+    with packed(path, "rb") as file:
+        lines = [line.strip() for line in file.read(_HEADER).decode("utf-8", "replace").splitlines() if line.strip()]
+    end = next((number for number, line in enumerate(lines) if number and line.startswith("\\")), 0)
+    counts = [re.fullmatch(r"ngram \d{1,2}=(\d{1,15})", line) for line in lines[1:end]]
+    if not end or lines[0] != "\\data\\" or not all(counts):
+        raise ValueError("an ARPA file must begin with \\data\\ and lines as ngram 1=1000")
+    total = sum(int(count[1]) for count in counts if count)
+    if total > _DENSEST * path.stat().st_size:
+        raise ValueError(f"its header promises {total} n-grams in {path.stat().st_size} bytes")

@@ -41,10 +41,10 @@ def as_frames(log_probs: Tensor | np.ndarray, labels: Labels) -> np.ndarray:
 
 
 def as_log_prior(prior: np.ndarray | None, labels: Labels) -> np.ndarray:
-    """log of `prior` [V], probabilities of the labels; zeros without one. ValueError for another shape, or 0 in it."""
+    """log of `prior` [V], probabilities of the labels; zeros without one. ValueError for another shape or value."""
     if prior is None:
         return np.zeros(len(labels), np.float32)
     prior = np.asarray(prior, np.float64)
-    if prior.shape != (len(labels),) or not (prior > 0).all():
+    if prior.shape != (len(labels),) or not ((prior > 0) & np.isfinite(prior)).all():
         raise ValueError(f"decode: prior must be positive [{len(labels)}], got {list(prior.shape)}")
     return np.log(prior).astype(np.float32)

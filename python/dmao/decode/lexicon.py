@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from dmao.data.labels import BLANK, Labels, Unspellable
+from dmao.decode.arpa import check_counts
 from dmao.decode.emissions import IMPOSSIBLE, TOKENS, Scales, as_frames, as_log_prior
 from dmao.errors import UserError, first_line
 
@@ -215,6 +216,7 @@ def _read_arpa(path: str | Path, dictionary: Any) -> Any:
     if not Path(path).is_file():
         raise UserError(f"language model {path} does not exist")
     try:
+        check_counts(Path(path))
         return KenLM(str(path), dictionary)
     except Exception as error:  # KenLM's own C++ exceptions
         raise UserError(f"cannot read language model {path}: {first_line(error)}") from error

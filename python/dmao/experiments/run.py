@@ -22,10 +22,10 @@ import numpy as np
 from scipy import stats
 
 from dmao.config import TrainConfig, load_config
-from dmao.errors import UserError
+from dmao.errors import UserError, first_line
 from dmao.experiments.redistribution import Curves, redistribution_plot, relative_widths
 from dmao.experiments.tables import Arm
-from dmao.files import write_atomically
+from dmao.files import read_json, write_atomically
 from dmao.recognise import Recogniser, Search, decode
 from dmao.schedule import Schedule
 from dmao.scoring import Normaliser
@@ -35,6 +35,16 @@ from dmao.trainer import TrainResult, check_same_training, train
 from dmao.tune import tune
 
 _log = logging.getLogger(__name__)
+_NUMBER = (int, float)
+# What must be in the outcome of a run, whoever wrote it.
+_OUTCOME: Mapping[str, type | tuple[type, ...]] = {
+    "split": str,
+    "ce": _NUMBER,
+    "wer": _NUMBER,
+    "parameters": int,
+    "components": dict,
+    "config": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,13 @@ def _read(plan: Plan, run_dir: Path) -> dict[str, Any] | None:
     path = _outcome(run_dir)
     if not path.exists():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found: dict[str, Any] = read_json(path)
+        wrong = [key for key, kind in _OUTCOME.items() if not isinstance(found.get(key), kind)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"experiment: cannot read {path}: {first_line(error)}") from error
+    if wrong:
+        raise UserError(f"experiment: {path} is not the outcome of a run: {wrong[0]} is {found.get(wrong[0])!r}")
     if found["split"] != plan.split:
         raise UserError(f"experiment: {path} is of the split {found['split']}, expected {plan.split}")
     return found
@@ -153,7 +169,7 @@ def write_results(plan: Plan) -> dict[str, Any]:
     """results.json and results.md of all runs in the folder that are finished."""
     finished: dict[str, dict[int, dict[str, Any]]] = {}
     for name in plan.order:
-        for path in (plan.folder / name).glob("seed-*/outcome.json"):
+        for path in (plan.folder / name).glob("seed-[0-9]*/outcome.json"):
             seed = int(path.parent.name.removeprefix("seed-"))
             if (found := _read(plan, path.parent)) is not None:
                 finished.setdefault(name, {})[seed] = found

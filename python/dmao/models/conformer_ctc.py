@@ -19,6 +19,7 @@ from dmao_kernels.nn import ACTIVATIONS, ChunkRows, ConformerBlock, EBranchforme
 BLOCKS = {"conformer": ConformerBlock, "e_branchformer": EBranchformerBlock}
 POSITIONS = ("none", "relative")
 OUTPUTS = ("shared", "own")
+_WIDEST, _DEEPEST = 1 << 16, 1 << 10  # beyond them is a mistake, or somebody else's wish to fill the memory
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class ConformerConfig(ConformerShape):
             object.__setattr__(self, "heads", self.width // self.head_dim)
         self._require(self.heads is not None and self.heads >= 1, "heads", "at least 1")
         self._require(self.outputs >= 2, "outputs", "at least 2 (the blank and one label)")
+        for name in ("inputs", "width", "head_dim", "expansion", "kernel", "components", "heads", "outputs"):
+            self._require(getattr(self, name) <= _WIDEST, name, f"at most {_WIDEST}")
+        self._require(self.blocks <= _DEEPEST, "blocks", f"at most {_DEEPEST}")
         self._require(self.blocks >= 0, "blocks", "at least 0")
         self._require(self.kernel % 2 == 1, "kernel", "odd")
         self._require(self.width % self.components == 0, "width", f"a multiple of components={self.components}")
@@ -90,7 +94,8 @@ class ConformerConfig(ConformerShape):
             self._require(0.0 <= getattr(self, name) < 1.0, name, "in [0, 1)")
         for name, count in (("front_channels", 4), ("time_pooling", 2), ("frequency_pooling", 2)):
             sizes = getattr(self, name)
-            self._require(len(sizes) == count and min(sizes) >= 1, name, f"{count} numbers of at least 1")
+            fits = len(sizes) == count and 1 <= min(sizes) <= max(sizes) <= _WIDEST
+            self._require(fits, name, f"{count} numbers from 1 to {_WIDEST}")
         self._check_options()
         first, second = self.frequency_pooling
         self._require(self.inputs // first // second >= 1, "frequency_pooling", f"at most inputs={self.inputs}")

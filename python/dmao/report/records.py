@@ -45,9 +45,13 @@ def read_run(root: Path) -> Run:
 
 def number(value: Any) -> float | None:
     """`value` as a finite float, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # JSON's integers have no end
+        return None
+    return found if math.isfinite(found) else None
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -63,7 +67,7 @@ def split_module(name: str) -> tuple[int | None, str]:
     >>> split_module("head")
     (None, 'head')
     """
-    match = re.search(r"(?:^|\.)(\d+)(?=\.|$)", name)
+    match = re.search(r"(?:^|\.)(\d{1,9})(?=\.|$)", name)
     if match is None:
         return None, name
     return int(match[1]), (name[: match.start()] + name[match.end() :]).lstrip(".")
@@ -113,7 +117,7 @@ def _read_lines(root: Path, path: Path, problems: list[str]) -> list[Row]:
     for line in text.splitlines():
         try:
             row = json.loads(line) if line.strip() else None
-        except ValueError:
+        except (ValueError, RecursionError):
             unreadable += 1
             continue
         if isinstance(row, dict):
@@ -129,7 +133,7 @@ def _read_summary(root: Path, problems: list[str]) -> Mapping[str, Any]:
         return {}
     try:
         return mapping(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         problems.append("summary.json is not JSON; the table is empty.")
         return {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dmao.errors import UserError, reason
+from dmao.files import read_json
 from dmao.progress import bar
 
 Unit = Literal["utterance", "speaker"]
@@ -102,7 +102,7 @@ def _draw(errors: np.ndarray, words: np.ndarray, draws: int, rng: np.random.Gene
 def _read(path: Path, unit: Unit) -> dict[str, tuple[int, int]]:
     """Unit -> (errors, words of the references)."""
     try:
-        utterances = json.loads(path.read_text(encoding="utf-8"))["utterances"]
+        utterances = read_json(path)["utterances"]
         found: dict[str, tuple[int, int]] = {}
         for id, one in utterances.items():
             name = one["speaker"] if unit == "speaker" else id

@@ -12,7 +12,7 @@ from pathlib import Path
 from dmao.data.corpus import Corpus
 from dmao.data.disk import TRAIN, DiskCorpus, prepare_from_disk
 from dmao.data.problems import Findings, OnProblem
-from dmao.data.segments import Segment
+from dmao.data.segments import Segment, usable_id
 
 SIZES = {
     "960": ("train-clean-100", "train-clean-360", "train-other-500"),
@@ -67,6 +67,8 @@ def read_parts(source: Path, parts: dict[str, str], findings: Findings) -> Itera
         for path in transcripts:
             for where, line in findings.lines(path):
                 id, _, text = line.strip().partition(" ")
+                if not usable_id(id, where, findings):
+                    continue
                 named.add(id)
                 yield Segment(id, str(path.with_name(f"{id}.flac")), text, id.split("-")[0], split, where)
         for audio in sorted((source / part).rglob("*.flac")):

@@ -12,7 +12,7 @@ _COINED = re.compile(r"\{(.+)\}")
 _READING = re.compile(r"_\d$")
 _NOT_SAID = re.compile(r"\[[^\]]*\]")
 
-_ALTERNATIVES = re.compile(r"\{\s*([^/}]*?)\s*/[^}]*\}")
+_ALTERNATIVES = re.compile(r"\{([^/{}]*)/[^{}]*\}")
 _OPTIONAL = re.compile(r"\([^)]*\)|<[^>]*>|%\w+")
 
 
