@@ -66,7 +66,7 @@ def used_for() -> dict[str, str]:
             purposes.setdefault(name, purpose)
     for name in closure(BUILD):
         purposes.setdefault(name, "the build")
-    return {name: purpose for name, purpose in purposes.items() if name != PROJECT}
+    return purposes | {"triton": "GPU kernels"}  # whoever brings it
 
 
 def installed() -> dict[str, Distribution]:

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from dmao.__main__ import main as entry
 from dmao.cli import main
+from packaging.metadata import Metadata
 
 import dmao_kernels
 from tests.packaging.contents import ROOT
@@ -33,7 +34,9 @@ RELEASE = re.compile(r"(\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)")
 def metadata(plain_wheel: Path) -> Message:
     with zipfile.ZipFile(plain_wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-        return Parser().parsestr(archive.read(name).decode())
+        text = archive.read(name).decode()
+    Metadata.from_email(text, validate=True)
+    return Parser().parsestr(text)
 
 
 def test_version(metadata: Message, plain_wheel: Path) -> None:
