@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
@@ -75,6 +76,7 @@ def installed() -> dict[str, Distribution]:
     return {name: package for name, package in found.items() if name != PROJECT and not ELSEWHERE.fullmatch(name)}
 
 
+@functools.cache
 def rows() -> dict[str, tuple[str, str]]:
     """Package -> (licence, purpose)."""
     purposes = used_for()
