@@ -27,7 +27,8 @@ import dmao, dmao_kernels
 for package in (dmao, dmao_kernels):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         *_, parent, name = module.name.split(".")
-        if parent != "integrations" and name not in ("__main__", "_ops", "_cuda"):  # these are no modules
+        # Frameworks, tools for Triton's interpreter and compiler; libraries that are no modules.
+        if parent not in ("integrations", "testing") and name not in ("__main__", "_ops", "_cuda"):
             importlib.import_module(module.name)
 
 from dmao.cli import main
