@@ -22,6 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist workste
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One set of versions for every pip call.
 export PIP_CONSTRAINT := $(CURDIR)/requirements/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Caches stay in the tree, so that neither a home directory nor the right to write to it is needed.
 export PIP_NO_CACHE_DIR := 1
@@ -31,8 +32,8 @@ export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 export TRITON_HOME := $(CURDIR)/build/cache
 
-.PHONY: help setup demo test test-all test-interp test-aot test-emu test-cuda-build test-zoo test-integrations sanitize \
-    emulate bench bench-quick docs wheel lint format clean distclean
+.PHONY: help setup demo test test-all test-interp test-aot test-emu test-cuda-build test-package test-zoo \
+    test-integrations sanitize emulate bench bench-quick docs licences sdist wheel lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,6 +45,9 @@ help:
 	@echo "make test-emu   CUDA kernels on the host, under ASan, UBSan and TSan as well, with faults planted"
 	@echo "make test-cuda-build  the wheel, and what nvcc made of the CUDA kernels in it, within budgets; build/cuda.md"
 	@echo "make wheel      one wheel for every Python, with CUDA kernels for all architectures, by nvcc or its pip packages; dist"
+	@echo "make sdist      the sources as a package; dist"
+	@echo "make test-package  sdist and wheel in new environments of Python 3.10 to 3.13, as far as they are here; minutes, GBs"
+	@echo "make licences   docs/LICENSES.md, from what is installed in .venv"
 	@echo "make test-integrations  Lightning, transformers, accelerate, peft, ONNX, in an environment of their own beside .venv"
 	@echo "make test-zoo   grow and drop on models of other packages, in an environment of their own; build/zoo.md"
 	@echo "make sanitize   the CPU kernels on random problems under ASan, UBSan and TSan"
@@ -93,10 +97,25 @@ test-emu: $(NATIVE)
 # One wheel for every Python from 3.10 on; nvcc is that of PATH or, without one, of the pinned packages.
 CUDA_TOOLS := .venv-cuda/.installed
 wheel: $(NATIVE) $(if $(shell command -v nvcc),,$(CUDA_TOOLS))
-	@rm -rf dist build/lib.* build/bdist.*
+	@rm -rf dist/*.whl build/lib build/lib.* build/bdist.*
 	DMAO_NO_CUDA=0 DMAO_CUDA_ARCHITECTURES=all CMAKE_ARGS=-DDMAO_WERROR=ON CUDACXX="$$(command -v nvcc || echo .venv-cuda/lib/python3*/site-packages/nvidia/cu*/bin/nvcc)" \
 	    $(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
 	@ls -l dist
+
+# The lists of an earlier build would add what has left the tree since.
+sdist: $(TOOLS)
+	@mkdir -p build dist && rm -rf *.egg-info dist/*.tar.gz
+	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")' > build/sdist.log
+	@ls -l dist
+
+# From the sdist through the wheel into new environments of every Python that is here, which build/package keeps.
+test-package: $(NATIVE)
+	@mkdir -p build
+	$(PYTEST) -n 0 -m "" tests/install $(ARGS)
+
+# The page that names the licence of every package of .venv.
+licences: $(NATIVE)
+	$(BIN)/python -m tests.packaging.licences > build/LICENSES.md && mv build/LICENSES.md docs/LICENSES.md
 
 # What nvcc made: resources of every kernel, and the wheel in an environment of its own.
 test-cuda-build: wheel
@@ -166,7 +185,8 @@ $(INTEGRATIONS): requirements/integrations.txt $(NATIVE)
 	$(dir $@)bin/python -m pip install -q -r requirements/integrations.txt
 	@touch $@
 
-$(NATIVE): $(TOOLS) $(NATIVE_SOURCES)
+$(NATIVE): $(TOOLS) $(NATIVE_SOURCES) requirements/triton.txt
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install -q -r requirements/triton.txt
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[recipes,dev]'
 	@touch $@
 

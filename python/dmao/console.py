@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from dmao.errors import UserError, first_line, reason
+from dmao.errors import UserError, first_line, missing_package, reason
 from dmao.metrics import finite
 from dmao.signals import stop_signals_raise
 
@@ -71,6 +71,8 @@ def _told(error: BaseException, ctx: click.Context, received: list[int]) -> tupl
             return str(error), 2
         more = "" if getattr(error, "command", None) else f"; continue with: {_typed(ctx)}"
         return f"{error}{more}", 128 + number
+    if isinstance(error, ModuleNotFoundError) and (told := missing_package(error)):
+        return told, 2
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):  # click ends quietly under `| head`
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{reason(error)}", 2

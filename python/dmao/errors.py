@@ -17,3 +17,11 @@ def reason(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """What to install, in one line; None where a module of our own was not found, which is a defect."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "dmao", "dmao_kernels"):
+        return None
+    return f"{package} is not installed: pip install 'dmao-kernels[recipes]'"

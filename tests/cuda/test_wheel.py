@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import venv
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.cuda.wheel import wheel
 from tests.emu.build import ROOT
+from tests.packaging import contents
 
 # Operators of dmao_cuda on fake tensors of a GPU, forward and backward, forced to the backend.
 ON_FAKE_GPU = """
@@ -48,11 +48,8 @@ def run(python: Path | str, *arguments: str, **variables: str) -> str:
 
 def test_one_wheel_for_every_python() -> None:
     assert wheel().name.split("-")[2:4] == ["cp310", "abi3"]
-    with zipfile.ZipFile(wheel()) as archive:
-        names = archive.namelist()
-    libraries = {name for name in names if name.endswith(".so")}
-    assert libraries == {f"dmao_kernels/{name}" for name in ("_ops.so", "_cuda.so", "_host.abi3.so")}
-    assert {"dmao_kernels/py.typed", "dmao/cli.py"} <= set(names)
+    assert contents.libraries(wheel()) == {"_ops.so", "_cuda.so", "_host.abi3.so"}
+    assert contents.in_wheel(wheel()) == contents.in_tree()
 
 
 def test_the_library_asks_for_nothing_of_cuda(installed: Path) -> None:

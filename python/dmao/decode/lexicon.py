@@ -187,7 +187,7 @@ def flashlight() -> Any:
         from flashlight.lib.text import decoder
     except ImportError as error:
         raise UserError(
-            "beam search needs flashlight-text: pip install 'dmao-kernels[recipes]' (or flashlight-text)"
+            "beam search needs flashlight-text: pip install 'dmao-kernels[recipes]' (there is none for Python 3.13)"
         ) from error
     return decoder
 

@@ -76,12 +76,14 @@ def run_demo(
 
 def _check_comparable(config: TrainConfig) -> None:
     """Refuse, before minutes of training, what could not be summarised after it."""
+    from dmao.decode.lexicon import flashlight
     from dmao.recipes.embedded.summary import SPLIT
 
     if config.grow_and_drop.schedule is None:
         raise UserError("demo: grow_and_drop.schedule must not be null: without events there is nothing to compare")
     if SPLIT not in config.eval_splits:
         raise UserError(f"demo: eval_splits must have the split '{SPLIT}', got {', '.join(config.eval_splits)}")
+    flashlight()  # which decodes that split
 
 
 def _make_corpus(run_dir: Path, root: Path, hours: float) -> None:
