@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import time
 
 import pytest
 import torch
@@ -328,3 +329,28 @@ def test_an_edit_that_fails_leaves_everything_as_it_was(stage, call, monkeypatch
     apply_plan(plan, elastic, optimizer, [clone])
     assert not same(state(model, optimizer), before)
     model(inputs()).sum().backward()
+
+
+def test_the_report_tells_what_was_done():
+    model = build(plain.PlainFeedForward, plain.PlainAttention, plain.GatingMLP)
+    elastic = Elastic(model)
+    apply_plan(given_plan({"branches.1": ()}, elastic.counts()), elastic)
+    before = sum(p.numel() for p in model.parameters())
+    start = time.perf_counter()
+    plan = given_plan({"branches.0": (0, 0, 2, 3), "branches.1": (-1,), "branches.2": (0, 1, 2, 3)}, elastic.counts())
+    report = apply_plan(plan, elastic)
+    assert report.copies == {"branches.0": ((0, 1),)}
+    assert report.dropped == {"branches.0": (1,)}
+    assert report.fresh == {"branches.1": (0,)}
+    assert (report.before, report.after) == (before, sum(p.numel() for p in model.parameters()))
+    assert 0 < report.seconds <= time.perf_counter() - start
+
+
+def test_a_bias_behind_a_module_with_one_component_stays():
+    model = build(plain.PlainFeedForward)
+    elastic = Elastic(model)
+    apply_plan(plan_for(elastic, (2,)), elastic)
+    bias = model.branches[0].w2.bias.clone()
+    apply_plan(plan_for(elastic, (0, 0)), elastic)
+    assert torch.equal(model.branches[0].w2.bias, bias)
+    assert bias.any()
