@@ -22,7 +22,7 @@ CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "floor": "ceil"
 UNWRAPPED = {"reversed", "sorted", "set", "dict"}
 NOT_CODE = {"annotation", "returns", "decorator_list", "type_params"}
 NAMED = (ast.FunctionDef, ast.ClassDef)
-SHOWN = (ast.expr, ast.keyword, ast.Assign, ast.AnnAssign)  # around a constant
+SHOWN = (ast.expr, ast.keyword, ast.Assign, ast.AnnAssign, ast.AugAssign)  # around a constant
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def test_attributes_and_dropout_follow():
     assert ff.dropout.p == pytest.approx(0.1 * 3 / 4)
     for _ in range(6):
         apply_plan(plan_for(elastic, lambda c: tuple(sorted([*range(c)] * 2))), elastic)
-    assert ff.dropout.p == edit.MAX_DROPOUT
+    assert 0 < edit.MAX_DROPOUT == ff.dropout.p < 1
 
 
 def test_fresh_optimizer_state_is_zero():
@@ -354,3 +354,29 @@ def test_a_bias_behind_a_module_with_one_component_stays():
     apply_plan(plan_for(elastic, (0, 0)), elastic)
     assert torch.equal(model.branches[0].w2.bias, bias)
     assert bias.any()
+
+
+def test_copies_and_fresh_components_in_one_event():
+    model = build(plain.PlainFeedForward, plain.LinearConvolution)
+    ff, conv = model.branches
+    old = ff.w2.weight.detach().clone()
+    elastic = Elastic(model)
+    apply_plan(plan_for(elastic, (0, 0, 1, 2, 3, -1)), elastic)
+    new = ff.w2.weight.detach()
+    torch.testing.assert_close(new[:, :6] + new[:, 6:12], old[:, :6])
+    assert torch.equal(new[:, 12:30], old[:, 6:])
+    assert not new[:, 30:].any()
+    assert conv.depthwise_norm.statistics_weight.tolist() == [0.5, 0.5, 1, 1, 1, 1]
+
+
+def test_copies_may_lack_the_output_bias():
+    model = build(plain.PlainFeedForward)
+    clone, table = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    clone.branches[0].w2.bias = None
+    del table["branches.0.w2.bias"]
+    elastic = Elastic(model)
+    for sources in ((), (-1,)):
+        apply_plan(plan_for(elastic, sources), elastic, companions=[clone, table])
+    assert clone.branches[0].w2.bias is None
+    assert torch.equal(clone.branches[0].w1.weight, model.branches[0].w1.weight)
+    assert torch.equal(table["branches.0.w1.weight"], model.branches[0].w1.weight)

@@ -116,6 +116,12 @@ def test_exact_keeps_the_best_of_the_dropped_that_still_fit():
     assert (plan.dropped, plan.grown, plan.after) == (2, 1, 34)
 
 
+def test_the_surplus_of_drops_is_halved_until_the_budget_is_met():
+    groups = [Group("large", (3.0,), 30), Group("small", (0.0,), 10)]
+    plan = make_plan(groups, 0.5, budget=67)  # neither with both of them dropped nor with none, but with one
+    assert (plan.sources, plan.after) == ({"large": (0, 0), "small": ()}, 60)
+
+
 def test_what_fits_exactly_is_kept():
     groups = [Group("small", (0.1, 0.2, 0.3, 0.4, 0.9), 10), Group("large", (1.0,), 20)]
     plan = make_plan(groups, fraction=0.5)  # drops four, doubles the other two, and has 10 left
