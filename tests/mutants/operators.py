@@ -168,7 +168,7 @@ def _has_an_opposite(node: ast.expr) -> bool:
 def _of_statement(node: ast.stmt, inside: bool) -> Iterator[tuple[str, ast.stmt]]:
     if isinstance(node, ast.AugAssign) and type(node.op) in ARITHMETIC:
         yield "arithmetic", ast.AugAssign(node.target, ARITHMETIC[type(node.op)](), node.value)
-    if isinstance(node, ast.Return) and node.value and ast.unparse(node.value) != "None":
+    if isinstance(node, ast.Return) and node.value and ast.unparse(node.value) not in ("None", "False"):
         yield "return", ast.Return(ast.Constant(None))
     removable = isinstance(node, ast.Expr | ast.Raise | ast.AugAssign | ast.Continue | ast.Break) or (
         isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)

@@ -178,19 +178,21 @@ def test_companions_that_do_not_fit():
     model = build(plain.PlainFeedForward)
     elastic = Elastic(model)
     plan = plan_for(elastic, double_first)
-    other = copy.deepcopy(model)
+    other, without_bias = copy.deepcopy(model), copy.deepcopy(model)
     apply_plan(plan_for(Elastic(other), drop_second), Elastic(other))
+    without_bias.branches[0].w1.bias = None
     cases = [
         (model, "got the model itself"),
         (nn.Linear(2, 2), "has no module branches.0"),
         ({}, "has no branches.0.w1.weight"),
         (other, "must have the shape"),
         ({n: t[:1] for n, t in model.state_dict().items()}, "must be strided and of shape"),
+        (without_bias, "w1.bias is None in a companion, but not in the model"),
     ]
     before = state(model)
     for companion, message in cases:
-        with pytest.raises(ValueError, match=message):
-            apply_plan(plan, elastic, companions=[companion])
+        with pytest.raises(ValueError, match=message):  # though another one fits
+            apply_plan(plan, elastic, companions=[copy.deepcopy(model), dict(model.state_dict()), companion])
     assert same(state(model), before)
 
 
