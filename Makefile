@@ -32,7 +32,7 @@ export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/cache/torchinductor
 export TRITON_HOME := $(CURDIR)/build/cache
 
-.PHONY: help setup demo test test-all test-interp test-aot test-emu test-cuda-build test-package test-zoo \
+.PHONY: help setup demo test test-all coverage mutants test-interp test-aot test-emu test-cuda-build test-package test-zoo \
     test-integrations sanitize emulate bench bench-quick docs licences sdist wheel lint format clean distclean
 .DELETE_ON_ERROR:
 
@@ -40,6 +40,8 @@ help:
 	@echo "make demo       set up, then train the uniform baseline and the grow-and-drop model; runs/demo/report.html"
 	@echo "make test       set up, then run the quick tests"
 	@echo "make test-all   the slow sweeps as well"
+	@echo "make coverage   what the quick tests reach of the Python code; build/coverage/html"
+	@echo "make mutants    faults planted in the planning and carrying out of events; tests must notice; build/mutants.json"
 	@echo "make test-interp  every Triton kernel without a GPU, in Triton's interpreter, in two orders of programs"
 	@echo "make test-aot   every Triton kernel compiled for GPUs that are not there, within budgets; build/aot.md"
 	@echo "make test-emu   CUDA kernels on the host, under ASan, UBSan and TSan as well, with faults planted"
@@ -70,6 +72,14 @@ test: $(NATIVE)
 test-all: $(NATIVE)
 	@mkdir -p build
 	$(PYTEST) -m "not emulator" $(ARGS)
+
+coverage: $(NATIVE)
+	@mkdir -p build/coverage
+	$(PYTEST) --cov --cov-report=term --cov-report=html $(ARGS)
+
+# ARGS="--only plan.py:120", with test files behind it to try these alone.
+mutants: $(NATIVE)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/python $(BIN)/python -m tests.mutants $(ARGS)
 
 # Other people's models: their packages stand beside those of .venv, which this environment sees as well.
 ZOO := .venv-zoo

@@ -99,7 +99,7 @@ class ModulePlan:
             if not FRESH <= source < self.components:
                 raise ValueError(f"plan: {self.name}: source {source} is not one of {self.components} components")
         old = [s for s in self.sources if s != FRESH]
-        if max(Counter(old).values(), default=0) > 2:
+        if any(times > 2 for times in Counter(old).values()):
             raise ValueError(f"plan: {self.name}: a component at most doubles in one event, got sources {self.sources}")
 
     @property

@@ -53,7 +53,7 @@ def _identity(m: ElasticModule) -> dict[str, Any]:
     return {
         "family": m.layout.family,
         "standard": m.standard,
-        "sizes": dict(sorted(m.sizes.items())),
+        "sizes": dict(m.sizes),
         "gate": m.gate is not None,
     }
 

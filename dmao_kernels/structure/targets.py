@@ -108,7 +108,7 @@ def state_beside(optimizers: Sequence[Optimizer], tensor: Tensor) -> list[tuple[
         (state, key)
         for state in states
         for key, value in state.items()
-        if isinstance(value, Tensor) and value.shape == tensor.shape and value.dim() > 0
+        if isinstance(value, Tensor) and value.shape == tensor.shape
     ]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import time
 
 import pytest
 import torch
@@ -177,19 +178,21 @@ def test_companions_that_do_not_fit():
     model = build(plain.PlainFeedForward)
     elastic = Elastic(model)
     plan = plan_for(elastic, double_first)
-    other = copy.deepcopy(model)
+    other, without_bias = copy.deepcopy(model), copy.deepcopy(model)
     apply_plan(plan_for(Elastic(other), drop_second), Elastic(other))
+    without_bias.branches[0].w1.bias = None
     cases = [
         (model, "got the model itself"),
         (nn.Linear(2, 2), "has no module branches.0"),
         ({}, "has no branches.0.w1.weight"),
         (other, "must have the shape"),
         ({n: t[:1] for n, t in model.state_dict().items()}, "must be strided and of shape"),
+        (without_bias, "w1.bias is None in a companion, but not in the model"),
     ]
     before = state(model)
     for companion, message in cases:
-        with pytest.raises(ValueError, match=message):
-            apply_plan(plan, elastic, companions=[companion])
+        with pytest.raises(ValueError, match=message):  # though another one fits
+            apply_plan(plan, elastic, companions=[copy.deepcopy(model), dict(model.state_dict()), companion])
     assert same(state(model), before)
 
 
@@ -204,7 +207,7 @@ def test_attributes_and_dropout_follow():
     assert ff.dropout.p == pytest.approx(0.1 * 3 / 4)
     for _ in range(6):
         apply_plan(plan_for(elastic, lambda c: tuple(sorted([*range(c)] * 2))), elastic)
-    assert ff.dropout.p == edit.MAX_DROPOUT
+    assert 0 < edit.MAX_DROPOUT == ff.dropout.p < 1
 
 
 def test_fresh_optimizer_state_is_zero():
@@ -328,3 +331,54 @@ def test_an_edit_that_fails_leaves_everything_as_it_was(stage, call, monkeypatch
     apply_plan(plan, elastic, optimizer, [clone])
     assert not same(state(model, optimizer), before)
     model(inputs()).sum().backward()
+
+
+def test_the_report_tells_what_was_done():
+    model = build(plain.PlainFeedForward, plain.PlainAttention, plain.GatingMLP)
+    elastic = Elastic(model)
+    apply_plan(given_plan({"branches.1": ()}, elastic.counts()), elastic)
+    before = sum(p.numel() for p in model.parameters())
+    start = time.perf_counter()
+    plan = given_plan({"branches.0": (0, 0, 2, 3), "branches.1": (-1,), "branches.2": (0, 1, 2, 3)}, elastic.counts())
+    report = apply_plan(plan, elastic)
+    assert report.copies == {"branches.0": ((0, 1),)}
+    assert report.dropped == {"branches.0": (1,)}
+    assert report.fresh == {"branches.1": (0,)}
+    assert (report.before, report.after) == (before, sum(p.numel() for p in model.parameters()))
+    assert 0 < report.seconds <= time.perf_counter() - start
+
+
+def test_a_bias_behind_a_module_with_one_component_stays():
+    model = build(plain.PlainFeedForward)
+    elastic = Elastic(model)
+    apply_plan(plan_for(elastic, (2,)), elastic)
+    bias = model.branches[0].w2.bias.clone()
+    apply_plan(plan_for(elastic, (0, 0)), elastic)
+    assert torch.equal(model.branches[0].w2.bias, bias)
+    assert bias.any()
+
+
+def test_copies_and_fresh_components_in_one_event():
+    model = build(plain.PlainFeedForward, plain.LinearConvolution)
+    ff, conv = model.branches
+    old = ff.w2.weight.detach().clone()
+    elastic = Elastic(model)
+    apply_plan(plan_for(elastic, (0, 0, 1, 2, 3, -1)), elastic)
+    new = ff.w2.weight.detach()
+    torch.testing.assert_close(new[:, :6] + new[:, 6:12], old[:, :6])
+    assert torch.equal(new[:, 12:30], old[:, 6:])
+    assert not new[:, 30:].any()
+    assert conv.depthwise_norm.statistics_weight.tolist() == [0.5, 0.5, 1, 1, 1, 1]
+
+
+def test_copies_may_lack_the_output_bias():
+    model = build(plain.PlainFeedForward)
+    clone, table = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    clone.branches[0].w2.bias = None
+    del table["branches.0.w2.bias"]
+    elastic = Elastic(model)
+    for sources in ((), (-1,)):
+        apply_plan(plan_for(elastic, sources), elastic, companions=[clone, table])
+    assert clone.branches[0].w2.bias is None
+    assert torch.equal(clone.branches[0].w1.weight, model.branches[0].w1.weight)
+    assert torch.equal(table["branches.0.w1.weight"], model.branches[0].w1.weight)

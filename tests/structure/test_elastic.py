@@ -203,6 +203,19 @@ def test_save_build_load(gated, tmp_path):
     again(x)
 
 
+def test_averaged_copies_are_resized_as_the_model_is():
+    model = build(plain.PlainFeedForward)
+    elastic = Elastic(model)
+    apply_plan(plan_for(elastic, mixed), elastic)
+    apply_plan(given_plan({"branches.0": (0, 1)}, elastic.counts()), elastic)
+    again = build(plain.PlainFeedForward, seed=1)
+    average = copy.deepcopy(again)
+    Elastic(again).load_state_dict(elastic.state_dict(), companions=[average])
+    for other in (again, average):
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other.eval()(inputs()), model.eval()(inputs()))
+
+
 def test_states_of_other_models_are_refused():
     model = build()
     elastic = Elastic(model)
@@ -215,11 +228,14 @@ def test_states_of_other_models_are_refused():
 
     missing = copy.deepcopy(good)
     del missing["modules"]["branches.0"]
+    unknown = copy.deepcopy(good)
+    unknown["modules"] |= dict.fromkeys(("b", "a"), good["modules"]["branches.0"])
     cases = [
         ({}, "it has no 'modules'"),
         (None, "it has no 'modules'"),
         ({**good, "version": 2}, "version must be 1, got 2"),
-        (missing, r"the state lacks \['branches.0'\]"),
+        (missing, r"the state lacks \['branches.0'\], the model lacks \[\]"),
+        (unknown, r"the state lacks \[\], the model lacks \['a', 'b'\]"),
         (changed(family="cgmlp"), "branches.1: family must be glu_convolution, got cgmlp"),
         (changed(standard=8), "branches.1: standard must be 4, got 8"),
         (changed(sizes={"u": 3, "d": 99}), "branches.1: sizes must be"),

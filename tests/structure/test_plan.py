@@ -1,5 +1,6 @@
 """Plans: the published selection, the budget, ties, limits, and their cost at many components."""
 
+import json
 import math
 import random
 import time
@@ -91,6 +92,21 @@ def test_exact_drops_the_lowest_and_grows_the_highest():
     plan = make_plan([Group("a", (3.0, 0.0, 5.0, 1.0), 10), Group("b", (4.0, 2.0), 10)], fraction=0.2)
     assert plan.sources == {"a": (0, 2, 2), "b": (0, 0, 1)}
     assert (plan.before, plan.after, plan.dropped, plan.grown) == (60, 60, 2, 2)
+    assert (plan.selection, plan.seed) == ("exact", 0)
+
+
+def test_no_fraction_no_change():
+    assert make_plan([Group("a", (3.0, 0.0, 5.0, 1.0), 10)], fraction=0.0).sources == {"a": (0, 1, 2, 3)}
+
+
+def test_paper_grows_up_to_the_fraction_and_past_it_where_less_could_be_dropped():
+    plan = make_plan([Group("a", (1.0, 3.0, 2.0, 0.0), 10)], 0.25, "paper", keep_at_least=4)
+    assert (plan.dropped, plan.sources) == (0, {"a": (0, 1, 1, 2, 2, 3)})
+
+
+def test_drops_that_the_budget_demands_count_towards_the_fraction():
+    plan = make_plan([Group("a", tuple(map(float, range(10))), 1)], 0.15, budget=8)
+    assert plan.sources == {"a": (2, 3, 4, 5, 6, 7, 8, 9)}
 
 
 def test_exact_keeps_the_best_of_the_dropped_that_still_fit():
@@ -98,6 +114,18 @@ def test_exact_keeps_the_best_of_the_dropped_that_still_fit():
     plan = make_plan(groups, fraction=0.5)  # drops all the small ones, doubles the large one, has 18 left
     assert plan.sources == {"small": (2,), "large": (0, 0)}
     assert (plan.dropped, plan.grown, plan.after) == (2, 1, 34)
+
+
+def test_the_surplus_of_drops_is_halved_until_the_budget_is_met():
+    groups = [Group("large", (3.0,), 30), Group("small", (0.0,), 10)]
+    plan = make_plan(groups, 0.5, budget=67)  # neither with both of them dropped nor with none, but with one
+    assert (plan.sources, plan.after) == ({"large": (0, 0), "small": ()}, 60)
+
+
+def test_what_fits_exactly_is_kept():
+    groups = [Group("small", (0.1, 0.2, 0.3, 0.4, 0.9), 10), Group("large", (1.0,), 20)]
+    plan = make_plan(groups, fraction=0.5)  # drops four, doubles the other two, and has 10 left
+    assert plan.sources == {"small": (3, 4, 4), "large": (0, 0)}
 
 
 def test_score_per_cost():
@@ -193,6 +221,7 @@ def test_json_round_trip_and_digest():
     plan = make_plan(conformer(random.Random(1).random), seed=7)
     again = Plan.from_json(plan.to_json())
     assert again == plan
+    assert plan.to_json() == json.dumps(json.loads(plan.to_json()), sort_keys=True, separators=(",", ":"))
     assert again.digest() == plan.digest()
     assert make_plan(conformer(random.Random(1).random), seed=8).digest() != plan.digest()
     for text in ("", "[]", '{"modules": [{}]}', '{"modules": [], "nonsense": 1}'):
@@ -206,9 +235,16 @@ def test_module_plan_tells_what_happens():
     with pytest.raises(ValueError, match=r"source 4 is not one of 4"):
         ModulePlan("m", 4, (4,))
     with pytest.raises(ValueError, match=r"at most doubles"):
-        ModulePlan("m", 4, (1, 1, 1))
+        ModulePlan("m", 4, (0, 1, 1, 1))
     plan = given_plan({"m": (0, 0, 2)}, {"m": 3})
     assert (plan.dropped, plan.grown) == (1, 1)
+
+
+def test_a_plan_by_hand_claims_nothing_that_it_does_not_know():
+    plan = given_plan({}, {})
+    assert plan == Plan(())
+    assert (plan.seed, plan.dropped, plan.grown) == (0, 0, 0)
+    assert (plan.removed, plan.added, plan.before, plan.after) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("caps", [Caps(), Caps(max_growth=0.01, max_width=1.5)])

@@ -110,11 +110,27 @@ def test_components_of_like_rank_go_and_double_together():
     plan = make_plan([Group("a", (5.0, 0.0, 4.0, 2.0, 1.0, 3.0), 10, multiple=2)], fraction=0.3)
     assert plan.sources == {"a": (0, 0, 2, 2, 3, 5)}
     assert (plan.dropped, plan.grown, plan.removed) == (2, 2, 20.0)
+    equal = make_plan([Group("a", (1.0, 1.0, 1.0, 0.0), 10, multiple=2)], fraction=0.3)
+    assert equal.sources == {"a": (0, 0, 1, 1)}  # the first of equals is worth most
+
+
+def test_what_must_stay_is_rounded_up_to_whole_blocks():
+    groups = [Group("low", (0.1,) * 6, 10, keep=3, multiple=2), Group("high", (1.0,) * 6, 10, keep=6)]
+    assert make_plan(groups, fraction=0.5).counts() == {"low": 4, "high": 8}
 
 
 def test_a_block_ranks_by_its_mean():
     groups = [Group("a", (6.0, 0.0), 1, multiple=2), Group("b", (4.0, 4.0), 1), Group("c", (1.0, 1.0), 1)]
     assert make_plan(groups, fraction=0.3).sources == {"a": (0, 1), "b": (0, 0, 1, 1), "c": ()}
+
+
+def test_without_a_cap_a_module_may_double_and_an_empty_one_revive():
+    assert Caps().width(Group("a", (1.0,) * 3, 1)) == 6
+    assert Caps().width(Group("gone", (), 1, multiple=4)) == 4
+
+
+def test_an_empty_module_of_unknown_width_costs_all_that_it_shares():
+    assert Group("gone", (), 10, shared=5).cost == 15
 
 
 def test_the_cap_of_a_module_passes_growth_on():
@@ -132,6 +148,17 @@ def test_what_a_module_drops_makes_room_under_its_cap(selection):
     groups = [Group("a", (9.0, 8.0, 0.2, 0.1), 1, standard=4)]
     plan = make_plan(groups, 0.3, selection, caps=Caps(max_width=1.0))
     assert plan.sources == {"a": (0, 0, 1, 1)}
+
+
+def test_what_a_cap_forbids_to_keep_is_no_error():
+    plan = make_plan([Group("a", (4.0, 3.0, 2.0, 1.0), 1, standard=4)], 0.3, budget=9, caps=Caps(max_width=1.0))
+    assert plan.sources == {"a": (0, 0, 1, 1)}
+
+
+def test_what_is_kept_counts_once_under_a_cap():
+    groups = [Group("small", (0.1, 0.2, 0.3, 0.4, 0.5), 10, standard=5), Group("large", (1.0,), 12, standard=1)]
+    plan = make_plan(groups, 0.5, caps=Caps(max_width=1.0))  # drops four, doubles one, keeps three
+    assert plan.sources == {"small": (1, 2, 3, 4, 4), "large": (0,)}
 
 
 def test_the_cap_of_an_event():
@@ -160,11 +187,25 @@ def test_revival_is_growth():
     assert make_plan(lone, 0.5, budget=14, revive=[str(i) for i in range(5)]).after == 14
 
 
+def test_modules_that_are_all_empty_come_back_within_the_dearest_of_them():
+    groups = [Group("x", (), 3), Group("y", (), 10)]
+    assert make_plan(groups, budget=18, revive=["x", "y"]).after == 13
+    with pytest.raises(ValueError, match=r"23 parameters cannot be met within one component \(10\): 13 is the nearest"):
+        make_plan(groups, budget=23, revive=["x", "y"])
+
+
+def test_without_modules_there_is_one_budget():
+    assert make_plan([], fixed=5).after == 5
+    with pytest.raises(ValueError, match=r"6 parameters cannot be met within one component \(1\): 5 is the nearest"):
+        make_plan([], fixed=5, budget=6)
+
+
 def test_budget_range():
     groups = [Group("a", (1.0,) * 4, 10, shared=5, standard=4), Group("b", (1.0,) * 2, 100, keep=1, standard=2)]
     assert budget_range(groups, fixed=1000) == (1100, 1085 + 400)
     assert budget_range(groups, keep_at_least=1) == (115, 485)
     assert budget_range(groups, caps=Caps(max_width=1.5)) == (100, 65 + 300)
+    assert budget_range(groups, caps=Caps(max_width=9.0)) == (100, 485)  # components at most double all the same
     for budget in budget_range(groups, fixed=1000):
         assert make_plan(groups, budget=budget, fixed=1000).after == budget
 
@@ -173,6 +214,7 @@ def test_budget_range():
     ("arguments", "message"),
     [
         ({"max_growth": 0.0}, r"max_growth must be in \(0, 1\], got 0.0"),
+        ({"max_growth": 1.5}, r"max_growth must be in \(0, 1\], got 1.5"),
         ({"max_growth": math.nan}, r"max_growth must be in"),
         ({"max_width": 0.5}, r"max_width must be finite and 1 or more, got 0.5"),
         ({"max_width": math.inf}, r"max_width must be finite"),
@@ -186,6 +228,8 @@ def test_caps_out_of_range(arguments, message):
 def test_groups_that_cannot_be():
     with pytest.raises(ValueError, match=r"m: the components must be a multiple of 4, got 6"):
         Group("m", (1.0,) * 6, 1, multiple=4)
+    with pytest.raises(ValueError, match=r"m: the components must be a multiple of 0, got 1"):
+        Group("m", (1.0,), 1, multiple=0)
     with pytest.raises(ValueError, match=r"m: a component must cost 1 or more, got 0"):
         Group("m", (1.0,), 0)
 

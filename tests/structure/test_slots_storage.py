@@ -183,9 +183,25 @@ def test_what_cannot_be_kept_in_slots():
     model.shaw.q.mask = BlockMask.full(model.shaw.q.weight, 16)
     with pytest.raises(ValueError, match="shaw: q has a block mask, which cannot follow its slots"):
         elastic.to_slots()
+    with pytest.raises(ValueError, match="split must be one of asymmetric, halves, uniform, got 'half'"):
+        apply_slot_plan(plan, elastic, split="half")
     ComponentGates(gated := Elastic(encoder()))
     with pytest.raises(ValueError, match="has gates: fold them first"):
         gated.to_slots()
+
+
+def test_a_model_with_one_module():
+    elastic = Elastic(build(PlainFeedForward), storage="slots")
+    plan = make_slot_plan(elastic, {"branches.0": torch.arange(8.0)}, 0.25)
+    apply_slot_plan(plan, elastic)
+    assert plan.plan.sources == {"branches.0": (2, 2, 3, 3)}
+
+
+def test_tensors_that_were_changed_by_hand_are_refused():
+    elastic = Elastic(model := build(PlainFeedForward))
+    model.branches[0].w1.weight.data = torch.zeros(20, D)
+    with pytest.raises(ValueError, match=r"branches.0: w1.weight must have the shape \[24, 12\].*got \[20, 12\]"):
+        elastic.to_slots()
 
 
 def test_a_norm_over_all_components_is_refused():
