@@ -100,7 +100,10 @@ def places() -> dict[str, tuple[Any, str]]:
         "records": (Recorder, "__init__"),
         "step": (TrainingStep, "__call__"),
         "event": (GrowAndDrop, "adapt"),
-        "checkpoint": (checkpoint, "save"),
+        "checkpoint": (checkpoint, "_write"),
+        "checksum": (checkpoint, "_digest"),  # the new checkpoint is complete, and has not its name yet
+        "renamed": (checkpoint, "_sync_folder"),
+        "removal": (checkpoint, "_remove_old"),
         "evaluation": (trainer, "evaluate_model"),
     }
 

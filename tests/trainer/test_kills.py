@@ -14,7 +14,8 @@ from dmao.metrics import read_json_lines
 from tests.trainer.forked import Ended
 from tests.trainer.runs import Runs
 
-PLACES = ("step", "event", "checkpoint", "evaluation", "records", "resumption")
+WRITING = ("checkpoint", "checksum", "renamed", "removal")
+PLACES = ("step", "event", *WRITING, "evaluation", "records", "resumption")
 
 
 @dataclass
@@ -26,9 +27,12 @@ class Sweep:
     kills: Counter[str] = field(default_factory=Counter)
     lost: list[int] = field(default_factory=list)
 
-    def kill(self, run_dir: Path, place: str) -> bool:
-        """The command, killed there; False where it has come to its end before that."""
-        ended = self._killed(run_dir, place)
+    def kill(self, run_dir: Path, place: str, call: int | None = None) -> bool:
+        """The command, killed there; False where it has come to its end before that.
+
+        call: of the first entry; None: a call and an entry that are drawn.
+        """
+        ended = self._drawn(run_dir, place) if call is None else self.runs(run_dir, place=place, call=call)
         if ended.signal == 0:
             assert ended.status == 0, ended.said
             return False
@@ -38,7 +42,7 @@ class Sweep:
         assert self.lost[-1] <= self.runs.config.checkpoint_every
         return True
 
-    def _killed(self, run_dir: Path, place: str) -> Ended:
+    def _drawn(self, run_dir: Path, place: str) -> Ended:
         if place == "time":
             return self.runs(run_dir, seconds=self.draw.uniform(0, self.runs.seconds))
         calls = self.runs.calls[place]
@@ -76,17 +80,16 @@ def test_killed_everywhere(runs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_throughout_a_checkpoint_and_an_event(runs, tmp_path):
-    """One run, killed on its way through each, in equal distances; it comes no further until the last one."""
+    """A run for each place, killed on its way through it in equal distances."""
     sweep = Sweep(runs, random.Random(0))
-    for place in ("event", "checkpoint"):
+    for place in ("event", *WRITING):
         calls = runs.calls[place][0]
-        for call in range(1, calls, max(1, calls // 12)):
-            assert runs(tmp_path / "run", place=place, call=call).signal == signal.SIGKILL
-            sweep.kills[place] += 1
-            sweep.lost.append(runs.lost(tmp_path / "run"))
+        for call in range(1, calls + 1, max(1, calls // 8)):
+            if not sweep.kill(tmp_path / place, place, call):
+                break
+        runs.finish(tmp_path / place)
     print(f"\n{sweep}")
-    assert max(sweep.lost) <= runs.config.checkpoint_every
-    runs.finish(tmp_path / "run")
+    assert min(sweep.kills[place] for place in ("event", *WRITING)) >= 2
 
 
 def test_a_second_ctrl_c_in_the_last_evaluation_loses_no_step(runs, tmp_path):

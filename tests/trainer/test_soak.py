@@ -61,4 +61,4 @@ def test_growth_would_be_seen():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_long_training_stays_as_it_is(run_python, tmp_path):
-    assert_flat(soaked(run_python, tmp_path / "run", 8000), 4)
+    assert_flat(soaked(run_python, tmp_path / "run", 4000), 4)
