@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dmao.errors import UserError, first_line
+from dmao.files import PARTIAL, writing
 from dmao.parsing import ConfigError
 
 FORMAT = 1
@@ -37,19 +38,35 @@ class CheckpointError(UserError, RuntimeError):
 
 
 def save(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = KEEP) -> Path:
-    """Writes `state` as the checkpoint of `step` and keeps the newest `keep` ones; returns its path."""
+    """Writes `state` as the checkpoint of `step` and keeps the newest `keep` ones; returns its path.
+
+    Raises UserError where it cannot be written; those that are there stay.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "writing.tmp"
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, "step": step, **state}, file)
+    temporary = folder / f"writing{PARTIAL}"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(temporary, {"format": FORMAT, "step": step, **state})
+            path = folder / f"step-{step:08d}-{_digest(temporary)}.pt"
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # on a full disk half a checkpoint takes the room of a whole one
+        _sync_folder(folder)
+        _remove_old(folder, path, step, keep)
+    return path
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch.save closes its archive behind an OSError as well, and that fails again
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
-    path = folder / f"step-{step:08d}-{_digest(temporary)}.pt"
-    os.replace(temporary, path)
-    _sync_folder(folder)
-    _remove_old(folder, path, step, keep)
-    return path
 
 
 def _remove_old(folder: Path, newest: Path, step: int, keep: int) -> None:

@@ -21,6 +21,7 @@ from dmao.cli_options import (
 )
 from dmao.console import print_json
 from dmao.errors import UserError
+from dmao.files import require_writable
 
 if TYPE_CHECKING:
     from dmao.recognise import Recogniser, Search
@@ -48,6 +49,7 @@ def lm(texts: tuple[Path, ...], root: Path | None, split: str, order: int, out: 
 
     if not texts and root is None:
         raise click.UsageError("give TEXTS, or --root")
+    require_writable(out)
     words: tuple[str, ...] = ()
     sentences = [line for path in texts for line in _lines(path)]
     if root is not None:
@@ -80,11 +82,10 @@ def prior(checkpoint: Path, root: Path | None, batches: int | None, as_json: boo
     """
     recogniser = _recogniser(checkpoint, root)
     found = recogniser.estimate_prior(batches)
-    kept = recogniser.checkpoint.with_suffix(".prior.json")
     if as_json:
-        print_json({"file": str(kept), "prior": found.tolist()})
+        print_json({"file": str(recogniser.prior_file), "prior": found.tolist()})
     else:
-        click.echo(f"blank {found[0]:.3f}, {len(found)} labels; {kept}")
+        click.echo(f"blank {found[0]:.3f}, {len(found)} labels; {recogniser.prior_file}")
 
 
 @click.command(short_help="Tune LM scale, prior scale and word score on a split.")

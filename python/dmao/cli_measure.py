@@ -9,6 +9,7 @@ import click
 
 from dmao.cli_options import CONFIG, FOLDER, json_option, set_option
 from dmao.console import print_json
+from dmao.files import require_writable
 
 
 @click.command(short_help="Measure the overhead of scoring and events.")
@@ -153,6 +154,7 @@ def selftest(
     from dmao_kernels.testing.selftest.run import PARTS, default_device
     from dmao_kernels.testing.selftest.run import selftest as run
 
+    require_writable(out / "report.json")
     report = run(
         device or default_device(),
         out,

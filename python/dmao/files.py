@@ -1,12 +1,18 @@
-"""Files that appear whole or not at all, and JSON from them."""
+"""Files that appear whole or not at all, what is said where they cannot be written, and JSON from them."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dmao.errors import UserError, reason
 
 _PLAIN_NAME = re.compile(r"(?!\.+$)[\w.+-]+")
 _LONGEST_NAME = 200  # bytes; a file system takes 255, and a suffix comes behind
@@ -17,18 +23,53 @@ def is_plain_name(name: str) -> bool:
     return bool(_PLAIN_NAME.fullmatch(name)) and len(name.encode()) <= _LONGEST_NAME
 
 
+PARTIAL = ".partial"  # ends the names of files that are not complete yet
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the system says against writing `path` into a UserError that tells the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path | str, error: OSError) -> UserError:
+    """What to tell about `path` and what the system said."""
+    way_out = "make room" if error.errno in _NO_ROOM else "mend that or choose another place"
+    return UserError(f"cannot write {path}: {reason(error)}; {way_out}, then type the same command again")
+
+
+def require_writable(path: Path) -> None:
+    """Raises UserError where the file `path` could not be written now: to be asked before the work, not after it."""
+    with writing(path):
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # a full disk still makes files, as long as they are empty
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that readers and interrupted runs see the old one or the new one, never half of it.
 
-    Several processes may write the same file: the last one's stays.
+    Several processes may write the same file: the last one's stays. Raises UserError where it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what a killed process has left half-written in `folder`, where nobody else writes."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        with writing(path):
+            path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

@@ -9,11 +9,12 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from dmao.errors import UserError
-from dmao.files import write_atomically
+from dmao.files import write_atomically, writing
 
 
 class JsonLines:
@@ -25,19 +26,24 @@ class JsonLines:
         kept = [row for row in read_json_lines(path) if row["step"] <= resume_step] if resume_step else []
         write_atomically(path, "".join(map(_to_line, kept)))
         # Line by line: who watches the run sees rows at once. A kill may cut the last one; reading allows for that.
-        self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
+        with writing(path):
+            self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a row; `flush` puts it on the disk."""
-        self._file.write(_to_line(row))
+        with writing(self.path):
+            self._file.write(_to_line(row))
 
     def flush(self) -> None:
         """Puts everything written so far on the disk: a checkpoint counts on the rows before it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        """Closes the file. Whoever counts on the rows has flushed them: a disk that is full was told of before."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -80,7 +86,8 @@ class Recorder:
         self.metrics = JsonLines(run_dir / "metrics.jsonl", resume_step)
         self.events = JsonLines(run_dir / "events.jsonl", resume_step)
         self.scores = JsonLines(run_dir / "scores.jsonl", resume_step)
-        self._board = _open_board(run_dir / "tensorboard", resume_step) if tensorboard else None
+        self._board_folder = run_dir / "tensorboard"
+        self._board = _open_board(self._board_folder, resume_step) if tensorboard else None
 
     def train(self, step: int, **values: Any) -> None:
         """What one training step did."""
@@ -113,21 +120,24 @@ class Recorder:
         for file in (self.metrics, self.events, self.scores):
             file.flush()
         if self._board is not None:
-            self._board.flush()
+            with writing(self._board_folder):
+                self._board.flush()
 
     def close(self) -> None:
-        self.flush()
+        """Closes all files, as JsonLines.close does."""
         for file in (self.metrics, self.events, self.scores):
             file.close()
         if self._board is not None:
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
 
     def _scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         if self._board is None:
             return
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._board.add_scalar(f"{group}/{name}", value, step)
+        with writing(self._board_folder):
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self._board.add_scalar(f"{group}/{name}", value, step)
 
 
 def _open_board(folder: Path, resume_step: int) -> Any:
@@ -138,4 +148,5 @@ def _open_board(folder: Path, resume_step: int) -> Any:
             "tensorboard is not installed: pip install tensorboard, or set tensorboard: false in the config"
         ) from error
     # purge_step hides what a killed run wrote behind its last checkpoint.
-    return SummaryWriter(str(folder), purge_step=resume_step + 1)
+    with writing(folder):
+        return SummaryWriter(str(folder), purge_step=resume_step + 1)

@@ -19,7 +19,7 @@ from dmao.data import FRAME_SHIFT
 from dmao.decode import LexiconDecoder, PrefixDecoder, Scales, greedy, mean_posterior
 from dmao.errors import UserError, first_line
 from dmao.evaluate import find_checkpoint, open_checkpoint, outputs
-from dmao.files import read_json, write_atomically
+from dmao.files import read_json, require_writable, write_atomically
 from dmao.parsing import from_mapping
 from dmao.progress import bar
 from dmao.scoring import Normaliser, Report, Segment, Utterance, align, write_ctm, write_stm, write_trn
@@ -80,6 +80,7 @@ class Recogniser:
         self.folder = self.checkpoint.parent.parent if inside else self.checkpoint.parent
         self.model, self.source, self.config = open_checkpoint(state, data, root)
         self.frame_seconds = FRAME_SHIFT * self.model.config.subsampling
+        self.prior_file = self.checkpoint.with_suffix(".prior.json")
 
     def hear(self, split: str) -> Iterator[Heard]:
         """The model's outputs on a split, in the order of its batches; what it cannot process stands first."""
@@ -98,16 +99,23 @@ class Recogniser:
     def prior(self, batches: int | None = None) -> np.ndarray:
         """The labels' prior, from the file beside the checkpoint; where there is none, it is estimated and written.
 
-        batches: of the training data, without augmentation; None: all.
+        batches: of the training data, without augmentation; None: all. A checkpoint may lie where nothing can be
+        written: then the prior is not kept.
         """
-        path = self.checkpoint.with_suffix(".prior.json")
-        if path.exists():
-            return _kept(path, lambda found: np.array(found["prior"], np.float64))
+        if self.prior_file.exists():
+            return _kept(self.prior_file, lambda found: np.array(found["prior"], np.float64))
+        try:
+            require_writable(self.prior_file)
+        except UserError as error:
+            _log.warning("the prior is estimated, and not kept: %s", error)
+            return self.estimate_prior(batches, keep=False)
         return self.estimate_prior(batches)
 
     @torch.no_grad()
-    def estimate_prior(self, batches: int | None = None) -> np.ndarray:
-        """The mean posterior over the training data, written beside the checkpoint. Arguments as of `prior`."""
+    def estimate_prior(self, batches: int | None = None, keep: bool = True) -> np.ndarray:
+        """The mean posterior over the training data; `keep` writes it beside the checkpoint. batches: as of `prior`."""
+        if keep:
+            require_writable(self.prior_file)
         stream = (b for b, _ in zip(self.source.train_batches(0), range(batches or 1 << 62), strict=False))
         shown = bar(stream, "prior", "batch", batches)
         frames = 0
@@ -120,10 +128,10 @@ class Recogniser:
                     yield row[:length].float().cpu().numpy()
 
         prior = mean_posterior(posteriors())
-        path = self.checkpoint.with_suffix(".prior.json")
-        content = {"split": self.config.data.train, "frames": frames, "prior": prior.tolist()}
-        write_atomically(path, json.dumps(content) + "\n")
-        _log.info("prior: mean posterior of %d frames, kept in %s", frames, path)
+        if keep:
+            content = {"split": self.config.data.train, "frames": frames, "prior": prior.tolist()}
+            write_atomically(self.prior_file, json.dumps(content) + "\n")
+            _log.info("prior: mean posterior of %d frames, kept in %s", frames, self.prior_file)
         return prior
 
     def tuned(self) -> Search | None:
@@ -191,8 +199,10 @@ def decode(
 
         report.txt  report.json  alignments.txt  search.json  ref.stm  ref.trn  hyp.trn  hyp.ctm (lexicon search)
 
-    Raises UserError where there is nothing to decode, or not so.
+    Raises UserError where there is nothing to decode, or not so, or nothing can be written.
     """
+    out = out or recogniser.folder / "decode" / split
+    require_writable(out / "report.txt")
     decoder = recogniser.decoder(search)
     plain: dict[str, str] = {}
     words: dict[str, list[TimedWord]] = {}
@@ -204,7 +214,6 @@ def decode(
     report = _score(
         references, texts, segments, normaliser, f"{recogniser.checkpoint.name}, {split}: {_describe(search)}"
     )
-    out = out or recogniser.folder / "decode" / split
     report.write(out)
     write_stm(out / "ref.stm", segments, references)
     write_trn(out / "ref.trn", segments, references)

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from dmao.config import ConfigError, TrainConfig, save_config
 from dmao.distributed import Team, device_of, team
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
+from dmao.files import remove_partial
 from dmao.metrics import Recorder, read_json_lines
 from dmao.parsing import from_mapping
 from dmao.signals import NotedSignals
@@ -126,7 +127,8 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
     with team(device_of(config.device)) as mine:
         mine.wait()  # all have looked before the first one writes
         if mine.leads:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            for folder in (run_dir, run_dir / "checkpoints"):
+                remove_partial(folder)
             save_config(config, run_dir / "config.yaml")
         training = _Training(config, run_dir, source, found[1] if found else None, mine)
         try:
@@ -204,18 +206,19 @@ class _Training:
         self.recorder = Recorder(run_dir, self.place.step, config.tensorboard) if team.leads else None
 
     def run(self) -> TrainResult:
-        newest = self._steps() if self.place.step < self.config.steps else None
-        path = newest or checkpoint.list_checkpoints(self.run_dir / "checkpoints")[0]
+        with NotedSignals() as stop:
+            self._evaluate(self._evaluations())  # the training may have been stopped in the evaluation of a step
+            self._steps(stop)
         if self.recorder:
             self.recorder.flush()
         self.team.wait()
         return TrainResult(
             self.run_dir,
-            path,
+            checkpoint.list_checkpoints(self.run_dir / "checkpoints")[0],
             self.place.step,
             self._parameters(),
             self._structure().counts(),
-            self._final_evaluations(),
+            self._evaluations(),
             list(read_json_lines(self.run_dir / "events.jsonl")),
         )
 
@@ -223,13 +226,12 @@ class _Training:
         if self.recorder:
             self.recorder.close()
 
-    def _steps(self) -> Path:
+    def _steps(self, stop: NotedSignals) -> None:
         config, place = self.config, self.place
         batches = self._batches()
         hidden = None if self.team.leads else True
         bar = tqdm(total=config.steps, initial=place.step, unit="step", disable=hidden, file=sys.stderr, leave=False)
-        path = None
-        with bar, NotedSignals() as stop:
+        with bar:
             while place.step < config.steps:
                 fetched = time.perf_counter()
                 batch = next(batches)
@@ -244,20 +246,18 @@ class _Training:
                 self._record(batch, result, timing)
                 if not result.problem:  # an event waits for a usable step: it needs scores
                     self._adapt()
-                self._evaluate()
                 bar.update()
                 bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{self._rate():.1e}", refresh=False)
                 stopped = any(self.team.total([stop.received]))  # ranks may get the signal in different steps
                 if stopped or place.step % config.checkpoint_every == 0 or place.step == config.steps:
-                    path = self._save()
+                    self._save()
                 if stopped and place.step < config.steps:
                     raise TrainingInterrupted(
                         f"train: stopped at step {place.step} of {config.steps}; the state is saved",
                         stop.received or signal.SIGTERM,
                         resume_command(self.run_dir),
                     )
-        assert path is not None
-        return path
+                self._evaluate()
 
     def _batches(self) -> Iterator[Batch]:
         """Batches from the present place on, without end; `place` moves along."""
@@ -316,28 +316,28 @@ class _Training:
                 self.recorder.event(event.to_dict())
             _log.info("%s", event)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, done: Collection[str] = ()) -> None:
+        """Where it is due. done: splits that have their result of this step."""
         step, every = self.place.step, self.config.eval_every
-        if step != self.config.steps and (every == 0 or step % every):
+        if step == 0 or (step != self.config.steps and (every == 0 or step % every)):
             return
         if self.recorder:
-            self._evaluate_splits(self.recorder)
+            self._evaluate_splits(self.recorder, done)
         self.team.wait()
 
-    def _evaluate_splits(self, recorder: Recorder) -> None:
-        step = self.place.step
+    def _evaluate_splits(self, recorder: Recorder, done: Collection[str]) -> None:
         for split in self.config.eval_splits:
-            result = evaluate_model(self.model, self.source, split, self.config.precision)
-            recorder.evaluation(step, split, **result.to_dict())
-            _log.info("step %d, %s: %s", step, split, result)
+            if split not in done:
+                result = evaluate_model(self.model, self.source, split, self.config.precision)
+                recorder.evaluation(self.place.step, split, **result.to_dict())
+                _log.info("step %d, %s: %s", self.place.step, split, result)
 
-    def _save(self) -> Path:
-        """The checkpoint of this step; on every rank once it is there."""
+    def _save(self) -> None:
+        """The checkpoint of this step, there for every rank."""
         if self.recorder:
             self.recorder.flush()
             checkpoint.save(self.run_dir / "checkpoints", self.place.step, self._state())
         self.team.wait()
-        return checkpoint.list_checkpoints(self.run_dir / "checkpoints")[0]
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -368,7 +368,8 @@ class _Training:
     def _parameters(self) -> int:
         return self._structure().live_parameters()
 
-    def _final_evaluations(self) -> dict[str, dict[str, Any]]:
+    def _evaluations(self) -> dict[str, dict[str, Any]]:
+        """The recorded results of this step, by split."""
         rows = read_json_lines(self.run_dir / "metrics.jsonl")
-        last = [row for row in rows if row.get("kind") == "eval" and row["step"] == self.config.steps]
-        return {row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in last}
+        here = [row for row in rows if row.get("kind") == "eval" and row["step"] == self.place.step]
+        return {row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in here}

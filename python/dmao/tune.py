@@ -12,7 +12,7 @@ from typing import Any
 
 from dmao.decode import Scales
 from dmao.errors import UserError
-from dmao.files import write_atomically
+from dmao.files import require_writable, write_atomically
 from dmao.progress import bar
 from dmao.recognise import TUNED, Heard, Recogniser, Search
 from dmao.scoring import ErrorCount, Normaliser, Segment, align
@@ -51,10 +51,11 @@ def tune(
     From the best point so far each scale is moved up and down by a step; where nothing gets better, the steps are
     halved, twice at most. The model runs once. utterances: no more than that, spread over the split.
 
-    Raises UserError where the search has no scales, or the split no utterance.
+    Raises UserError where the search has no scales, the split no utterance, or the folder cannot be written.
     """
     if search.kind != "lexicon":
         raise UserError(f"tune: the {search.kind} search has no scales of words; use the lexicon search")
+    require_writable(recogniser.folder / TUNED)
     decoder = recogniser.lexicon_decoder(search, prior=True)
     segments = recogniser.source.segments(split)
     heard = list(_spread(recogniser.hear(split), len(segments), utterances))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from dmao import checkpoint
 from dmao.checkpoint import CheckpointError
+from dmao.errors import UserError
 
 
 def _state(value: float):
@@ -19,7 +20,7 @@ def test_round_trip_and_plain_torch_load(tmp_path):
 
 
 def test_keeps_the_last_two_and_no_leftovers(tmp_path):
-    (tmp_path / "writing.tmp").write_bytes(b"a write that was killed")
+    (tmp_path / "writing.partial").write_bytes(b"a write that was killed")
     paths = [checkpoint.save(tmp_path, step, _state(step)) for step in (1, 2, 3)]
     assert sorted(tmp_path.iterdir()) == paths[1:]
     assert checkpoint.list_checkpoints(tmp_path) == paths[:0:-1]
@@ -73,6 +74,16 @@ def test_runs_no_code_from_the_file(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("numbers", [10, 1_000_000])
+def test_a_full_disk_leaves_what_was_there(tmp_path, numbers):
+    good = checkpoint.save(tmp_path, 1, _state(1))
+    (tmp_path / "writing.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=rf"cannot write {tmp_path}: No space left on device; make room, then"):
+        checkpoint.save(tmp_path, 2, {"w": torch.zeros(numbers)})
+    assert list(tmp_path.iterdir()) == [good]
 
 
 class _Evil:

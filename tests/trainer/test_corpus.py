@@ -4,45 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import soundfile
-from dmao.data.corpus import LEXICON, Corpus
-from dmao.data.features import add_features
 from dmao.data.labels import Labels
-from dmao.data.manifests import make_cut
 from dmao.errors import UserError
 from dmao.evaluate import evaluate, evaluate_model
-from dmao.files import write_atomically
 from dmao.metrics import read_json_lines
 from dmao.source import CorpusSource
 from dmao.step import build_model
 from dmao.trainer import train
 
 from tests.trainer.tiny import tiny_config
-
-TEXTS = {"a": "ab ba", "b": "ab", "c": "ba ab ba", "short": "ab", "crowded": "ab ba ab ba ab ba ab ba"}
-SECONDS = {"a": 1.0, "b": 0.7, "c": 1.2, "short": 0.02, "crowded": 0.3}
+from tests.trainer.tones import TEXTS, make_tones
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Tones on disk, with manifests and features; each split holds one hopeless utterance of either kind."""
-    root = tmp_path_factory.mktemp("corpus")
-    for split, names in {"train": list(TEXTS), "test": list(TEXTS), "none": ["short"]}.items():
-        cuts = [_speak(root, f"{split}-{name}", TEXTS[name], SECONDS[name]) for name in names]
-        add_features(root, split, cuts, content=split, progress=False)
-    write_atomically(root / LEXICON, '{"ab": ["a", "b"], "ba": ["b", "a"]}')
-    splits = {split: {"utterances": 0, "seconds": 0.0, "sha256": ""} for split in ("train", "test", "none")}
-    Corpus(root, "tones", {}, {}, splits, "").save()
-    return root
-
-
-def _speak(root, name, text, seconds):
-    samples = int(16000 * seconds)
-    wave = 0.3 * np.sin(np.arange(samples) * 0.1) + 0.01 * np.random.default_rng(0).standard_normal(samples)
-    (root / "audio").mkdir(exist_ok=True)
-    soundfile.write(root / "audio" / f"{name}.flac", wave, 16000)
-    path = root.joinpath("audio", f"{name}.flac").relative_to(root)
-    return make_cut(name, path, samples, text=text, speaker="tone", language="en")
+    """Each split holds one hopeless utterance of either kind."""
+    return make_tones(tmp_path_factory.mktemp("corpus"), {"train": list(TEXTS), "test": list(TEXTS), "none": ["short"]})
 
 
 @pytest.mark.parametrize("labels", ["characters", "phonemes", "bpe"])

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmao.errors import UserError, reason
-from dmao.files import is_plain_name, read_json, write_atomically
+from dmao.files import cannot_write, is_plain_name, read_json, write_atomically
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -138,8 +138,7 @@ def preparing(root: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        where = error.filename or root
-        raise UserError(f"cannot write {where}: {reason(error)}") from error
+        raise cannot_write(error.filename or root, error) from error
 
 
 def usable_cores() -> int:

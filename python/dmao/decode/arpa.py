@@ -88,10 +88,7 @@ def write_arpa(sentences: Iterable[str], path: str | Path, order: int = 3, words
         lines += ["", f"\\{length}-grams:"]
         lines += [_line(model, ngram, with_backoff=length < order) for ngram in ngrams]
     lines += ["", "\\end\\", ""]
-    try:
-        write_atomically(Path(path), "\n".join(lines))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_atomically(Path(path), "\n".join(lines))
 
 
 def _line(model: WittenBell, ngram: NGram, *, with_backoff: bool) -> str:

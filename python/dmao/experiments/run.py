@@ -25,7 +25,7 @@ from dmao.config import TrainConfig, load_config
 from dmao.errors import UserError, first_line
 from dmao.experiments.redistribution import Curves, redistribution_plot, relative_widths
 from dmao.experiments.tables import Arm
-from dmao.files import read_json, write_atomically
+from dmao.files import read_json, require_writable, write_atomically
 from dmao.recognise import Recogniser, Search, decode
 from dmao.schedule import Schedule
 from dmao.scoring import Normaliser
@@ -78,11 +78,12 @@ def run_arms(
 
     configure: the configuration with these changes.  data: the source of a training; None: the corpus of its config.
 
-    Raises UserError under torchrun, where an arm needs another one that has not been trained, and whatever training
-    raises.
+    Raises UserError under torchrun, where the folder cannot be written or an arm needs another one that has not been
+    trained, and whatever training raises.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("experiment: takes one process; train runs with several by `dmao train`, then start this")
+    require_writable(plan.folder / "results.json")
     for seed in seeds:
         for name, arm in arms.items():
             run_dir = plan.run_dir(name, seed)
@@ -145,9 +146,6 @@ def _read(plan: Plan, run_dir: Path) -> dict[str, Any] | None:
 
 
 def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
-    found = result.evaluations.get(plan.split)
-    if found is None:
-        raise UserError(f"experiment: {result.run_dir} was not evaluated on {plan.split} when it ended")
     recogniser = Recogniser(result.checkpoint, source)
     search = plan.search
     if plan.dev is not None:
@@ -155,7 +153,7 @@ def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
     report = decode(recogniser, plan.split, search, plan.normaliser)
     outcome = {
         "split": plan.split,
-        "ce": found["ce"],
+        "ce": result.evaluations[plan.split]["ce"],
         "wer": report.total.percent,
         "parameters": result.parameters,
         "components": result.component_counts,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmao.errors import UserError
+from dmao.files import writing
 from dmao.recipes.embedded.progress import TrainingBar
 from dmao.signals import stop_signals_raise
 
@@ -113,8 +114,10 @@ def _start(folder: Path, config: Path, overrides: Sequence[str], lock: int) -> _
 @contextmanager
 def locked(run_dir: Path) -> Iterator[int]:
     """Keep other demos out of ``run_dir``; yields the descriptor that holds the lock. UserError if one is in it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as file:
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / ".lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
