@@ -1,6 +1,6 @@
 """Python that may not speak to the network: any attempt ends the process, whoever makes it and whoever would catch it.
 
-Imported first in a process. Sockets among the processes of one machine (AF_UNIX) are not the network. What is not
+`begin` comes first in a process. Sockets among the processes of one machine (AF_UNIX) are not the network. What is not
 Python finds no network interface, where the system lets a process leave them.
 """
 
@@ -27,7 +27,9 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         os._exit(REFUSED)
 
 
-sys.addaudithook(refuse)
-leave = getattr(ctypes.CDLL(None), "unshare", lambda flags: 0)
-if leave(NEW_NETWORK) != 0:
-    leave(NEW_NETWORK | NEW_USER)
+def begin() -> None:
+    """For good: a process does not get rid of an audit hook."""
+    sys.addaudithook(refuse)
+    leave = getattr(ctypes.CDLL(None), "unshare", lambda flags: 0)
+    if leave(NEW_NETWORK) != 0:
+        leave(NEW_NETWORK | NEW_USER)

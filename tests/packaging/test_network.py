@@ -18,7 +18,7 @@ RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 # What a library would need to speak to another machine.
 SPEAKERS = {"aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socket", "urllib"}
 LOADERS = re.compile(r"torch\.hub\.|load_state_dict_from_url|from_pretrained|download_and_|urlopen|urlretrieve")
-OFFLINE = "import tests.packaging.offline\n"
+OFFLINE = "import tests.packaging.offline; tests.packaging.offline.begin()\n"
 USE = """
 import importlib, pkgutil, sys
 from pathlib import Path
