@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dmao.errors import UserError, first_line
-from dmao.files import PARTIAL, writing
+from dmao.files import PARTIAL, remove_partial, writing
 from dmao.parsing import ConfigError
 
 FORMAT = 1
@@ -57,6 +57,14 @@ def save(folder: str | Path, step: int, state: Mapping[str, Any], keep: int = KE
     return path
 
 
+def tidy(folder: Path, newest: Path | None, keep: int = KEEP) -> None:
+    """Removes what a kill has left: half a checkpoint, and those that `newest`, a usable one, was to push out."""
+    remove_partial(folder)
+    with writing(folder):
+        for path in _before(folder, _step_of(newest))[keep - 1 :] if newest else ():
+            path.unlink()
+
+
 def _write(path: Path, state: Mapping[str, Any]) -> None:
     with path.open("wb") as file:
         try:
@@ -72,9 +80,12 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
 def _remove_old(folder: Path, newest: Path, step: int, keep: int) -> None:
     # What stands at this step or behind it is damaged: the run was resumed from before it.
     others = [path for path in list_checkpoints(folder) if path != newest]
-    earlier = [path for path in others if _step_of(path) < step]
-    for path in set(others) - set(earlier[: keep - 1]):
+    for path in set(others) - set(_before(folder, step)[: keep - 1]):
         path.unlink()
+
+
+def _before(folder: Path, step: int) -> list[Path]:
+    return [path for path in list_checkpoints(folder) if _step_of(path) < step]
 
 
 def _step_of(path: Path) -> int:

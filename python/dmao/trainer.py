@@ -127,8 +127,8 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
     with team(device_of(config.device)) as mine:
         mine.wait()  # all have looked before the first one writes
         if mine.leads:
-            for folder in (run_dir, run_dir / "checkpoints"):
-                remove_partial(folder)
+            remove_partial(run_dir)
+            checkpoint.tidy(run_dir / "checkpoints", found[0] if found else None)
             save_config(config, run_dir / "config.yaml")
         training = _Training(config, run_dir, source, found[1] if found else None, mine)
         try:

@@ -42,6 +42,16 @@ def test_falls_back_to_the_one_before(tmp_path, damage, caplog):
     assert checkpoint.list_checkpoints(tmp_path) == [later, good]
 
 
+def test_what_a_kill_has_left_is_tidied(tmp_path):
+    paths = [checkpoint.save(tmp_path, step, _state(step), keep=9) for step in (1, 2, 3, 4)]
+    (tmp_path / "writing.partial").write_bytes(b"a write that was killed")
+    _damage(paths[3], "flip")
+    newest, _ = checkpoint.load_latest(tmp_path)
+    checkpoint.tidy(tmp_path, newest)
+    assert sorted(tmp_path.iterdir()) == paths[1:]  # a damaged one stays until it is written anew
+    checkpoint.tidy(tmp_path / "nowhere", None)
+
+
 def test_a_damaged_future_does_not_push_out_good_ones(tmp_path):
     good = checkpoint.save(tmp_path, 10, _state(1))
     _damage(checkpoint.save(tmp_path, 20, _state(2)), "flip")
