@@ -330,7 +330,6 @@ def _data_change(tensor: Tensor, data: Tensor) -> _Change:
 
 def _replace(parameter: Tensor, data: Tensor, grad: Tensor | None) -> None:
     """Give a parameter other data under the same identity."""
-    parameter.grad = None
     # While an old loss is alive, so is the node that accumulates into this parameter, and it insists on the
     # old shape. PyTorch lets go of it where the dtype changes.
     parameter.data = torch.empty(

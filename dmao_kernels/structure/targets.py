@@ -113,6 +113,6 @@ def state_beside(optimizers: Sequence[Optimizer], tensor: Tensor) -> list[tuple[
 
 
 def output_biases(m: ElasticModule) -> list[str]:
-    """The biases behind the outputs, which no component owns."""
+    """The biases behind the outputs, which no component owns; some may be None."""
     names = (f"{name.rpartition('.')[0]}.bias".removeprefix(".") for name in m.layout.output)
-    return [name for name in names if name in m.layout.shared and m.place(name).tensor is not None]
+    return [name for name in names if name in m.layout.shared]

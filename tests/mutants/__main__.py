@@ -40,8 +40,8 @@ STRUCTURE = "dmao_kernels.structure"
 CORE = [f"{STRUCTURE}.{name}" for name in ("plan", "selection", "edit", "gather", "targets", "state")]
 TESTS = [
     f"tests/structure/test_{name}.py"
-    for name in ("plan", "plan_limits", "slot_plan", "edit", "gather", "function", "elastic", "optimizers", "slots",
-                 "slots_storage", "gates", "adamw", "scores", "shards")
+    for name in ("plan", "plan_limits", "slot_plan", "edit", "gather", "function", "elastic", "multihead",
+                 "optimizers", "slots", "slots_storage", "slots_device", "gates", "adamw", "scores", "shards")
 ]  # fmt: skip
 BY_TIME = "tests/structure/test_plan.py::test_not_quadratic_in_the_number_of_components"  # may fail on a busy machine
 

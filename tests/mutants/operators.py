@@ -154,7 +154,8 @@ def _faults(site: _Site) -> Iterator[tuple[str, ast.AST]]:
             yield "negation", ast.UnaryOp(ast.Not(), node)
         if isinstance(site.parent, ast.Slice) and not isinstance(node, ast.Constant):
             yield "bound", ast.BinOp(node, ast.Add() if site.field == "lower" else ast.Sub(), ast.Constant(1))
-        yield from _of_expression(node)
+        if site.inside or not isinstance(node, ast.BinOp):  # outside of functions they make types
+            yield from _of_expression(node)
 
 
 def _has_an_opposite(node: ast.expr) -> bool:

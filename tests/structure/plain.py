@@ -33,6 +33,23 @@ class PlainFeedForward(nn.Module):
         return self.w2(self.dropout(F.silu(self.w1(self.norm(x)))))
 
 
+class NormedFeedForward(PlainFeedForward):
+    """With a LayerNorm over all hidden units, and a layout of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.LayerNorm(24)
+
+    def component_layout(self):
+        layout = feedforward_layout()
+        tensors = {**layout.tensors, "inner.weight": "(C u)", "inner.bias": "(C u)"}
+        attributes = {**layout.attributes, "inner.normalized_shape": "(C u)"}
+        return type(layout)("feedforward", tensors, layout.output, layout.scored, layout.shared, (), attributes), 4
+
+    def forward(self, x):
+        return self.w2(self.inner(F.silu(self.w1(self.norm(x)))))
+
+
 class WeightedNorm(nn.Module):
     """LayerNorm whose statistics weigh each component."""
 

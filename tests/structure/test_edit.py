@@ -174,6 +174,10 @@ def test_companions_follow_with_the_same_noise():
     assert same(state(model), state(clone))
 
 
+class Special(torch.Tensor):
+    pass
+
+
 def test_companions_that_do_not_fit():
     model = build(plain.PlainFeedForward)
     elastic = Elastic(model)
@@ -187,6 +191,7 @@ def test_companions_that_do_not_fit():
         ({}, "has no branches.0.w1.weight"),
         (other, "must have the shape"),
         ({n: t[:1] for n, t in model.state_dict().items()}, "must be strided and of shape"),
+        ({n: t.as_subclass(Special) for n, t in model.state_dict().items()}, "must be a plain tensor, got Special"),
         (without_bias, "w1.bias is None in a companion, but not in the model"),
     ]
     before = state(model)
@@ -208,6 +213,26 @@ def test_attributes_and_dropout_follow():
     for _ in range(6):
         apply_plan(plan_for(elastic, lambda c: tuple(sorted([*range(c)] * 2))), elastic)
     assert 0 < edit.MAX_DROPOUT == ff.dropout.p < 1
+
+
+def test_the_moments_of_an_output_bias_begin_anew_with_its_module():
+    model = build(plain.PlainFeedForward)
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer, 2)
+    elastic = Elastic(model)
+    for sources in ((), (-1,)):
+        apply_plan(plan_for(elastic, sources), elastic, optimizer)
+    state = optimizer.state[model.branches[0].w2.bias]
+    assert state["step"] == 2
+    assert not state["exp_avg"].any()
+    assert not state["exp_avg_sq"].any()
+
+
+def test_the_shape_of_a_layer_norm_follows():
+    model = build(plain.NormedFeedForward)
+    apply_plan(plan_for(elastic := Elastic(model), drop_second), elastic)
+    assert model.branches[0].inner.normalized_shape == (18,)
+    assert model(inputs()).shape == (2, 7, 5)
 
 
 def test_fresh_optimizer_state_is_zero():
@@ -278,7 +303,9 @@ def test_optimizer_state_that_cannot_follow():
     train(model, optimizer, 1)
     optimizer.state[model.branches[0].w1.weight]["blocks"] = torch.ones(9)
     before = state(model, optimizer)
-    with pytest.raises(ValueError, match=r"w1.weight: optimizer state 'blocks' must be a scalar .* cannot follow"):
+    with pytest.raises(
+        ValueError, match=r"w1.weight: optimizer state 'blocks' must be a scalar .* got shape \[9\]: it cannot follow"
+    ):
         apply_plan(plan_for(Elastic(model), double_first), Elastic(model), optimizer)
     assert same(state(model, optimizer), before)
 
@@ -337,14 +364,15 @@ def test_the_report_tells_what_was_done():
     model = build(plain.PlainFeedForward, plain.PlainAttention, plain.GatingMLP)
     elastic = Elastic(model)
     apply_plan(given_plan({"branches.1": ()}, elastic.counts()), elastic)
-    before = sum(p.numel() for p in model.parameters())
+    before = elastic.live_parameters()
     start = time.perf_counter()
     plan = given_plan({"branches.0": (0, 0, 2, 3), "branches.1": (-1,), "branches.2": (0, 1, 2, 3)}, elastic.counts())
     report = apply_plan(plan, elastic)
     assert report.copies == {"branches.0": ((0, 1),)}
     assert report.dropped == {"branches.0": (1,)}
     assert report.fresh == {"branches.1": (0,)}
-    assert (report.before, report.after) == (before, sum(p.numel() for p in model.parameters()))
+    assert (report.before, report.after) == (before, elastic.live_parameters())
+    assert report.before != report.after
     assert 0 < report.seconds <= time.perf_counter() - start
 
 

@@ -21,7 +21,7 @@ from dmao_kernels.structure import (
     make_slot_plan,
     register_family,
 )
-from tests.structure.plain import D, PlainFeedForward, build, inputs, train
+from tests.structure.plain import D, NormedFeedForward, PackedAttention, PlainFeedForward, build, inputs, train
 from tests.structure.test_slots import encoder, sample, step
 
 
@@ -190,11 +190,20 @@ def test_what_cannot_be_kept_in_slots():
         gated.to_slots()
 
 
-def test_a_model_with_one_module():
-    elastic = Elastic(build(PlainFeedForward), storage="slots")
-    plan = make_slot_plan(elastic, {"branches.0": torch.arange(8.0)}, 0.25)
-    apply_slot_plan(plan, elastic)
-    assert plan.plan.sources == {"branches.0": (2, 2, 3, 3)}
+@pytest.mark.parametrize("classes", [(PlainFeedForward,), (PlainFeedForward, PackedAttention)])
+def test_a_plan_of_the_device_is_carried_out_as_one_of_the_host(classes):
+    """With two modules the first one is empty, and comes back."""
+    one, two = (Elastic(build(*classes), storage="slots") for _ in range(2))
+    if len(classes) > 1:
+        for elastic in (one, two):
+            apply_plan(given_plan({"branches.0": ()}, elastic.counts()), elastic)
+    scores = {name: torch.arange(float(m.stored)).masked_fill(~m.slots, torch.nan) for name, m in one.modules.items()}
+    plan = make_slot_plan(one, scores, 0.3, seed=3, revive=True)
+    apply_slot_plan(plan, one, split="halves")
+    apply_plan(plan.plan, two, split="halves")
+    assert sum(m.changed for m in plan.plan.modules) == len(classes)
+    for (name, tensor), expected in zip(one.model.state_dict().items(), two.model.state_dict().values(), strict=True):
+        assert torch.equal(tensor, expected), name
 
 
 def test_tensors_that_were_changed_by_hand_are_refused():
@@ -205,18 +214,7 @@ def test_tensors_that_were_changed_by_hand_are_refused():
 
 
 def test_a_norm_over_all_components_is_refused():
-    class Normed(PlainFeedForward):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.LayerNorm(24)
-
-        def component_layout(self):
-            layout = feedforward_layout()
-            tensors = {**layout.tensors, "inner.weight": "(C u)", "inner.bias": "(C u)"}
-            attributes = {**layout.attributes, "inner.normalized_shape": "(C u)"}
-            return type(layout)("feedforward", tensors, layout.output, layout.scored, layout.shared, (), attributes), 4
-
-    model = build(Normed)
+    model = build(NormedFeedForward)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match="inner is a LayerNorm over all components, whose statistics would count dead"):
         Elastic(model, storage="slots")
