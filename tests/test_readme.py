@@ -51,6 +51,7 @@ def test_python_blocks_run(document, tmp_path):
         return
     path = tmp_path / f"{document.stem}.py"
     path.write_text(script, encoding="utf-8")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")  # as in a clone, where what is written stays away from it
     result = _run([str(path)], tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
 

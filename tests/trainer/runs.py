@@ -15,7 +15,7 @@ from dmao.metrics import read_json_lines
 
 from tests.trainer.forked import Ended, Forked, Order
 
-TIMES = {"seconds", "step_ms", "data_ms"}  # what no two runs have in common
+OWN = {"seconds", "step_ms", "data_ms", "path"}  # what no two runs have in common
 RECORDS = ("metrics.jsonl", "events.jsonl", "scores.jsonl")
 
 
@@ -75,9 +75,9 @@ def assert_same(run_dir: Path, expected: Path) -> None:
 
 
 def _bits(values: Any) -> Any:
-    """Plain values that are equal where all is equal but the times."""
+    """Plain values that are equal where all is equal but what is each run's own."""
     if isinstance(values, Mapping):
-        return {key: _bits(value) for key, value in values.items() if key not in TIMES}
+        return {key: _bits(value) for key, value in values.items() if key not in OWN}
     if isinstance(values, torch.Tensor):
         return str(values.dtype), values.shape, values.reshape(-1).view(torch.uint8).numpy().tobytes()
     return [_bits(value) for value in values] if isinstance(values, (list, tuple)) else values
