@@ -11,6 +11,7 @@
 
 #include "dmao/parallel.h"
 #include "dmao/types.h"
+#include "name.h"
 
 namespace dmao {
 

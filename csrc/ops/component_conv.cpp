@@ -252,8 +252,8 @@ Around around(const Optional& norm_weight, const Optional& norm_bias,
 std::tuple<Tensor, Tensor, Tensor> component_conv(
     const Tensor& x, const Tensor& weight, const Optional& bias, const Optional& norm_weight,
     const Optional& norm_bias, const Optional& statistics_weight, const Optional& live,
-    std::int64_t components, const Optional& lengths, const Optional& offsets,
-    const std::string& norm, double eps, const std::string& activation, bool keep) {
+    std::int64_t components, const Optional& lengths, const Optional& offsets, const Name& norm,
+    double eps, const Name& activation, bool keep) {
     const Inputs in(
         kOp, x, weight, bias, lengths, offsets,
         around(norm_weight, norm_bias, statistics_weight, live, components, norm, eps, activation));
@@ -265,8 +265,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_conv_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Optional& norm_weight,
     const Optional& norm_bias, const Optional& statistics_weight, const Optional& live,
     const Tensor& normed, const Tensor& scales, std::int64_t components, const Optional& lengths,
-    const Optional& offsets, const std::string& norm, double eps, const std::string& activation,
-    bool bias) {
+    const Optional& offsets, const Name& norm, double eps, const Name& activation, bool bias) {
     const Inputs in(
         kOp, x, weight, std::nullopt, lengths, offsets,
         around(norm_weight, norm_bias, statistics_weight, live, components, norm, eps, activation));

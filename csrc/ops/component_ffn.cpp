@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
                                          const std::optional<Tensor>& b2,
                                          const std::optional<Tensor>& live, std::int64_t components,
                                          double p, const std::optional<Tensor>& seed,
-                                         const std::string& activation, bool keep) {
+                                         const Name& activation, bool keep) {
     const Inputs in(x, w1, b1, w2, live, components, p, seed, activation);
     std::optional<Tensor> bias2;
     if (b2.has_value()) bias2 = in.vector("b2", *b2, in.ffn.out_width);
@@ -123,8 +123,8 @@ std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_ffn_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& w1, const Tensor& w2,
     const std::optional<Tensor>& live, const Tensor& pre_activation, std::int64_t components,
-    double p, const std::optional<Tensor>& seed, const std::string& activation, bool need_x,
-    bool need_w1, bool need_b1, bool need_w2, bool need_b2) {
+    double p, const std::optional<Tensor>& seed, const Name& activation, bool need_x, bool need_w1,
+    bool need_b1, bool need_w2, bool need_b2) {
     const Inputs in(x, w1, std::nullopt, w2, live, components, p, seed, activation);
     const ComponentFfn& f = in.ffn;
     const Tensor grad = torch::stable::contiguous(grad_y);

@@ -10,7 +10,7 @@ constexpr const char* kOp = "importance_";
 
 void importance_(const Tensor& ema, const std::vector<Tensor>& weights,
                  const std::vector<Tensor>& grads, const Tensor& segments,
-                 const Tensor& inverse_count, const std::string& metric_name, double beta) {
+                 const Tensor& inverse_count, const Name& metric_name, double beta) {
     check(weights.size() == grads.size(), kOp, ": got ", weights.size(), " weights but ",
           grads.size(), " grads");
     const Metric metric = parse_metric(kOp, metric_name);

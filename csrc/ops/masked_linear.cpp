@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor> masked_linear(const Tensor& x, const Tensor& w, const
                                          const OptionalTensor& column_ids,
                                          const OptionalTensor& column_offsets,
                                          const OptionalTensor& row_ids, std::int64_t block,
-                                         const std::string& activation, bool keep) {
+                                         const Name& activation, bool keep) {
     const Inputs in(x, w, row_offsets, column_ids, column_offsets, row_ids, block, activation);
     const MaskedLinear& f = in.linear;
     OptionalTensor bias;
@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& w, const OptionalTensor& row_offsets,
     const OptionalTensor& column_ids, const OptionalTensor& column_offsets,
     const OptionalTensor& row_ids, std::int64_t block, const Tensor& pre_activation,
-    const std::string& activation, bool need_x, bool need_w, bool need_b) {
+    const Name& activation, bool need_x, bool need_w, bool need_b) {
     const Inputs in(x, w, row_offsets, column_ids, column_offsets, row_ids, block, activation);
     const MaskedLinear& f = in.linear;
     const TensorRows grad = rows_of("grad_y", grad_y);

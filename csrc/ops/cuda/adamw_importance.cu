@@ -74,7 +74,7 @@ void adamw_importance_(const Tensors& params, const Tensors& grads, const Tensor
                        const Tensors& exp_avg_sqs, const Tensors& steps, const Tensor& groups,
                        const Tensor& group_of, const std::optional<Tensor>& grad_factor,
                        const Tensor& ema, const Tensor& segments, const Tensor& inverse_count,
-                       const std::string& metric_name, double beta) {
+                       const Name& metric_name, double beta) {
     const Parameters all{{params, grads, exp_avgs, exp_avg_sqs, steps}, ema};
     all.check_lengths(kOp);
     const Metric metric = parse_metric(kOp, metric_name);

@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
                                          const OptionalTensor& b1, const Tensor& w2,
                                          const OptionalTensor& b2, const OptionalTensor& live,
                                          std::int64_t components, double p,
-                                         const OptionalTensor& seed, const std::string& activation,
+                                         const OptionalTensor& seed, const Name& activation,
                                          bool keep) {
     const Inputs in(x, w1, w2, live, components, p, seed, activation);
     const OptionalTensor inner = dense_beside(kOp, "b1", b1, x, x.scalar_type(), {in.w1.rows});
@@ -90,8 +90,8 @@ std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_ffn_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& w1, const Tensor& w2,
     const OptionalTensor& live, const Tensor& pre_activation, std::int64_t components, double p,
-    const OptionalTensor& seed, const std::string& activation, bool need_x, bool need_w1,
-    bool need_b1, bool need_w2, bool need_b2) {
+    const OptionalTensor& seed, const Name& activation, bool need_x, bool need_w1, bool need_b1,
+    bool need_w2, bool need_b2) {
     const Inputs in(x, w1, w2, live, components, p, seed, activation);
     const TensorRows grad = rows_beside(kOp, "grad_y", grad_y, x);
     check(grad.rows == in.x.rows && grad.width == in.w2.rows, kOp, ": grad_y must be [", in.x.rows,

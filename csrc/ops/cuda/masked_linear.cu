@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor> masked_linear(const Tensor& x, const Tensor& w, const
                                          const OptionalTensor& column_ids,
                                          const OptionalTensor& column_offsets,
                                          const OptionalTensor& row_ids, std::int64_t block,
-                                         const std::string& activation, bool keep) {
+                                         const Name& activation, bool keep) {
     const Inputs in(x, w, row_offsets, column_ids, column_offsets, row_ids, block, activation);
     const OptionalTensor bias = dense_beside(kOp, "b", b, x, x.scalar_type(), {in.w.rows});
     Tensor y = torch::stable::new_empty(x, in.x.leading_and(in.result_width()));
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& w, const OptionalTensor& row_offsets,
     const OptionalTensor& column_ids, const OptionalTensor& column_offsets,
     const OptionalTensor& row_ids, std::int64_t block, const Tensor& pre_activation,
-    const std::string& activation, bool need_x, bool need_w, bool need_b) {
+    const Name& activation, bool need_x, bool need_w, bool need_b) {
     const Inputs in(x, w, row_offsets, column_ids, column_offsets, row_ids, block, activation);
     const TensorRows grad = rows_beside(kOp, "grad_y", grad_y, x);
     check(grad.rows == in.x.rows && grad.width == in.result_width(), kOp, ": grad_y must be [",
