@@ -42,9 +42,11 @@ def soaked(run_python, run_dir: Path, steps: int) -> np.ndarray:
 
 
 def assert_flat(samples: np.ndarray, megabytes: float) -> None:
-    half = samples[len(samples) // 2 :]
     assert growth(samples[:, 0]) < megabytes * MEGABYTE
-    assert len(set(half[:, 1])) == len(set(half[:, 2])) == 1
+    half = samples[len(samples) // 2 :, 1:]
+    middle = len(half) // 2
+    # A file is open for a moment now and then: what stays open is the least that is.
+    assert (half[middle:].min(axis=0) <= half[:middle].min(axis=0)).all()
 
 
 def test_growth_would_be_seen():
@@ -61,4 +63,4 @@ def test_growth_would_be_seen():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_long_training_stays_as_it_is(run_python, tmp_path):
-    assert_flat(soaked(run_python, tmp_path / "run", 4000), 4)
+    assert_flat(soaked(run_python, tmp_path / "run", 4000), 2)
