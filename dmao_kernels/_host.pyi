@@ -1,7 +1,8 @@
 """Build information and CPU capability (csrc/host)."""
 
-from typing import TypedDict
+from typing import TypedDict, type_check_only
 
+@type_check_only
 class BuildInfo(TypedDict):
     version: str
     compiler: str

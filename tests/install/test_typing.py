@@ -17,8 +17,14 @@ PROGRAM = Path(__file__).with_name("user_program.py")
 def mypy(environment: Environment, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     python, cache = environment.folder / "bin/python", ROOT / "build/cache/mypy"
     command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "--cache-dir", str(cache)]
+    no_config = "--config-file="  # the project's, which lies above the folder, leads to the sources
     return subprocess.run(
-        [*command, *map(str, arguments)], cwd=folder, env={"PATH": ""}, capture_output=True, text=True, check=False
+        [*command, no_config, *map(str, arguments)],
+        cwd=folder,
+        env={"PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
