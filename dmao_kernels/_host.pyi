@@ -1,9 +1,8 @@
 """Build information and CPU capability (csrc/host)."""
 
-from typing import TypedDict, type_check_only
+from typing import TypedDict
 
-@type_check_only
-class BuildInfo(TypedDict):
+class _BuildInfo(TypedDict):
     version: str
     compiler: str
     flags: str
@@ -12,5 +11,5 @@ class BuildInfo(TypedDict):
     cuda_compiler: str
     cuda_architectures: str
 
-def build_info() -> BuildInfo: ...
+def build_info() -> _BuildInfo: ...
 def cpu_capability() -> str: ...

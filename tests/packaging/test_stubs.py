@@ -33,7 +33,7 @@ def test_build_info() -> None:
 
     scope: dict[str, typing.Any] = {}
     exec(compile(STUB.read_text(), STUB.name, "exec"), scope)
-    declared = typing.get_type_hints(scope["BuildInfo"])
+    declared = typing.get_type_hints(scope["_BuildInfo"])
     found = _host.build_info()
     assert declared.keys() == found.keys()
     assert [
