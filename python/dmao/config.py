@@ -49,6 +49,7 @@ class DataConfig:
     g2p: with phonemes: the voice of eSpeak NG that pronounces words beyond the lexicon ("en-us"); null: utterances with
         such words are left out.
     batch_seconds: audio in one batch, padding included.
+    shortest_first: so many epochs go from short utterances to long ones, with which a CTC model learns sooner.
     workers: processes that read batches ahead for the training; 0: none, it reads them itself.
     """
 
@@ -58,10 +59,12 @@ class DataConfig:
     bpe_size: int = 500
     g2p: str | None = None
     batch_seconds: float = 20.0
+    shortest_first: int = 0
     workers: int = 0
 
     def __post_init__(self) -> None:
         _require(0 <= self.workers <= MOST_WORKERS, f"workers must lie between 0 and {MOST_WORKERS}", self.workers)
+        _require(self.shortest_first >= 0, "shortest_first must not be negative", self.shortest_first)
         _require(self.batch_seconds > 0, "batch_seconds must be positive", self.batch_seconds)
         _require(2 <= self.bpe_size <= MOST_PIECES, f"bpe_size must lie between 2 and {MOST_PIECES}", self.bpe_size)
         _require(self.g2p is None or self.labels == "phonemes", "g2p needs labels: phonemes", self.labels)

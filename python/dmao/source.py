@@ -89,10 +89,14 @@ class CorpusSource:
         from dmao.data.loader import batches
 
         settings = self.config.data
-        dataset = self._dataset(settings.train)
-        seed = self.config.seed
         return batches(
-            dataset, seconds=settings.batch_seconds, seed=seed, epoch=epoch, start=start, workers=settings.workers
+            self._dataset(settings.train),
+            seconds=settings.batch_seconds,
+            seed=self.config.seed,
+            epoch=epoch,
+            start=start,
+            shortest_first=epoch < settings.shortest_first,
+            workers=settings.workers,
         )
 
     def batches_per_epoch(self) -> int:

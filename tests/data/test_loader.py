@@ -55,6 +55,15 @@ def test_plan_is_a_function_of_seed_and_epoch(dataset):
     assert in_order == plan(shuffle=False, seed=9, epoch=9)
 
 
+def test_shortest_first_has_the_same_batches(dataset):
+    plain = epoch_plan(dataset, seconds=12, seed=3, epoch=1)
+    rising = epoch_plan(dataset, seconds=12, seed=3, epoch=1, shortest_first=True)
+    longest = [max(dataset.cuts[id].duration for id in ids) for ids in rising]
+    assert sorted(plain) == sorted(rising)
+    assert longest == sorted(longest)
+    assert plain != rising
+
+
 def test_similar_lengths_share_a_batch(dataset):
     padded = sum(b.features.shape[0] * b.features.shape[1] for b in batches(dataset, seconds=12))
     frames = sum(cut.num_frames for cut in dataset.cuts.values())

@@ -80,3 +80,11 @@ def test_a_corpus_that_cannot_be_used(corpus, tmp_path):
         train(tiny_config(f"data={{root: {corpus}, train: dev}}"), tmp_path / "run")
     with pytest.raises(UserError, match="none of 1 utterances can be used"):
         train(tiny_config(f"data={{root: {corpus}, train: none}}"), tmp_path / "run")
+
+
+def test_the_first_epochs_may_begin_with_short_utterances(corpus):
+    config = tiny_config(f"data={{root: {corpus}, batch_seconds: 1.0, shortest_first: 2}}")
+    source = CorpusSource(config)
+    lengths = [[int(batch.feature_lengths.max()) for batch in source.train_batches(epoch)] for epoch in range(12)]
+    assert all(epoch == sorted(epoch) for epoch in lengths[:2])
+    assert any(epoch != sorted(epoch) for epoch in lengths[2:])

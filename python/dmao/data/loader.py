@@ -150,12 +150,14 @@ def epoch_plan(
     seed: int = 0,
     epoch: int = 0,
     shuffle: bool = True,
+    shortest_first: bool = False,
     buckets: int = 10,
 ) -> list[tuple[str, ...]]:
     """Decide the batches of one epoch: ids of utterances, every utterance once. Reads no features.
 
     A batch holds at most `seconds` of audio; an utterance that is longer is a batch of its own. The same arguments
-    give the same plan; without `shuffle` the order does not depend on `seed` and `epoch`.
+    give the same plan; without `shuffle` the order does not depend on `seed` and `epoch`. With `shortest_first` the
+    batches are the same, and come by the length of their longest utterance (SortaGrad, arXiv 1512.02595, section 3.3).
     """
     if not seconds > 0:
         raise UserError(f"a batch must hold more than 0 seconds, got {seconds}")
@@ -177,6 +179,8 @@ def epoch_plan(
         plan = [tuple(cut.id for cut in batch) for batch in sampler]
     if shuffle:
         rng.shuffle(plan)  # lhotse visits the buckets in the same order every time
+    if shortest_first:
+        plan.sort(key=lambda ids: max(dataset.cuts[id].duration for id in ids))
     return plan
 
 
@@ -195,6 +199,7 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     shuffle: bool = True,
+    shortest_first: bool = False,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch from batch `start` on; those before it cost nothing.
@@ -205,7 +210,7 @@ def batches(
     Raises:
         UserError: for a bad argument or features that cannot be read.
     """
-    plan = epoch_plan(dataset, seconds=seconds, seed=seed, epoch=epoch, shuffle=shuffle)
+    plan = epoch_plan(dataset, seconds=seconds, seed=seed, epoch=epoch, shuffle=shuffle, shortest_first=shortest_first)
     if not 0 <= start <= len(plan):
         raise UserError(f"start must lie between 0 and {len(plan)}, the number of batches, got {start}")
     if workers == 0:
