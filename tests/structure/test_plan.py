@@ -8,6 +8,7 @@ import time
 import pytest
 
 from dmao_kernels.structure import Caps, Group, ModulePlan, Plan, given_plan, make_plan
+from dmao_kernels.structure.plan import resized
 
 D = 384
 KINDS = {  # name: components, own parameters, shared parameters of a Conformer block at d = 384
@@ -264,3 +265,10 @@ def test_not_quadratic_in_the_number_of_components(selection, caps):
     assert (n, four_n) == (3_528, 13_896)
     assert large < 8 * small
     assert large < 1.0
+
+
+def test_a_module_has_a_million_components_at_most():
+    assert len(resized(0, 2**20)) == 2**20
+    for width in (-1, 2**20 + 1):
+        with pytest.raises(ValueError, match=f"must have 0 to 1048576 components, got {width}"):
+            resized(0, width)
