@@ -14,6 +14,8 @@ from dmao.data.embedded import HELD_OUT_VOICES, TRAINING_VOICES, plan, prepare_e
 from dmao.data.words import vocabulary
 from dmao.errors import UserError
 
+from tests.mounts import read_only
+
 
 def sentences(corpus, split):
     return {cut.supervisions[0].text for cut in corpus.cuts(split)}
@@ -111,6 +113,19 @@ def test_second_call_does_nothing(corpus, arguments, monkeypatch):
     for step in ("_speak", "_pronounce", "_describe"):
         monkeypatch.setattr(embedded, step, lambda *_, **__: pytest.fail("worked again"))
     assert prepare_embedded(corpus.root, **arguments) == corpus
+
+
+def test_a_finished_corpus_is_found_where_nothing_can_be_written(small_corpus, small_arguments, tmp_path):
+    root = shutil.copytree(small_corpus.root, tmp_path / "root")
+    (root / ".lock").unlink()
+    with read_only(root):
+        found = prepare_embedded(root, **small_arguments)
+        assert found.splits == small_corpus.splits
+        with pytest.raises(UserError, match=r"cannot write .*corpus\.json: "):
+            prepare_embedded(root, **{**small_arguments, "seed": 12345})
+    (root / "corpus.json").unlink()
+    with read_only(root), pytest.raises(UserError, match=r"cannot write .*\.lock: "):
+        prepare_embedded(root, **small_arguments)
 
 
 def test_interrupted_run_goes_on(small_corpus, small_arguments, tmp_path, monkeypatch):

@@ -134,11 +134,20 @@ def preparing(root: Path) -> Iterator[None]:
     """Create `root`, keep other preparations of it out, and turn OSError (disk full, no permission) into UserError."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with open(root / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(root):
             yield
     except OSError as error:
         raise cannot_write(error.filename or root, error) from error
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    if (root / STAMP).exists() and not os.access(root, os.W_OK):  # a finished corpus is found here all the same
+        yield
+        return
+    with open(root / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def usable_cores() -> int:
