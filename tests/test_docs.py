@@ -71,7 +71,7 @@ class Stub(click.Command):
             return click.Option(
                 [*parameter.opts, parameter.name],
                 type=None if parameter.is_flag else kind,
-                is_flag=parameter.is_flag,
+                is_flag=parameter.is_flag or None,  # with False a value may not begin with a minus sign
                 multiple=parameter.multiple,
                 required=parameter.required,
             )
