@@ -24,6 +24,14 @@ from dmao.signals import stop_signals
 from tests.cli.conftest import SETTINGS, failing, processes
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Also where the tests themselves run under nohup: SIGHUP is not ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_the_statuses_are_told():
     told = CliRunner().invoke(main, ["--help"]).stdout.partition("Exit status:")[2]
     assert re.findall(r"^ +(\d+) ", told, flags=re.M) == ["0", "1", "2", "130", "143"]
