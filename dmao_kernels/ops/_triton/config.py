@@ -27,6 +27,9 @@ from typing import Any
 import torch
 import triton
 
+from dmao_kernels.dispatch import allows_tf32
+from dmao_kernels.gpu_choice import cache_directory
+
 Config = dict[str, int]
 Table = dict[int | str, dict[str, list[Config]]]
 
@@ -80,7 +83,7 @@ def power_of_2(n: int) -> int:
 
 def precision(dtype: torch.dtype) -> str:
     """`input_precision` of tl.dot: float32 is multiplied as such unless PyTorch is allowed to take TF32."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if dtype == torch.float32 and allows_tf32() else "ieee"
 
 
 def kind_of(dtype: torch.dtype) -> str:
@@ -133,7 +136,7 @@ def choose(
             launching twice would not give the same.
     """
     choices = candidates(table, kind, device)
-    mode = os.environ.get("DMAO_TRITON_AUTOTUNE", "off")
+    mode = os.environ.get("DMAO_TRITON_AUTOTUNE") or "off"
     if mode not in MODES:
         raise ValueError(f"DMAO_TRITON_AUTOTUNE: must be one of {', '.join(MODES)}, got {mode!r}")
     if mode == "off" or len(choices) == 1:
@@ -170,8 +173,7 @@ def choose_tiles(
 
 
 def _file(arch: int | str) -> Path:
-    directory = os.environ.get("DMAO_CACHE_DIR") or Path.home() / ".cache" / "dmao_kernels"
-    return Path(directory) / f"triton-{triton.__version__}-{arch}.json"
+    return cache_directory() / f"triton-{triton.__version__}-{arch}.json"
 
 
 def _read(arch: int | str) -> dict[str, Config]:
