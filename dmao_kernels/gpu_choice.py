@@ -34,14 +34,9 @@ def preferring(backend: str) -> Iterator[None]:
         _preferred = before
 
 
-def cache_directory() -> Path:
-    """Where what was measured on this machine is kept."""
-    return Path(os.environ.get("DMAO_CACHE_DIR") or Path.home() / ".cache" / "dmao_kernels")
-
-
 def path() -> Path:
     """The file of the table that was measured here."""
-    return cache_directory() / "gpu_choice.json"
+    return Path(os.environ.get("DMAO_CACHE_DIR") or Path.home() / ".cache" / "dmao_kernels") / "gpu_choice.json"
 
 
 def architecture() -> str | None:

@@ -28,7 +28,6 @@ import torch
 import triton
 
 from dmao_kernels.dispatch import allows_tf32
-from dmao_kernels.gpu_choice import cache_directory
 
 Config = dict[str, int]
 Table = dict[int | str, dict[str, list[Config]]]
@@ -173,7 +172,8 @@ def choose_tiles(
 
 
 def _file(arch: int | str) -> Path:
-    return cache_directory() / f"triton-{triton.__version__}-{arch}.json"
+    directory = os.environ.get("DMAO_CACHE_DIR") or Path.home() / ".cache" / "dmao_kernels"
+    return Path(directory) / f"triton-{triton.__version__}-{arch}.json"
 
 
 def _read(arch: int | str) -> dict[str, Config]:
