@@ -23,8 +23,8 @@ _WORD = 2**31
 class Kernel:
     """A kernel that the host launches: kernel[grid](arguments in order, then by name, and Triton's options).
 
-    Of the numbers in `varying` no value is compiled for, only whether they fit into 32 bits; of other whole numbers also
-    whether they are 1 and whether 16 divides them.
+    Of the numbers in `varying` no value is compiled for, only whether they fit into 32 bits; of other whole numbers
+    also whether they are 1 and whether 16 divides them.
     """
 
     def __init__(self, function: Callable[..., None], varying: Sequence[str]) -> None:
@@ -68,7 +68,10 @@ def _kind(argument: Any) -> Hashable:
         return argument.dtype, argument.data_ptr() % _ALIGNMENT
     if type(argument) is int:
         return argument == 1, argument % _ALIGNMENT == 0, -_WORD <= argument < _WORD
-    return type(argument) if isinstance(argument, float) else argument
+    if isinstance(argument, float):
+        return float
+    kind: Hashable = argument
+    return kind
 
 
 def kernel(varying: Sequence[str] = ()) -> Callable[[Callable[..., None]], Kernel]:
