@@ -43,9 +43,8 @@ from benchmarks._harness import Timing
 OURS = "ours"
 LIMIT = "limit"
 SLOW_PEERS = frozenset({"torch.compile"})
-FRAMEWORK = frozenset(
-    {"score_exchange", "step_on_gpu", "registry", "roofline", "report", "plots", "compare", "conftest"}
-)
+FRAMEWORK = frozenset({"registry", "roofline", "report", "plots", "compare", "conftest"})
+COMMANDS = frozenset({"pruning_peers", "score_exchange", "step_on_gpu"})  # which measure and print by themselves
 
 
 @dataclass
@@ -117,6 +116,6 @@ def register(case: Case) -> None:
 def cases() -> list[Case]:
     """All cases of all modules of this folder, in the order of the modules' names."""
     for module in sorted(info.name for info in pkgutil.iter_modules(benchmarks.__path__)):
-        if module not in FRAMEWORK and not module.startswith(("_", "test_")):
+        if module not in FRAMEWORK | COMMANDS and not module.startswith(("_", "test_")):
             importlib.import_module(f"benchmarks.{module}")
     return list(_CASES.values())

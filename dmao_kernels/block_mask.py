@@ -57,6 +57,8 @@ class BlockMask:
                 )
             if tensor.device != self.column_ids.device:
                 raise ValueError(f"BlockMask: {name} must be on {self.column_ids.device}, got {tensor.device}")
+            if not tensor.is_contiguous():  # kernels read them by their address
+                raise ValueError(f"BlockMask: {name} must be contiguous, got strides {tensor.stride()}")
 
     @classmethod
     def from_dense(cls, grid: Tensor, block: int, *, static: bool = False) -> BlockMask:
@@ -99,7 +101,7 @@ class BlockMask:
 
     @property
     def density(self) -> float:
-        """The share of blocks that live; 1 for an empty grid."""
+        """The share of blocks that live; 1 for an empty grid, and where the mask is static."""
         return self.count / (self.rows * self.columns) if self.rows * self.columns else 1.0
 
     def to_dense(self) -> Tensor:

@@ -99,8 +99,11 @@ def can_run(op: str, *tensors: torch.Tensor | None, backend: str = "cpu") -> tup
 
     Floating point tensors must have a dtype that the kernel supports; of others only the device counts; None
     is skipped.
+
+    Raises:
+        ValueError: backend is not one of `BACKENDS`.
     """
-    if backend == "reference":
+    if _check_backend(backend, "can_run") == "reference":
         return True, ""
     kind = _KINDS[backend]
     if op not in _DTYPES[backend]:
@@ -123,7 +126,17 @@ def can_run(op: str, *tensors: torch.Tensor | None, backend: str = "cpu") -> tup
 
 
 def _refuses_float32(backend: str) -> bool:
-    return backend.startswith("cuda") and not torch.backends.cuda.matmul.allow_tf32
+    return backend.startswith("cuda") and not allows_tf32()
+
+
+@torch.compiler.assume_constant_result
+def allows_tf32() -> bool:
+    """Whether PyTorch may multiply float32 in TF32 on GPUs, by whichever of its switches.
+
+    `allow_tf32`, which torch.set_float32_matmul_precision sets as well, shows in the newer switch; once that one was
+    set, PyTorch raises where the older one is read.
+    """
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def why_not(backend: str) -> str:

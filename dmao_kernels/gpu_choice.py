@@ -80,13 +80,16 @@ def _checked(table: object) -> dict[str, dict[str, str]]:
 
 
 def write(choices: dict[str, str]) -> Path:
-    """Keeps what was measured on the current GPU, {operation: backend}, for the processes to come."""
+    """Keeps what was measured on the current GPU, {operation: backend}, for the processes to come.
+
+    What was measured of other operations, or on other GPUs, stays.
+    """
     name = architecture()
     if name is None:
         raise RuntimeError("gpu_choice: there is no GPU of NVIDIA here")
     path().parent.mkdir(parents=True, exist_ok=True)
     table = _checked(_read()) if path().exists() else {}
     draft = path().with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps(table | {name: choices}, indent=2))
+    draft.write_text(json.dumps(table | {name: table.get(name, {}) | choices}, indent=2))
     draft.replace(path())
     return path()

@@ -169,9 +169,13 @@ class ComponentLayout:
                 raise ValueError(f"layout {self.family}: {name}: {error}") from None
             if name in self.attributes and len(pattern.axes) != 1:
                 raise ValueError(f"layout {self.family}: attribute {name}: '{text}' must name one axis, e.g. '(C u)'")
-        for role in ("output", "even", "scored"):
-            names = getattr(self, role)
-            for name in (names,) if isinstance(names, str) else names:
+        if not isinstance(self.scored, str):
+            raise ValueError(f"layout {self.family}: scored must be the name of one tensor, got {self.scored!r}")
+        for role in ("output", "shared", "even", "dropout"):
+            if isinstance(names := getattr(self, role), str):
+                raise ValueError(f"layout {self.family}: {role} must be a tuple of names, ('{names}',), got '{names}'")
+        for role, names in (("output", self.output), ("even", self.even), ("scored", (self.scored,))):
+            for name in names:
                 if name not in self.tensors:
                     raise ValueError(f"layout {self.family}: {role} tensor '{name}' is not among {list(self.tensors)}")
         if not self.output:

@@ -23,11 +23,14 @@ def describe(tensor: Tensor) -> str:
 
 
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    """All of them in autocast's dtype, where it is on for x's device; as they are where it is not."""
+    """All of them in autocast's dtype, where it is on for x's device; as they are where it is not.
+
+    Dtypes that have no kernels stay, as PyTorch's autocast leaves integers and float64: they are to be refused.
+    """
     if not torch.is_autocast_enabled(x.device.type):
         return x, *others
     dtype = torch.get_autocast_dtype(x.device.type)
-    return tuple([None if tensor is None else tensor.to(dtype) for tensor in (x, *others)])
+    return tuple([t.to(dtype) if t is not None and t.dtype in DTYPES else t for t in (x, *others)])
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:

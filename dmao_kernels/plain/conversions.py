@@ -81,7 +81,7 @@ def _multihead_attention(module: ElasticMultiheadAttention, convert: Plain) -> n
     """PyTorch's own where the heads add up to the width, as that one's must."""
     if module.empty:
         # nn.TransformerEncoderLayer looks at the bias.
-        return empty_in_place_of(module, EmptyForward(None, returns=2), in_proj_bias=None)
+        return empty_in_place_of(module, EmptyForward(module, None, returns=2), in_proj_bias=None)
     fits = module.num_heads * module.head_dim == module.embed_dim
     module.__class__ = nn.MultiheadAttention if fits else plain.MultiheadAttention  # type: ignore[assignment]
     return module
@@ -90,7 +90,7 @@ def _multihead_attention(module: ElasticMultiheadAttention, convert: Plain) -> n
 def _or_empty(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Branches without components contribute nothing."""
     return lambda module, convert: (
-        plain.Empty(EmptyForward(None, returns=1), {}) if module.empty else make(module, convert)
+        plain.Empty(EmptyForward(module, None, returns=1), {}) if module.empty else make(module, convert)
     )
 
 

@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 from dmao_kernels.plain import layers
 from dmao_kernels.structure.empty import EmptyForward
 from dmao_kernels.structure.gates import fold_gate
-from dmao_kernels.structure.places import Gate
-from dmao_kernels.structure.slots.storage import LIVE
+from dmao_kernels.structure.places import Gate, uncompiled
+from dmao_kernels.structure.register import OWN
+from dmao_kernels.structure.slots.storage import in_slots
 from dmao_kernels.swaps.registry import without_swap
 
 Plain = Callable[[nn.Module], nn.Module]
@@ -32,26 +33,27 @@ def register_plain(cls: type[nn.Module], make: Callable[..., nn.Module]) -> None
 def compact(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in plain PyTorch modules of the present widths, for deployment.
 
-    Nothing in it needs this library's operators, and nothing is elastic any more. Layers of dmao_kernels.nn become
+    Nothing in it needs this library's operators. Layers of dmao_kernels.nn become
     those of dmao_kernels.plain.layers, made of the same nn.Linear, nn.Conv1d and nn.LayerNorm under the same names;
     they take padded rows and a mask that leaves each utterance at least one frame. nn.MultiheadAttention is PyTorch's
     own again, or where its heads do not add up to the width, a subclass. Gates and block masks are multiplied into the
-    weights, `accelerate` is undone; hooks of layers that are replaced are left out. Modules without components become
-    modules without parameters that return zeros; blocks of dmao_kernels.nn leave them out. Everything else is copied as
-    it is. The function is that of ``model`` to rounding, the mode (train, eval) stays.
+    weights, `accelerate` and torch.compile are undone; hooks of layers that are replaced are left out. Modules
+    without components become modules without parameters that return zeros; blocks of dmao_kernels.nn leave them out.
+    Everything else is copied as it is. The function is that of ``model`` to rounding, the mode (train, eval) stays.
 
-    What torch.export or torch.onnx.export make of the result runs where this library is not installed; pickles of the
-    result itself do not. A forward of your own that calls the operations of dmao_kernels is exported under
-    `dmao_kernels.use_backend("reference")`, where they are PyTorch's.
+    What torch.export or torch.onnx.export make of the result runs where this library is not installed; a pickle of the
+    result itself does not where one of its modules is of dmao_kernels.plain. A forward of your own that calls the
+    operations of dmao_kernels is exported under `dmao_kernels.use_backend("reference")`, where they are PyTorch's.
 
     Raises ValueError for a layer of this library that it cannot replace, such as a class derived from one, and for a
     model in slots storage.
     """
     made: dict[int, nn.Module] = {}
-    if in_slots := [name for name, module in model.named_modules() if module._buffers.get(LIVE) is not None]:
-        raise ValueError(f"compact: {in_slots[0] or 'the model'} is in slots storage: call Elastic.to_tight() first")
+    if names := in_slots(model):
+        raise ValueError(f"compact: {names[0]} is in slots storage: call Elastic.to_tight() first")
 
     def convert(module: nn.Module) -> nn.Module:
+        module = uncompiled(module)
         if id(module) not in made:
             made[id(module)] = _convert(module, convert)
         return made[id(module)]
@@ -60,6 +62,7 @@ def compact(model: nn.Module) -> nn.Module:
     source = copy.deepcopy(model)
     result = convert(source)
     for name, module in result.named_modules():
+        module.__dict__.pop(OWN, None)
         if any(
             c.__module__.startswith("dmao_kernels.") and c.__module__ != layers.__name__ for c in type(module).__mro__
         ):

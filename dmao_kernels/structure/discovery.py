@@ -62,6 +62,10 @@ def discover(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, 
 
     components: how many every pair is cut in.
     """
+    if not isinstance(example, Tensor | tuple | list | Mapping):
+        raise TypeError(f"discover: example must be a tensor, a tuple or a mapping of arguments, got {example!r}")
+    if not isinstance(components, int) or components < 1:
+        raise ValueError(f"discover: components must be a whole number from 1, got {components!r}")
     linears, refused = _candidates(model)
     follower = Follower(linears)
     arguments = (example,) if isinstance(example, Tensor) else example

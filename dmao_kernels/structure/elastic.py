@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from dmao_kernels.layout import ComponentLayout, Pattern
 from dmao_kernels.structure.costs import Costs, ParameterCost, aligned_components
 from dmao_kernels.structure.empty import handles_empty
-from dmao_kernels.structure.places import Place, find_place, get_attribute
+from dmao_kernels.structure.places import Place, find_place, get_attribute, uncompiled
 from dmao_kernels.structure.plan import Group
 from dmao_kernels.structure.register import describe, find_family, prepare
 from dmao_kernels.structure.shards import REMEDY, is_sharded, reshard
-from dmao_kernels.structure.slots.storage import LIVE, OptimizerOrMany, Storage, enter_slots, leave_slots
+from dmao_kernels.structure.slots.storage import LIVE, OptimizerOrMany, Storage, enter_slots, in_slots, leave_slots
 from dmao_kernels.structure.state import load_structure, structure_state
 from dmao_kernels.structure.targets import Companion
 
@@ -145,7 +145,7 @@ class Elastic:
         shapes never change again, so nothing compiled is compiled anew, and edits write in place. See ``to_slots``.
 
     Raises ValueError where a layout does not fit its module, a tensor has two owners or is sharded already, or nothing
-    is elastic.
+    is elastic, or the model is in slots storage already.
     """
 
     def __init__(
@@ -158,7 +158,14 @@ class Elastic:
     ) -> None:
         if storage not in ("tight", "slots"):
             raise ValueError(f"Elastic: storage must be tight or slots, got {storage!r}")
-        self.model = model
+        if not isinstance(components, int | Mapping):
+            raise TypeError(f"Elastic: components must be a whole number or a mapping to such, got {components!r}")
+        self.model = model = uncompiled(model)
+        if names := in_slots(model):
+            raise ValueError(
+                f"Elastic: {names[0]} is in slots storage already: go on with the Elastic that brought it there, or "
+                "call its to_tight() before"
+            )
         self.storage: Storage = "tight"
         self.edits = 0  # counts the plans applied
         self.version = 0  # counts edits and changes of layouts: what is derived from these compares this number

@@ -65,7 +65,7 @@ def attend_with_any_heads(
         q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     q, k, v = ((x if batched else x[None]).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in (q, k, v))
     causal = is_causal and key_padding_mask is None and not need_weights
-    mask = None if causal else _mask(attn_mask, key_padding_mask, attention.num_heads, q.dtype)
+    mask = None if causal else _mask(attn_mask, key_padding_mask, q)
     p = attention.dropout if attention.training else 0.0
     weights = None
     if need_weights:
@@ -89,20 +89,23 @@ def _project(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value
     return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
 
 
-def _mask(attention: Tensor | None, padding: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
-    """Both masks, boolean (True: not seen) or added to the scores, as one of these [B or 1, heads or 1, T, S]."""
-    mask = None
+def _mask(attention: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
+    """Both masks, boolean (True: not seen) or added to the scores, as one of these [B or 1, heads or 1, T, S].
+
+    q: the queries [B, heads, T, head_dim].
+    """
+    mask, (batch, heads), dtype = None, q.shape[:2], q.dtype
     if attention is not None:
         mask = _added(attention, dtype)
         if mask.dim() == 2:
             mask = mask[None, None]
-        elif len(mask) % heads:
+        elif len(mask) != batch * heads:
             raise ValueError(
-                f"MultiheadAttention: attn_mask must be [T, S] or [B * {heads} heads, T, S], "
+                f"MultiheadAttention: attn_mask must be [T, S] or [{batch} * {heads} heads, T, S], "
                 f"got {list(attention.shape)}"
             )
         else:
-            mask = mask.unflatten(0, (-1, heads))
+            mask = mask.unflatten(0, (batch, heads))
     if padding is not None:
         hidden = _added(padding, dtype)
         hidden = (hidden if hidden.dim() == 2 else hidden[None])[:, None, None]

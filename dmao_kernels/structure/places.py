@@ -13,6 +13,11 @@ class Gate(nn.Module):
     """Base of the parametrizations that edits know how to follow: they scale whole components and nothing else."""
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module inside of what torch.compile made of it, whose names all have a prefix; any other one itself."""
+    return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
 @dataclass(frozen=True)
 class Place:
     """The place of one registered tensor: ``owner._parameters[leaf]`` or ``owner._buffers[leaf]``."""

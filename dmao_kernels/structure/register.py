@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -24,7 +25,7 @@ class Family:
 
 
 _FAMILIES: dict[type[nn.Module] | str, Family] = {}
-_OWN = "_elastic_family"  # a module's own entry, in its __dict__: copied and pickled with it
+OWN = "_elastic_family"  # a module's own entry, in its __dict__: copied and pickled with it
 
 
 def register_family(
@@ -49,10 +50,16 @@ def register_family(
     returns: how many values ``forward`` returns; those of an empty module are zeros, None, None, ...
     prepare: called with every such module (of the model, and of averaged copies) before anything else is done with it.
     """
+    if isinstance(layout, type) or not callable(layout):
+        layout = _checked(layout, "register_family: layout")
     family = Family(layout, can_be_empty, returns, prepare)
     if isinstance(target, nn.Module):
-        target.__dict__[_OWN] = family
+        target.__dict__[OWN] = family
     elif isinstance(target, str) or (isinstance(target, type) and issubclass(target, nn.Module)):
+        if isinstance(target, str) and "." not in target:
+            raise ValueError(
+                f"register_family: target must be a dotted path such as 'package.module.Class': '{target}'"
+            )
         _FAMILIES[target] = family
     else:
         raise TypeError(
@@ -60,9 +67,21 @@ def register_family(
         )
 
 
+def _checked(described: object, what: str) -> Described:
+    """What describes a module. Raises TypeError where it is nothing that ``register_family`` knows."""
+    layout, components = described if isinstance(described, tuple) and len(described) == 2 else (described, None)
+    fits = isinstance(layout, ComponentLayout) and isinstance(components, int | None)
+    if not fits and not isinstance(described, str | None):
+        raise TypeError(
+            f"{what} must be a ComponentLayout, a pair of one and a number of components, a text or None, "
+            f"got {described!r}"
+        )
+    return cast(Described, described)
+
+
 def _families(module: nn.Module) -> Iterator[Family]:
     """The module's own family, then those of its classes, the nearest first."""
-    if (own := module.__dict__.get(_OWN)) is not None:
+    if (own := module.__dict__.get(OWN)) is not None:
         yield own
     for cls in type(module).__mro__:
         for key in (cls, f"{cls.__module__}.{cls.__qualname__}"):
@@ -78,10 +97,11 @@ def find_family(module: nn.Module) -> Family | None:
 def describe(module: nn.Module) -> Described:
     """The layout of one module, with its components where they are told; or why it is not elastic; or None."""
     if callable(own := getattr(module, "component_layout", None)):
-        return own()
-    if (family := find_family(module)) is None:
-        return None
-    return family.layout(module) if callable(family.layout) else family.layout
+        return _checked(own(), f"{type(module).__name__}: what component_layout returns")
+    layout = None if (family := find_family(module)) is None else family.layout
+    if not callable(layout):
+        return layout
+    return _checked(layout(module), f"{type(module).__name__}: what the function given as layout returns")
 
 
 def prepare(model: nn.Module) -> None:

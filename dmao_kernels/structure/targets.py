@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmao_kernels.structure.places import Place
+from dmao_kernels.structure.places import Place, uncompiled
 from dmao_kernels.structure.register import prepare
 from dmao_kernels.structure.shards import REMEDY, is_sharded
 
@@ -28,11 +28,18 @@ class Companions:
         for companion in companions:
             if isinstance(companion, torch.optim.swa_utils.AveragedModel):
                 companion = companion.module
+            if isinstance(companion, nn.Module):
+                companion = uncompiled(companion)
             if companion is elastic.model:
                 raise ValueError("apply_plan: companions must be copies of the model, got the model itself")
             if isinstance(companion, nn.Module):
                 prepare(companion)
                 self.models.append(companion)
+            elif not isinstance(companion, MutableMapping):
+                raise TypeError(
+                    "apply_plan: companions must be modules, or mappings from names to tensors, got a "
+                    f"{type(companion).__name__}"
+                )
             else:
                 self.tables.append(companion)
 
@@ -68,6 +75,16 @@ class Companions:
         """The counterparts of a tensor of an elastic module, checked to be there."""
         tensors = [cast(Tensor, place.tensor) for place in self.places(m, name)]
         return [*tensors, *(table[key] for table, key in self.entries(m, name))]
+
+
+def check_companions(elastic: Elastic, companions: Sequence[Companion]) -> None:
+    """Raise ValueError or TypeError unless edits can follow in all of these."""
+    if not isinstance(companions, Sequence):
+        raise TypeError(f"companions must be a list such as [average], got a {type(companions).__name__}")
+    copies = Companions(elastic, companions)
+    for m in elastic.modules.values():
+        for name, _ in m.tensors():
+            copies.tensors(m, name)
 
 
 def expect(m: ElasticModule, name: str, tensor: Tensor, what: str, in_place: bool = False) -> None:

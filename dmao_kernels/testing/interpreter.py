@@ -301,7 +301,7 @@ def install() -> None:
     if installed():
         return
     memory = _Memory()
-    builder = _GuardedBuilder(memory, int(os.environ.get("INTERP_SEED", "0")))
+    builder = _GuardedBuilder(memory, int(os.environ.get("INTERP_SEED") or 0))
     interpreter.interpreter_builder = builder
     interpreter.interpreter_semantic = interpreter.TritonSemantic(builder)
     interpreter.GridExecutor = _guarded(interpreter.GridExecutor, memory)

@@ -29,7 +29,7 @@ def main(traceback: bool) -> None:
     \b
     Examples:
       dmao demo
-      dmao prepare librispeech --source LibriSpeech
+      dmao prepare librispeech --source LibriSpeech --dictionary librispeech-lexicon.txt
       dmao train librispeech/conformer_256 --run-dir runs/wide
       dmao evaluate runs/wide --split dev-clean --json
     """

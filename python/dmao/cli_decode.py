@@ -92,7 +92,7 @@ def prior(checkpoint: Path, root: Path | None, batches: int | None, as_json: boo
 @click.argument("checkpoint", type=CHECKPOINT)
 @split_option("dev")
 @root_option
-@search_options
+@search_options(tuned=False)
 @normaliser_options
 @click.option("--utterances", type=click.IntRange(min=1), help="So many, spread over the split.  [default: all]")
 @json_option
@@ -137,7 +137,7 @@ def tune(
     show_default=True,
     help="Words of the vocabulary; the best labels, whatever words they make; the best label of each frame.",
 )
-@search_options
+@search_options(tuned=True)
 @normaliser_options
 @click.option("--out", type=FOLDER, help="Folder of the report.  [default: RUN/decode/SPLIT]")
 @json_option
@@ -159,7 +159,7 @@ def decode(
     \b
     Examples:
       dmao decode runs/librispeech --split test-other --lm 4-gram.arpa
-      dmao decode runs/switchboard --split hub5-00 --glm hub5-00.glm --drop [noise] --drop [laughter]
+      dmao decode runs/switchboard --split hub5-00 --glm hub5-00.glm --drop '[noise]' --drop '[laughter]'
     """
     from dmao.recognise import Search
     from dmao.recognise import decode as run

@@ -42,7 +42,7 @@ from dmao.files import read_json
 @click.option(
     "--dev", metavar="SPLIT", help="Split on which the scales of each run are tuned.  [default: they are not]"
 )
-@search_options
+@search_options(tuned=False)
 @normaliser_options
 @json_option
 def experiment(

@@ -78,23 +78,24 @@ def split_option(default: str, what: str = "Split of the corpus.") -> Decorator:
 root_option = click.option("--root", type=FOLDER, help="Folder of the corpus, where it has moved, or of another one.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
 
-search_options = together(
-    click.option("--lm", type=FILE, help="Word n-gram model (ARPA).  [default: the tuned one, else none]"),
-    click.option(
-        "--beam", type=click.IntRange(min=1), help="Hypotheses kept per frame.  [default: the tuned one, 100]"
-    ),
-    click.option(
-        "--lm-scale",
-        type=click.FloatRange(min=0),
-        help="Weight of the language model.  [default: the tuned one, else 0.9]",
-    ),
-    click.option(
-        "--prior-scale",
-        type=click.FloatRange(min=0),
-        help="Weight of the labels' prior.  [default: the tuned one, else 0.3]",
-    ),
-    click.option("--word-score", type=float, help="Added per word.  [default: the tuned one, else 0]"),
-)
+
+def search_options(tuned: bool) -> Decorator:
+    """How words are searched for. tuned: what `dmao tune` has found stands in for what is not given."""
+
+    def default(value: object) -> str:
+        return f"[default: {'the tuned one, else ' if tuned else ''}{value}]"
+
+    return together(
+        click.option("--lm", type=FILE, help=f"Word n-gram model (ARPA, also packed).  {default('none')}"),
+        click.option("--beam", type=click.IntRange(min=1), help=f"Hypotheses kept per frame.  {default(100)}"),
+        click.option("--lm-scale", type=click.FloatRange(min=0), help=f"Weight of the language model.  {default(0.9)}"),
+        click.option(
+            "--prior-scale", type=click.FloatRange(min=0), help=f"Weight of the labels' prior.  {default(0.3)}"
+        ),
+        click.option("--word-score", type=float, help=f"Added per word.  {default(0)}"),
+    )
+
+
 normaliser_options = together(
     click.option("--glm", type=FILE, help="Mapping of words (NIST's GLM) for references and hypotheses."),
     click.option("--drop", multiple=True, metavar="WORD", help="Word that does not count, as [noise]; repeatable."),

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def prepare() -> None:
     """Make the manifests, features and lexicon of a corpus; a second call finds its work done.
 
-    embedded and recorded-* need nothing. The others read a corpus that lies on disk, in named stages: an interrupted
-    preparation goes on behind the last one. What is wrong with the corpus is told in one summary before hours go into
-    features.
+    embedded needs nothing, recorded-* need apt-get. The others read a corpus that lies on disk, in named stages: an
+    interrupted preparation goes on behind the last one. What is wrong with the corpus is told in one summary before
+    hours go into features. A corpus of your own: docs/RECIPES.md.
 
     \b
     Examples:
@@ -39,7 +39,11 @@ def _jobs(what: str) -> Any:
     return click.option("--jobs", type=click.IntRange(min=1), help=f"Processes that {what}.  [default: all cores]")
 
 
-_dictionary = click.option("--dictionary", type=FILE, help="Pronunciations: a word and its phones a line.")
+def _dictionary(default: str) -> Any:
+    text = f"Pronunciations: a word and its phones a line.  [default: {default}]"
+    return click.option("--dictionary", type=FILE, help=text)
+
+
 _on_problem = click.option(
     "--on-problem",
     type=click.Choice(["refuse", "skip"]),
@@ -97,7 +101,7 @@ _recorded("nl", "Dutch")
 @click.option("--source", type=HERE, required=True, help="Folder that holds train-clean-100 and so on.")
 @_root("librispeech")
 @click.option("--hours", type=click.Choice(["960", "100", "mini"]), default="960", help="What to train on.")
-@_dictionary
+@_dictionary("none: eSpeak NG guesses")
 @_on_problem
 @_jobs("compute features")
 @json_option
@@ -125,7 +129,7 @@ def librispeech(
 @prepare.command(short_help="TED-LIUM release 2.")
 @click.option("--source", type=HERE, required=True, help="The folder TEDLIUM_release2.")
 @_root("tedlium2")
-@_dictionary
+@_dictionary("the corpus's own")
 @_on_problem
 @_jobs("compute features")
 @json_option
@@ -157,7 +161,7 @@ def tedlium2(
 @click.option("--rt03s", type=HERE, multiple=True, help="The same for RT03S.")
 @click.option("--dev-utterances", type=click.IntRange(min=1), default=4000, help="The first so many are the dev split.")
 @_root("switchboard")
-@_dictionary
+@_dictionary("that of the transcripts")
 @_on_problem
 @_jobs("compute features")
 @json_option

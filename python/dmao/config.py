@@ -173,6 +173,16 @@ class GrowAndDropConfig:
         _require(tight or self.ranking == "scores", "ranking: random needs storage: tight", self.storage)
         Caps(self.max_growth, self.max_width)  # checks both
 
+    def require_scores(self, total_steps: int) -> None:
+        """Raises ConfigError where only the first step is scored before an event: untrained weights tell nothing."""
+        if self.schedule is not None and self.observe_every > 1:
+            first = self.schedule.steps(total_steps)[0]
+            _require(
+                self.observe_every < first,
+                f"config: grow_and_drop.observe_every must be below {first}, the step of the first event",
+                self.observe_every,
+            )
+
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dmao.arguments import OptimizerOrMany, require_choice, require_kinds, require_optimizers
 from dmao.distributed import averaged, first_ranks, require_same, several, unwrap
 from dmao.event import Copies, Event, Lazy, copies_of, join_copies, saved_copies
 from dmao.randomness import derive_seed
-from dmao.schedule import Schedule, WhenSettled
+from dmao.schedule import Schedule, WhenSettled, check_whole
 from dmao.trigger import Trigger
 from dmao_kernels.structure import (
     SELECTIONS,
@@ -55,6 +56,7 @@ from dmao_kernels.structure import (
     make_plan,
     make_slot_plan,
 )
+from dmao_kernels.structure.targets import check_companions
 
 __all__ = ["Event", "GrowAndDrop"]
 
@@ -68,7 +70,7 @@ class GrowAndDrop:
         (dmao_kernels.structure.register_family). They return what they contribute, and residual sums stand
         outside of them: a module that lost all its components returns zeros. Or an Elastic of it, which then says
         the storage: what `fully_shard` needs (docs/DISTRIBUTED.md).
-    optimizer: its moments follow the components; None where there is none to follow.
+    optimizer: its moments follow the components; several in a list; None where there is none to follow.
     schedule, total_steps: when the events fall: at fixed steps (Schedule), or once the ranking of the components has
         settled (WhenSettled).  Modules whose scored parameters are all frozen keep their width.
     metric: taylor, gradient, magnitude, signed, or gate (a learnable gate per component, added to the
@@ -84,8 +86,7 @@ class GrowAndDrop:
         multiple of its standard width.  align: the widths of modules stay multiples of this.
     components: per module, for known classes that do not tell their own number.
     split: how a copy shares its source's output weights.
-    per_cost, keep_at_least: see make_plan.  revive: every event gives modules that are empty one fresh
-        component.
+    per_cost, keep_at_least: see make_plan.  revive: every event gives empty modules one fresh component.
     companions: models of the same structure edited along, for example an average of the weights; loading a state
         gives them its widths, metric "gate" gives them gates.
     observe_every: score every n-th step only.
@@ -93,7 +94,7 @@ class GrowAndDrop:
         dmao_kernels.structure.Elastic.to_slots). Then a budget that cannot be met is no error (Event.dropped is 0, or
         the nearest plan is taken), and neither are scores that are all zero.
 
-    A ScoringAdamW scores in its own step(): then nobody calls observe().
+    A ScoringAdamW, given alone, scores in its own step(): then nobody calls observe().
 
     On several processes (torch.distributed), scores are averaged over the ranks at an event and the plans compared.
     `model` may be wrapped in DistributedDataParallel; after an event, go on with `distributed.rewrap` of it.
@@ -105,7 +106,7 @@ class GrowAndDrop:
     def __init__(
         self,
         model: nn.Module | Elastic,
-        optimizer: Optimizer | None,
+        optimizer: OptimizerOrMany,
         schedule: Schedule | WhenSettled,
         total_steps: int,
         *,
@@ -129,9 +130,9 @@ class GrowAndDrop:
         storage: Storage = "tight",
         headroom: float = 2.0,
     ):
-        for name, value in (("observe_every", observe_every), ("align", align)):
-            if value < 1:
-                raise ValueError(f"GrowAndDrop: {name} must be 1 or more, got {value}")
+        require_kinds(model=(model, nn.Module, Elastic), schedule=(schedule, Schedule, WhenSettled))
+        check_whole("GrowAndDrop", total_steps=total_steps, observe_every=observe_every, align=align)
+        check_whole("GrowAndDrop", 0, keep_at_least=keep_at_least)
         if isinstance(schedule, WhenSettled) and schedule.every < observe_every:
             raise ValueError(
                 f"GrowAndDrop: observe_every must be at most {schedule.every}, as often as the schedule compares, "
@@ -139,14 +140,16 @@ class GrowAndDrop:
             )
         if isinstance(model, Elastic) and model.storage == "slots":
             storage = "slots"
-        _require_choice("selection", selection, SELECTIONS)
-        _require_choice("split", split, SPLITS)
-        _require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
+        require_choice("selection", selection, SELECTIONS)
+        require_choice("split", split, SPLITS)
+        require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
         self.schedule = schedule
         self.total_steps = total_steps
         self.trigger: Trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = model if isinstance(model, Elastic) else Elastic(unwrap(model), components)
+        check_companions(self.elastic, companions)
+        self._companions = tuple(companions)
         self.costs = Costs.from_dict(first_ranks((cost or ParameterCost()).measure(self.elastic).to_dict()))
         self.events: list[Event] = []
         self._copies: Copies = {}
@@ -155,7 +158,6 @@ class GrowAndDrop:
         self._seed = seed
         self._per_cost, self._keep_at_least, self._revive = per_cost, keep_at_least, revive
         self._caps, self._align = Caps(max_growth, max_width), align
-        self._companions = tuple(companions)
         self._step = 0
         self._unread: list[Plan | SlotPlan] = []
         if storage == "slots" and (self._caps != Caps() or align != 1):
@@ -163,6 +165,7 @@ class GrowAndDrop:
         make_scores = partial(Scores, self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
         # the budget is checked before anything changes the model; with gates nothing counts as frozen
         self.budget = self._checked_budget(budget, set() if metric == "gate" else make_scores().frozen())
+        require_optimizers(optimizer, self.elastic)
         if storage == "slots" and self.elastic.storage == "tight":
             self.elastic.to_slots(headroom, optimizer, companions)
         self.gates = _add_gates(self.elastic, optimizer, self._companions) if metric == "gate" else None
@@ -211,8 +214,8 @@ class GrowAndDrop:
         scores = {name: values.tolist() for name, values in averaged(self.scores.values()).items()}
         if not any(any(values) for values in scores.values()):
             raise RuntimeError(
-                "GrowAndDrop: all scores are zero: observe() has seen no gradients (call it after backward and before "
-                "zero_grad, on a model that is not frozen)"
+                "GrowAndDrop: all scores are zero: observe() has seen no gradients, or none that is finite (call "
+                "it after backward and before zero_grad, on a model that is not frozen)"
             )
         plan = self._plan(scores)
         require_same("GrowAndDrop: the plan", plan.digest())
@@ -258,8 +261,8 @@ class GrowAndDrop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Gives a freshly built model the saved widths: then its state and the optimizer's can be loaded.
 
-        Measured costs and the budget are those of the saved run. Raises ValueError, and changes nothing, where the
-        state is of another model, or of other costs or another kind of schedule.
+        Measured costs, the budget and beta are the saved run's. Raises ValueError, and changes nothing, where the state
+        is of another model, or of other costs or another kind of schedule.
         """
         if lacking := self.state_dict().keys() - state.keys():
             raise ValueError(f"GrowAndDrop: state must be of a GrowAndDrop, but it lacks {sorted(lacking)}")
@@ -385,12 +388,9 @@ class GrowAndDrop:
             return plan(budget=min(self.budget, self.costs.total(self.elastic.counts())))
 
 
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"GrowAndDrop: {name} must be {' or '.join(choices)}, got {value!r}")
-
-
-def _add_gates(elastic: Elastic, optimizer: Optimizer | None, companions: Sequence[nn.Module]) -> ComponentGates:
+def _add_gates(elastic: Elastic, optimizer: OptimizerOrMany, companions: Sequence[nn.Module]) -> ComponentGates:
+    if not (optimizer is None or isinstance(optimizer, Optimizer)):
+        raise ValueError("GrowAndDrop: metric='gate' adds parameters to the optimizer: give one, not several")
     if optimizer is not None and any("initial_lr" in group for group in optimizer.param_groups):
         raise ValueError("GrowAndDrop: metric='gate' adds parameters to the optimizer: make its scheduler afterwards")
     gates = ComponentGates(elastic, companions)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dmao.errors import UserError
+from dmao_kernels.structure.places import uncompiled
 
 if TYPE_CHECKING:
     from dmao.data.loader import Batch
@@ -51,7 +52,8 @@ def several() -> bool:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside of a DistributedDataParallel; any other model itself."""
+    """The module inside of a DistributedDataParallel, compiled or not; any other model itself."""
+    model = uncompiled(model)
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 

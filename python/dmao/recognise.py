@@ -203,6 +203,7 @@ def decode(
     """
     out = out or recogniser.folder / "decode" / split
     require_writable(out / "report.txt")
+    recogniser.source.left_out(split)  # opens it: what is missing is told before a prior is estimated
     decoder = recogniser.decoder(search)
     plain: dict[str, str] = {}
     words: dict[str, list[TimedWord]] = {}

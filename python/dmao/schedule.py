@@ -96,7 +96,7 @@ class WhenSettled:
             if getattr(self, name) is None:
                 raise ValueError(f"WhenSettled: {name} must be a share of all steps or a step, got None")
             _check_position("WhenSettled", name, getattr(self, name))
-        _check_whole("WhenSettled", every=self.every, patience=self.patience)
+        check_whole("WhenSettled", every=self.every, patience=self.patience)
         if not -1 <= self.threshold < 1:
             raise ValueError(f"WhenSettled: threshold must lie in [-1, 1), got {self.threshold!r}")
         _check_events("WhenSettled", self.events, self.fraction)
@@ -130,14 +130,15 @@ def _checked_steps(where: str, steps: tuple[int, ...], first: int, total_steps: 
     return steps
 
 
-def _check_whole(where: str, **values: int) -> None:
+def check_whole(where: str, least: int = 1, **values: int) -> None:
+    """Raise ValueError unless these are whole numbers, `least` or more."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{where}: {name} must be a whole number from 1, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{where}: {name} must be a whole number from {least}, got {value!r}")
 
 
 def _check_events(where: str, events: int, fraction: float) -> None:
-    _check_whole(where, events=events)
+    check_whole(where, events=events)
     if events > _MOST_EVENTS:
         raise ValueError(f"{where}: events must be at most {_MOST_EVENTS}, got {events}")
     if not 0 < fraction < 1:

@@ -124,6 +124,7 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
     source = data or CorpusSource(config)
     if found is None:
         config = with_steps(config, source)
+        config.grow_and_drop.require_scores(config.steps)
     with team(device_of(config.device)) as mine:
         mine.wait()  # all have looked before the first one writes
         if mine.leads:
@@ -230,6 +231,9 @@ class _Training:
         config, place = self.config, self.place
         batches = self._batches()
         hidden = None if self.team.leads else True
+        if self.team.leads and place.step < config.steps:
+            device, size = next(self.model.parameters()).device, self._parameters()
+            _log.info("train: %d steps on %s, %s parameters", config.steps - place.step, device, f"{size:,}")
         bar = tqdm(total=config.steps, initial=place.step, unit="step", disable=hidden, file=sys.stderr, leave=False)
         with bar:
             while place.step < config.steps:

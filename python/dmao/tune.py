@@ -56,8 +56,8 @@ def tune(
     if search.kind != "lexicon":
         raise UserError(f"tune: the {search.kind} search has no scales of words; use the lexicon search")
     require_writable(recogniser.folder / TUNED)
+    segments = recogniser.source.segments(split)  # opens it: what is missing is told before a prior is estimated
     decoder = recogniser.lexicon_decoder(search, prior=True)
-    segments = recogniser.source.segments(split)
     heard = list(_spread(recogniser.hear(split), len(segments), utterances))
     references = [_reference(segments, h) for h in heard]
 

@@ -63,6 +63,14 @@ def test_what_was_measured_here_goes_first(on_h100: Callable[[], None]) -> None:
     assert gpu_choice.fastest("masked_linear") == "cuda"
 
 
+def test_what_was_measured_before_stays(on_h100: Callable[[], None]) -> None:
+    gpu_choice.write({"masked_linear": "cuda", "component_ffn": "cuda"})
+    gpu_choice.write({"masked_linear": "triton"})
+    on_h100()
+    assert gpu_choice.fastest("component_ffn") == "cuda"
+    assert gpu_choice.fastest("masked_linear") == "triton"
+
+
 @pytest.mark.parametrize("content", ['{"sm_90": {"masked_linear": "fast"}}', "{", "[" * 100_000, "[]"])
 def test_a_damaged_table_is_an_error(on_h100: Callable[[], None], content: str) -> None:
     gpu_choice.path().write_text(content)

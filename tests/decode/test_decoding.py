@@ -273,6 +273,16 @@ def test_language_model_that_cannot_be_read(tmp_path):
         LexiconDecoder(LABELS, WORDS, arpa=tmp_path / "bad.arpa")
 
 
+def test_language_model_in_other_letters(tmp_path):
+    """It would weigh all words alike, and nobody would notice."""
+    path = tmp_path / "capitals.arpa"
+    write_arpa(["CAB SEE", "A BEE"], path, order=2)
+    with pytest.raises(UserError, match=r"capitals.arpa knows none of the words to be found, a, ab, .*in capitals\?"):
+        LexiconDecoder(LABELS, WORDS, arpa=path)
+    write_arpa(["CAB see", "A BEE"], path, order=2)  # one is enough
+    LexiconDecoder(LABELS, WORDS, arpa=path)
+
+
 def test_unigrams_cannot_be_read(tmp_path):
     """For which reason `write_arpa` writes none."""
     pytest.importorskip("flashlight.lib.text.decoder.kenlm")

@@ -67,6 +67,18 @@ def test_decode_writes_a_report(run, tmp_path):
     assert "lm.arpa, beam 100, LM scale 0.9, prior scale 0.3, word score 0" in report.title
 
 
+@pytest.mark.parametrize("work", [decode, tune])
+def test_a_missing_split_is_told_before_a_prior_is_estimated(run, monkeypatch, work):
+    def missing(split):
+        raise UserError(f"no split {split}")
+
+    monkeypatch.setattr(run.source, "left_out", missing)
+    monkeypatch.setattr(run.source, "segments", missing)
+    monkeypatch.setattr(run, "prior", lambda: pytest.fail("it was estimated"))
+    with pytest.raises(UserError, match="no split tset"):
+        work(run, "tset", Search())
+
+
 def test_phonemes_alone_are_no_words(run, tmp_path):
     for kind in ("greedy", "prefix"):
         with pytest.raises(UserError, match=f"{kind} search gives phonemes, not words"):

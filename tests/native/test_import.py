@@ -148,6 +148,22 @@ def test_can_run() -> None:
     )
     assert dmao_kernels.can_run("nothing", x) == (False, "nothing has no native kernel")
     assert dmao_kernels.can_run("nothing", x, backend="reference") == (True, "")
+    with pytest.raises(ValueError, match=r"can_run: must be one of cpu, .*, reference, got 'gpu'"):
+        dmao_kernels.can_run("importance_", x, backend="gpu")
+
+
+def test_tf32_is_seen_whichever_switch_allows_it() -> None:
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    try:
+        for allowed in (True, False):
+            switch.allow_tf32 = allowed
+            assert dispatch.allows_tf32() == allowed
+        for precision in ("tf32", "ieee"):
+            switch.fp32_precision = precision
+            assert dispatch.allows_tf32() == (precision == "tf32")
+    finally:
+        switch.fp32_precision = before
 
 
 def test_use_backend_nests_and_restores() -> None:

@@ -290,6 +290,17 @@ REFUSED = [
     ("ema", torch.zeros(2, dtype=torch.float64), "ema must be contiguous float32"),
     ("metric", "taylour", "metric must be one of taylor, gradient, magnitude, signed, got 'taylour'"),
     ("beta", 1.5, r"beta must be in \[0, 1\], got 1.5"),
+    *(
+        (
+            name,
+            [torch.empty(3, 2), torch.empty(5, device="meta")],
+            rf"{name}\[1\] must be on ema's device cpu, got meta",
+        )
+        for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")
+    ),
+    ("steps", [torch.zeros((), device="meta")] * 2, r"steps\[0\] must be on ema's device cpu, got meta"),
+    ("grad_factor", torch.zeros((), device="meta"), "grad_factor must be on ema's device cpu, got meta"),
+    ("inverse_count", torch.ones(2, device="meta"), "inverse_count must be on ema's device cpu, got meta"),
 ]
 
 

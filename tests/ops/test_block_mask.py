@@ -61,5 +61,8 @@ def test_refuses() -> None:
         BlockMask(16, 3, 3, *tensors)
     with pytest.raises(ValueError, match=r"row_ids must be int32 \[6\], got torch.int64 \[6\]"):
         BlockMask(16, 2, 3, *tensors[:3], mask.row_ids.long())
+    strided = torch.zeros(6, 2, dtype=torch.int32)[:, 0]
+    with pytest.raises(ValueError, match=r"row_ids must be contiguous, got strides \(2,\)"):
+        BlockMask(16, 2, 3, *tensors[:3], strided)
     with pytest.raises(ValueError, match="row_ids must be on cpu, got meta"):
         BlockMask(16, 2, 3, *tensors[:3], mask.row_ids.to("meta"))

@@ -219,6 +219,7 @@ def test_double_backward_is_refused() -> None:
         ({"weight": torch.zeros(4, 1, 3)}, r"weight must be \[C, k\] with an odd k, got \[4, 1, 3\]"),
         ({"weight": torch.zeros(4, 3).bfloat16()}, "weight must have x's dtype float32, got bfloat16"),
         ({"bias": torch.zeros(3)}, r"bias must be \[4\], got \[3\]"),
+        ({"weight": torch.tensor(1.0)}, r"weight must be \[C, k\] with an odd k, got \[\]"),
         ({"bias": torch.zeros(4, device="meta")}, "bias must be on x's device cpu, got meta"),
         ({"lengths": torch.zeros(3).int()}, r"lengths must be int32 \[2\], got int32 \[3\]"),
         ({"lengths": torch.zeros(2).long()}, r"lengths must be int32 \[2\], got int64 \[2\]"),

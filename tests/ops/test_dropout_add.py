@@ -334,6 +334,17 @@ def test_parameters_in_bfloat16(backend: str) -> None:
     assert total.dtype == norm.dtype == grads[0].dtype == grads[1].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.bfloat16), (torch.float16, torch.float16)], ids=str)
+@pytest.mark.parametrize("weights", [torch.float16, torch.float32], ids=str)
+def test_float16_has_the_dtypes_of_the_contract(dtypes: tuple[torch.dtype, torch.dtype], weights: torch.dtype) -> None:
+    x, y, weight, bias = make(30, 8, dtypes=dtypes)
+    assert dropout_add(x, y, p=0.3, seed=SEED).dtype == torch.float16
+    total, norm = dropout_add_layer_norm(x, y, weight.to(weights), bias.to(weights))
+    assert total.dtype == norm.dtype == torch.float16
+    grads = torch.autograd.grad((total + norm).float().sum(), (x, y))
+    assert tuple(grad.dtype for grad in grads) == dtypes
+
+
 @native
 def test_second_derivatives() -> None:
     """dropout_add is linear and has them, the norm refuses."""

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dmao_kernels
 from dmao_kernels import gather_components
+from dmao_kernels.ops.gather_components import api
 from dmao_kernels.testing import Poison
 from tests.ops.common import BACKENDS, DTYPES, assert_threads_do_not_change_a_bit, native
 
@@ -110,6 +112,18 @@ def test_bits_are_kept(dtype: torch.dtype, backend: str) -> None:
     index = torch.tensor([[i, -1] for i in range(7)] + [[-1, i] for i in range(7)])
     (found,) = run(backend, [x, index, x])
     assert same_bits(found, torch.cat([x, x], 1))
+
+
+def test_every_device_has_its_own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel reads addresses of one device."""
+    passes = []
+    monkeypatch.setattr(api, "choose_backend", lambda op, *x: passes.append({t.device.type for t in x}) or "reference")
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():  # autograd asks for the real device
+        tensors = [torch.zeros(2, 3, 4, device=device) for device in ("cpu", "cuda", "cpu")]
+        monkeypatch.setattr(api, "gather_components_reference", lambda tensors, *_: list(tensors))
+        made = gather_components(tensors, [INDEX] * 3, tensors)
+    assert passes == [{"cpu"}, {"cuda"}]
+    assert [x.device.type for x in made] == ["cpu", "cuda", "cpu"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -251,6 +251,7 @@ REFUSED = [
     ("grads", [torch.zeros(2, 4, 2)], r"grads\[0\] must be empty or have the shape of weights\[0\]"),
     ("grads", [], "got 1 weights but 0 grads"),
     ("grads", [torch.zeros(2, 4, 3, device="meta")], r"grads\[0\] must be on ema's device cpu, got meta"),
+    ("inverse_count", torch.ones(4, device="meta"), "inverse_count must be on ema's device cpu, got meta"),
     ("metric", "taylour", "metric must be one of taylor, gradient, magnitude, signed, got 'taylour'"),
     ("beta", 1.5, r"beta must be in \[0, 1\], got 1.5"),
     ("beta", float("nan"), r"beta must be in \[0, 1\], got nan"),

@@ -341,6 +341,15 @@ def test_autocast_casts_like_linear(backend: str) -> None:
         assert torch.equal(y, masked_linear(*low))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_autocast_casts_nothing_that_is_refused(dtype: torch.dtype) -> None:
+    x, w, b = (tensor.detach() for tensor in make(30, 8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.linear(x.double(), w.double()).dtype == torch.float64
+        with pytest.raises(ValueError, match="masked_linear: x must be float32, bfloat16 or float16, got"):
+            masked_linear(x.to(dtype), w, b)
+
+
 # --- What is refused
 
 

@@ -1,6 +1,7 @@
 """compact: the same function in plain PyTorch, with which PyTorch's own tools can do what they like."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -13,7 +14,7 @@ from dmao_kernels import BlockMask, accelerate, compact, use_backend
 from dmao_kernels import nn as layers
 from dmao_kernels.plain import layers as plain
 from dmao_kernels.plain import register_plain
-from dmao_kernels.structure import ComponentGates, Elastic, apply_plan
+from dmao_kernels.structure import ComponentGates, Elastic, apply_plan, discover
 from tests.structure import plain as foreign
 from tests.structure.plain import build, inputs, mixed, plan_for
 
@@ -293,6 +294,26 @@ def test_registered_families_need_nothing():
     model = build(*foreign.FAMILIES).eval()
     x = inputs()
     assert torch.equal(compact(model)(x), model(x))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_modules_of_other_packages_stay_free_of_this_library(compiled):
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 12))
+    discover(model, x := inputs())
+    elastic = Elastic(model)
+    apply_plan(plan_for(elastic, mixed), elastic)
+    made = compact(torch.compile(model, backend="eager") if compiled else model)
+    assert type(made) is nn.Sequential
+    assert b"dmao" not in pickle.dumps(made)
+    assert torch.equal(made(x), model(x))
+
+
+def test_what_was_compiled_is_replaced_too():
+    layer = edited("feed-forward")
+    model = nn.Sequential(torch.compile(layer, backend="eager"))
+    made = compact(model)
+    assert type(made[0]) is plain.FeedForward
+    torch.testing.assert_close(made(x := inputs()), layer(x))
 
 
 def test_slots_are_refused():

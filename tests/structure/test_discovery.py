@@ -209,3 +209,10 @@ def test_one_module_may_be_registered() -> None:
     register_family(model, "a reason")
     with pytest.raises(ValueError, match="a reason"):
         Elastic(model)
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(TypeError, match="example must be a tensor, a tuple or a mapping of arguments, got None"):
+        discover(nn.Linear(D, D), None)
+    with pytest.raises(ValueError, match="components must be a whole number from 1, got 0"):
+        discover(nn.Linear(D, D), torch.randn(2, D), components=0)

@@ -278,3 +278,17 @@ def test_groups():
 def test_register_family_wants_a_module_class():
     with pytest.raises(TypeError, match=r"must be a subclass of nn.Module"):
         register_family(int, feedforward_layout())
+    with pytest.raises(ValueError, match=r"must be a dotted path such as 'package.module.Class': 'Mlp'"):
+        register_family("Mlp", feedforward_layout())
+
+
+@pytest.mark.parametrize("layout", [{"up.weight": "(C u) d"}, [feedforward_layout(), 4], (feedforward_layout(), 4.0)])
+def test_what_is_no_layout_is_refused(layout):
+    module = nn.Linear(4, 4)
+    with pytest.raises(
+        TypeError, match="register_family: layout must be a ComponentLayout, a pair of one and a number"
+    ):
+        register_family(module, layout)
+    register_family(module, lambda _: layout)
+    with pytest.raises(TypeError, match="Linear: what the function given as layout returns must be a ComponentLayout"):
+        Elastic(module)

@@ -111,6 +111,17 @@ def test_empty_modules_that_take_tuples() -> None:
     assert torch.equal(y, torch.zeros_like(X))
 
 
+def test_empty_modules_whose_arguments_are_given_by_name() -> None:
+    class Masked(Mlp):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(x) * mask
+
+    elastic = Elastic(model := Masked())
+    apply_plan(given_plan({"": ()}, elastic.counts()), elastic)
+    for empty in (model, dmao_kernels.compact(model)):
+        assert torch.equal(empty(mask=torch.ones(5, 1), x=X), torch.zeros_like(X))
+
+
 def test_named_swap() -> None:
     plain = nn.Sequential(Mlp(), Mlp(nn.LayerNorm(H)), Mlp(act=nn.Tanh()))
     fast = copy.deepcopy(plain)

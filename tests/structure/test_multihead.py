@@ -93,8 +93,10 @@ def test_unbatched_and_masks_per_head() -> None:
     x = torch.randn(T, B, D)
     expected = whole(x, x, x, attn_mask=per_head.flatten(0, 1))[0]
     torch.testing.assert_close(pruned(x, x, x, attn_mask=per_head[:, KEPT].flatten(0, 1))[0], expected)
-    with pytest.raises(ValueError, match=r"attn_mask must be \[T, S\] or \[B \* 3 heads, T, S\]"):
+    with pytest.raises(ValueError, match=rf"attn_mask must be \[T, S\] or \[{B} \* 3 heads, T, S\]"):
         pruned(x, x, x, attn_mask=per_head[:2].flatten(0, 1))
+    with pytest.raises(ValueError, match="attn_mask must be"):  # of another batch, though of so many heads
+        pruned(x, x, x, attn_mask=per_head[:1, KEPT].flatten(0, 1))
     with pytest.raises(ValueError, match="is_causal needs the attn_mask"):
         pruned(x, x, x, is_causal=True)
 

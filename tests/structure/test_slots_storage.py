@@ -165,6 +165,10 @@ def test_what_cannot_be_kept_in_slots():
     elastic = Elastic(encoder(), storage="slots")
     with pytest.raises(ValueError, match="to_slots: the model is in slots storage already"):
         elastic.to_slots()
+    with pytest.raises(
+        ValueError, match=r"Elastic: blocks\.0\.ffn1 is in slots storage already: go on with the Elastic"
+    ):
+        Elastic(copy.deepcopy(elastic.model))
     with pytest.raises(ValueError, match="ComponentGates: gates need tight storage"):
         ComponentGates(elastic)
     with pytest.raises(ValueError, match=re.escape("shaw has 6 slots, too few for 7 components")):

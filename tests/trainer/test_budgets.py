@@ -84,7 +84,7 @@ def test_budgets(budget, expected):
         ({"budget": 0.9, "selection": "paper"}, "budget needs selection='exact'"),
         ({"max_growth": 1.5}, r"max_growth must be in \(0, 1\], got 1.5"),
         ({"max_width": 0.9}, "max_width must be finite and 1 or more, got 0.9"),
-        ({"align": 0}, "align must be 1 or more, got 0"),
+        ({"align": 0}, "align must be a whole number from 1, got 0"),
         ({"align": 32}, "blocks.0: align=32 needs a multiple of 8 components, got 4"),
         ({"cost": Costs("ns", {"a": 1}, {"a": 0})}, r"Costs: the modules must be \['blocks.0', .*\], got \['a'\]"),
         ({"cost": LatencyCost(lambda model: None)}, "example must call blocks.0, but it was not called"),

@@ -66,6 +66,16 @@ def test_the_keys_tell_the_kind_of_schedule(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_more_than_the_first_step_is_scored_before_an_event():
+    changes = ["grow_and_drop.schedule={start: 0.15}", "grow_and_drop.observe_every=540"]
+    config = load_config(None, changes)
+    config.grow_and_drop.require_scores(3608)
+    with pytest.raises(ConfigError, match=r"observe_every must be below 540, the step of the first event, got 540"):
+        config.grow_and_drop.require_scores(3600)
+    config.baseline().grow_and_drop.require_scores(3600)
+    load_config(None, ["grow_and_drop.schedule={start: 1}"]).grow_and_drop.require_scores(3600)
+
+
 def test_baseline_differs_in_the_schedule_alone():
     config = TrainConfig()
     restored = dataclasses.replace(

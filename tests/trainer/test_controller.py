@@ -11,6 +11,7 @@ import pytest
 import torch
 from dmao.controller import Event, GrowAndDrop
 from dmao.schedule import Schedule
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dmao_kernels.structure import ScoringAdamW
@@ -284,7 +285,11 @@ def test_gates_join_the_optimizer_without_weight_decay():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"observe_every": 0}, "observe_every must be 1 or more, got 0"),
+        ({"observe_every": 0}, "observe_every must be a whole number from 1, got 0"),
+        ({"observe_every": 2.5}, "observe_every must be a whole number from 1, got 2.5"),
+        ({"keep_at_least": -1}, "keep_at_least must be a whole number from 0, got -1"),
+        ({"companions": [nn.Linear(2, 2)]}, r"a companion \(Linear\) has no module blocks.0"),
+        ({"companions": [{}]}, "a companion mapping has no blocks.0.up.weight"),
         ({"metric": "luck"}, "metric must be"),
         ({"beta": 1.0}, "beta must be"),
         ({"schedule": Schedule(start=50)}, "after step 1 to 39 of 40"),
@@ -295,3 +300,54 @@ def test_gates_join_the_optimizer_without_weight_decay():
 def test_wrong_settings_fail_at_once(settings, message):
     with pytest.raises(ValueError, match=message):
         setup(**settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": Net}, "model must be of class Module or Elastic, got the class Net"),
+        ({"optimizer": build().parameters()}, "optimizer must be of class Optimizer or Sequence, got a generator"),
+        ({"optimizer": list(build().parameters())}, "optimizer must be of class Optimizer, got a Parameter"),
+        ({"schedule": 0.4}, "schedule must be of class Schedule or WhenSettled, got a float"),
+        ({"schedule": Schedule}, "schedule must be of class Schedule or WhenSettled, got the class Schedule"),
+        ({"components": 4.0}, "components must be a whole number or a mapping to such, got 4.0"),
+        ({"companions": build()}, r"companions must be a list such as \[average\], got a Net"),
+        ({"companions": ["blocks"]}, "companions must be modules, or mappings from names to tensors, got a str"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(arguments, message):
+    usual = {"model": build(), "optimizer": None, "schedule": Schedule(start=1), "total_steps": 4}
+    with pytest.raises(TypeError, match=message):
+        GrowAndDrop(**usual | arguments)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    other = torch.optim.SGD(build().parameters())
+    with pytest.raises(ValueError, match="optimizer must hold parameters of the model's elastic modules"):
+        GrowAndDrop(build(), other, Schedule(start=1), total_steps=4)
+
+
+def test_several_optimizers_follow():
+    model = build()
+    weights, biases = ([p for p in model.parameters() if (p.dim() > 1) == matrix] for matrix in (True, False))
+    optimizers = [torch.optim.AdamW(weights, lr=0.01), torch.optim.SGD(biases, lr=0.01, momentum=0.9)]
+    controller = GrowAndDrop(model, optimizers, Schedule(start=2, fraction=0.4), total_steps=4)
+    for step in range(1, 4):
+        observe(controller)
+        for optimizer in optimizers:
+            optimizer.step()
+        if controller.due(step):
+            assert controller.adapt().dropped
+    with pytest.raises(ValueError, match="metric='gate' adds parameters to the optimizer: give one, not several"):
+        GrowAndDrop(model, optimizers, Schedule(start=1), total_steps=4, metric="gate")
+
+
+def test_a_compiled_model_is_known_by_its_own_names():
+    model = build()
+    average, compiled = AveragedModel(model), torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = GrowAndDrop(compiled, optimizer, Schedule(start=2, fraction=0.4), 40, companions=[average])
+    _, events = run(compiled, optimizer, controller, range(1, 4))
+    assert len(events) == 1
+    assert list(controller.elastic.modules) == [f"blocks.{i}" for i in range(5)]
+    average.update_parameters(model)

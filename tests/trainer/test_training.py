@@ -316,6 +316,21 @@ def test_overhead_sees_slow_scores(monkeypatch):
     assert measured.optimizer_pct.median == pytest.approx(25)
 
 
+def test_where_it_trains_is_told_once(tmp_path, caplog):
+    config = tiny_config("steps=2", "grow_and_drop.schedule=null")
+    with caplog.at_level("INFO", logger="dmao"):
+        for _ in range(2):  # the second one finds it finished
+            found = train(config, tmp_path, TinySource())
+    said = [record.getMessage() for record in caplog.records if " steps on " in record.getMessage()]
+    assert said == [f"train: 2 steps on cpu, {found.parameters:,} parameters"]
+
+
+def test_an_event_without_scores_is_told_before_the_training(tmp_path):
+    with pytest.raises(ConfigError, match=r"observe_every must be below 9, the step of the first event, got 20"):
+        train(tiny_config("grow_and_drop.observe_every=20"), tmp_path, TinySource())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_step_times_of_two_arms(grown, uniform):
     before = sorted(path.name for path in grown.run_dir.rglob("*"))
     times = step_times({"baseline": uniform.run_dir, "dmao": grown.run_dir}, TinySource(), pairs=4)

@@ -55,7 +55,9 @@ def mode(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     config._measured.cache_clear()
 
 
-def test_table_chooses_unless_asked(gpu: Gpu) -> None:
+def test_table_chooses_unless_asked(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu.choose() == SMALL
+    mode(monkeypatch, "")  # as if it were not set
     assert gpu.choose() == SMALL
     assert not gpu.launches
 

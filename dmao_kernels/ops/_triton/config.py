@@ -27,6 +27,8 @@ from typing import Any
 import torch
 import triton
 
+from dmao_kernels.dispatch import allows_tf32
+
 Config = dict[str, int]
 Table = dict[int | str, dict[str, list[Config]]]
 
@@ -80,7 +82,7 @@ def power_of_2(n: int) -> int:
 
 def precision(dtype: torch.dtype) -> str:
     """`input_precision` of tl.dot: float32 is multiplied as such unless PyTorch is allowed to take TF32."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if dtype == torch.float32 and allows_tf32() else "ieee"
 
 
 def kind_of(dtype: torch.dtype) -> str:
@@ -133,7 +135,7 @@ def choose(
             launching twice would not give the same.
     """
     choices = candidates(table, kind, device)
-    mode = os.environ.get("DMAO_TRITON_AUTOTUNE", "off")
+    mode = os.environ.get("DMAO_TRITON_AUTOTUNE") or "off"
     if mode not in MODES:
         raise ValueError(f"DMAO_TRITON_AUTOTUNE: must be one of {', '.join(MODES)}, got {mode!r}")
     if mode == "off" or len(choices) == 1:

@@ -23,7 +23,8 @@ _WORD = 2**31
 class Kernel:
     """A kernel that the host launches: kernel[grid](arguments in order, then by name, and Triton's options).
 
-    Of the numbers in `varying` no value is compiled for, only whether they fit into 32 bits; of all others every one.
+    Of the numbers in `varying` no value is compiled for, only whether they fit into 32 bits; of other whole numbers
+    also whether they are 1 and whether 16 divides them.
     """
 
     def __init__(self, function: Callable[..., None], varying: Sequence[str]) -> None:
@@ -50,10 +51,7 @@ class Kernel:
             *options.items(),
             *[arguments[i] for i in self._constant],
             *[-_WORD <= arguments[i] < _WORD for i in self._varying],
-            *[
-                (x.dtype, x.data_ptr() % _ALIGNMENT) if isinstance(x, Tensor) else x
-                for x in [arguments[i] for i in self._others]
-            ],
+            *[_kind(arguments[i]) for i in self._others],
         )
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -62,6 +60,18 @@ class Kernel:
             self._compiled[key] = self._jit[grid](*arguments, **options)
         else:
             compiled[(*grid, 1, 1)[:3]](*arguments)
+
+
+def _kind(argument: Any) -> Hashable:
+    """What Triton compiles for: as much as it looks at of an argument."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % _ALIGNMENT
+    if type(argument) is int:
+        return argument == 1, argument % _ALIGNMENT == 0, -_WORD <= argument < _WORD
+    if isinstance(argument, float):
+        return float
+    kind: Hashable = argument
+    return kind
 
 
 def kernel(varying: Sequence[str] = ()) -> Callable[[Callable[..., None]], Kernel]:

@@ -17,6 +17,7 @@ from dmao_kernels.ops._triton.launch import kernel
 
 _PLANE_TILE = 1024
 _LONGEST_VECTOR = 16
+_WORD = 2**31
 
 
 def _tile(rows: int, columns: int, step: int, num_warps: int, num_stages: int) -> Config:
@@ -77,6 +78,17 @@ def rows_of(x: Tensor) -> Tensor:
     """x [..., width] as rows whose elements stand side by side; in place where that is so."""
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
+
+
+def weight_rows(op: str, name: str, w: Tensor) -> Tensor:
+    """`rows_of` a weight, within which kernels count in 32 bits."""
+    rows = rows_of(w)
+    if rows.shape[0] * rows.stride(0) >= _WORD:
+        raise ValueError(
+            f"{op}: Triton's kernels reach fewer than 2^31 elements of {name}, got {list(w.shape)}, rows "
+            f"{rows.stride(0)} apart"
+        )
+    return rows
 
 
 def gathering(config: Config) -> Config:

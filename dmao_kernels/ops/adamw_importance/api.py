@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, describe, wants_gradient
+from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, check_devices, describe, wants_gradient
 from dmao_kernels.ops.adamw_importance.reference import GROUP_COLUMNS, adamw_importance_reference_
 from dmao_kernels.ops.importance.api import check_scores
 
@@ -69,7 +69,7 @@ def adamw_importance_(
         params: contiguous float32, bfloat16 or float16 tensors of any shape, updated in place (float16 is native on
             GPUs only).
         grads: one per parameter, of its shape and dtype; copied first where not contiguous.
-        exp_avgs, exp_avg_sqs: contiguous moments, of the parameter's shape and dtype.
+        exp_avgs, exp_avg_sqs: contiguous moments, of the parameter's shape, dtype and device.
         steps: float32 [], the steps that each parameter has done before, on ema's device or on the CPU, as
             torch.optim.AdamW keeps them: fused, or not. Empty [0] for a parameter that is only
             scored: its moments are not looked at, its gradient may be empty as in `importance_`.
@@ -78,15 +78,15 @@ def adamw_importance_(
         ema, segments, inverse_count, metric, beta: as in `importance_`, with params as weights; segments [0, 5]
             scores nothing. No two segments may name one tensor.
         grad_factor: float32 [], for example of clipping by norm; None: 1.
+        All but the tables and, where they are there, the steps are on ema's device.
 
     Raises:
         ValueError: an argument's dtype, shape, device or value is not as above.
         RuntimeError: called where autograd records and a tensor requires grad (call it under
             torch.no_grad()); a segment does not fit; two segments name one tensor; group_of is out of range.
     """
-    _check(params, grads, exp_avgs, exp_avg_sqs, steps, groups, group_of, grad_factor)
+    _check(params, grads, exp_avgs, exp_avg_sqs, steps, groups, group_of, grad_factor, ema.device)
     check_scores(_OP, ema, segments, inverse_count, metric, beta)
-    _check_devices(ema.device, (*params, *grads))
     if wants_gradient(ema, *params, *grads):
         raise RuntimeError(f"{_OP}: a step is not differentiable; call it under torch.no_grad()")
     grads = [grad.contiguous() for grad in grads]
@@ -120,6 +120,7 @@ def _check(
     groups: Tensor,
     group_of: Tensor,
     grad_factor: Tensor | None,
+    device: torch.device,
 ) -> None:
     lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps}
     for name, tensors in lists.items():
@@ -137,33 +138,36 @@ def _check(
         )
     if grad_factor is not None and (grad_factor.dtype != torch.float32 or grad_factor.dim() != 0):
         raise ValueError(f"{_OP}: grad_factor must be float32 [], got {describe(grad_factor)}")
+    check_devices(_OP, "ema", device, grad_factor=grad_factor)
     for i, tensors in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True)):
-        _check_parameter(i, *tensors)
+        _check_parameter(i, device, *tensors)
 
 
 # Runs once per parameter and step: a model of many small parameters spends its time here. Every property of a tensor
 # is looked at once.
-def _check_parameter(i: int, param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> None:
+def _check_parameter(
+    i: int, device: torch.device, param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor
+) -> None:
     dtype, shape = param.dtype, param.shape
     if dtype not in DTYPES or not param.is_contiguous():
         raise ValueError(f"{_OP}: params[{i}] must be contiguous float32, bfloat16 or float16, got {describe(param)}")
     only_scored = step.numel() == 0
     if (grad.dtype != dtype or grad.shape != shape) and not (only_scored and grad.numel() == 0):
         raise ValueError(f"{_OP}: grads[{i}] must {_like(i, param)}, got {describe(grad)}")
+    if param.device != device or grad.device != device:
+        check_devices(_OP, "ema", device, **{f"params[{i}]": param, f"grads[{i}]": grad})
     if only_scored:
         return
     for name, tensor in (("exp_avgs", exp_avg), ("exp_avg_sqs", exp_avg_sq)):
         if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
             raise ValueError(f"{_OP}: {name}[{i}] must be contiguous and {_like(i, param)}, got {describe(tensor)}")
+        if tensor.device != device:
+            check_devices(_OP, "ema", device, **{f"{name}[{i}]": tensor})
     if step.dtype != torch.float32 or step.dim() != 0:
         raise ValueError(f"{_OP}: steps[{i}] must be float32 [] or empty, got {describe(step)}")
+    if not step.is_cpu and step.device != device:
+        check_devices(_OP, "ema", device, **{f"steps[{i}]": step})
 
 
 def _like(i: int, param: Tensor) -> str:
     return f"have the dtype and shape of params[{i}], {describe(param)}"
-
-
-def _check_devices(device: torch.device, tensors: Sequence[Tensor]) -> None:
-    for tensor in tensors:
-        if tensor.device != device:
-            raise ValueError(f"{_OP}: all tensors must be on ema's device {device}, got {tensor.device}")

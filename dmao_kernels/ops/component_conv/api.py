@@ -104,7 +104,7 @@ def component_conv(
         bias,
         lengths,
         offsets,
-        width=2 * weight.shape[0],
+        halves=2,
         norm_weight=norm_weight,
         norm_bias=norm_bias,
     )

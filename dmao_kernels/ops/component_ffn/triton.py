@@ -11,7 +11,15 @@ from torch import Tensor
 from dmao_kernels.ops._triton.config import Config, cdiv, choose, choose_tiles, kind_of, precision, processors
 from dmao_kernels.ops._triton.live import Channels
 from dmao_kernels.ops._triton.philox import threshold_of
-from dmao_kernels.ops._triton.products import TILES, gathering, rows_of, sum_planes, token_spans, vector_of
+from dmao_kernels.ops._triton.products import (
+    TILES,
+    gathering,
+    rows_of,
+    sum_planes,
+    token_spans,
+    vector_of,
+    weight_rows,
+)
 from dmao_kernels.ops._triton.sums import add_parts
 from dmao_kernels.ops.component_ffn import _kernels as kernels
 
@@ -24,7 +32,8 @@ class _Layer:
     def __init__(
         self, x: Tensor, w1: Tensor, w2: Tensor, live: Tensor | None, components: int, p: float, seed: Tensor | None
     ) -> None:
-        self.x, self.w1, self.w2 = rows_of(x), rows_of(w1), rows_of(w2)
+        self.x = rows_of(x)
+        self.w1, self.w2 = weight_rows("component_ffn", "w1", w1), weight_rows("component_ffn", "w2", w2)
         self.tokens, self.d = self.x.shape
         self.d_out, self.units = w2.shape
         unit = self.units // components if components else 0

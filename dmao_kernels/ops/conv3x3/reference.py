@@ -15,8 +15,12 @@ def conv3x3_reference(
     pooling: tuple[int, int] | None = None,
 ) -> Tensor:
     """The contract of `conv3x3`, for any dtype and device; differentiable and traceable."""
-    # In float64 F.conv2d has no gradient for weights of some strides.
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight.contiguous(), bias, padding=1)
+    if x.numel() and weight.numel():
+        # In float64 F.conv2d has no gradient for weights of some strides.
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight.contiguous(), bias, padding=1)
+    else:  # which it refuses
+        y = (0 * (x.sum() + weight.sum())).expand(x.shape[0], weight.shape[0], *x.shape[1:3])
+        y = y if bias is None else y + bias[:, None, None]
     if pooling is not None:
         rows, columns = y.shape[2] // pooling[0], y.shape[3] // pooling[1]
         # max_pool2d refuses images without a whole window.

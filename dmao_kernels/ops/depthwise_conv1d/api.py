@@ -56,7 +56,7 @@ def depthwise_conv1d(
             only), or this is differentiated twice.
     """
     x, weight, bias = autocast(x, weight, bias)
-    check_convolution("depthwise_conv1d", x, weight, bias, lengths, offsets, width=weight.shape[0])
+    check_convolution("depthwise_conv1d", x, weight, bias, lengths, offsets)
     if (backend := choose_backend("depthwise_conv1d", x, weight, bias, lengths, offsets)) == "reference":
         return depthwise_conv1d_reference(x, weight, bias, lengths=lengths, offsets=offsets)
     return operators(backend).depthwise_conv1d(x, weight, bias, lengths, offsets)
@@ -70,14 +70,15 @@ def check_convolution(
     lengths: Tensor | None,
     offsets: Tensor | None,
     *,
-    width: int,
+    halves: int = 1,
     **vectors: Tensor | None,
 ) -> None:
-    """Raises ValueError unless x has `width` columns and the rest fits; `vectors` are [C] like bias."""
+    """Raises ValueError unless x has so many times C columns and the rest fits; `vectors` are [C] like bias."""
     check_float(op, "x", x)
     check_utterances(op, x, lengths, offsets)
     if weight.dim() != 2 or weight.shape[1] % 2 == 0:
         raise ValueError(f"{op}: weight must be [C, k] with an odd k, got {list(weight.shape)}")
+    width = halves * weight.shape[0]
     if x.shape[-1] != width:
         raise ValueError(f"{op}: x must have {width} columns for weight {list(weight.shape)}, got {list(x.shape)}")
     vectors = {"bias": bias, **vectors}

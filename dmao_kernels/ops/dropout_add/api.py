@@ -98,7 +98,7 @@ def dropout_add_layer_norm(
 
     Raises:
         ValueError: an argument's dtype, shape, device or value is not as above.
-        RuntimeError: this is differentiated twice (CPU kernels only).
+        RuntimeError: this is differentiated twice (the reference can be).
     """
     _check("dropout_add_layer_norm", x, y, p, seed)
     if list(weight.shape) != [x.shape[-1]] or weight.dtype not in (torch.float32, x.dtype):

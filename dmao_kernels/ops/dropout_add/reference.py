@@ -18,7 +18,7 @@ def dropout_add_reference(
         keep = keep_mask(seed, y.shape[:-1].numel(), columns, p).view(y.shape)
         y = y * (keep.to(y.dtype) / (1 - p))
     y = y if scale == 1 else y * scale
-    return y if x is None else x + y
+    return y if x is None else (x + y).to(x.dtype)  # float16 + bfloat16 is float32
 
 
 def dropout_add_layer_norm_reference(
@@ -34,4 +34,5 @@ def dropout_add_layer_norm_reference(
 ) -> tuple[Tensor, Tensor]:
     """The contract of `dropout_add_layer_norm`, for any dtype and device; differentiable and traceable."""
     total = dropout_add_reference(x, y, p=p, seed=seed, scale=scale)
-    return total, F.layer_norm(total, x.shape[-1:], weight, bias, eps)
+    # PyTorch has not every pair of dtypes on every device, and autocast on GPUs returns float32.
+    return total, F.layer_norm(total.to(weight.dtype), x.shape[-1:], weight, bias, eps).to(total.dtype)

@@ -27,7 +27,7 @@ def _fake(tensors: Sequence[Tensor], index: Sequence[Tensor], given: Sequence[Te
 def gather_components(
     tensors: Sequence[Tensor], index: Sequence[Tensor], given: Sequence[Tensor | None] | None = None
 ) -> list[Tensor]:
-    """New tensors whose components are old ones, given ones, or what remains of an old one; all in one pass.
+    """New tensors whose components are old ones, given ones, or what remains of an old one; one pass for each device.
 
     A tensor is seen as x [repeats, components, run] (`layout.Pattern.view`). Row j of its index, (s, g), says what the
     new component j is:
@@ -65,6 +65,18 @@ def gather_components(
     values = [_check(i, *each) for i, each in enumerate(zip(tensors, index, optional, strict=True))]
     if wants_gradient(*tensors, *values):
         raise RuntimeError(f"{_OP}: an edit is not differentiable; call it under torch.no_grad()")
+    devices = list(dict.fromkeys([x.device for x in tensors]))
+    if len(devices) == 1:
+        return _gather(tensors, index, values)
+    made: dict[int, Tensor] = {}
+    for device in devices:
+        own = [i for i, x in enumerate(tensors) if x.device == device]
+        made |= zip(own, _gather(*([group[i] for i in own] for group in (tensors, index, values))), strict=True)
+    return [made[i] for i in range(len(tensors))]
+
+
+def _gather(tensors: Sequence[Tensor], index: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    """Of tensors on one device."""
     backend = choose_backend(_OP, *tensors)
     gather = gather_components_reference if backend == "reference" else operators(backend).gather_components
     return gather(*([tensor.contiguous() for tensor in group] for group in (tensors, index, values)))

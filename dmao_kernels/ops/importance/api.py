@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, check_choice, describe, wants_gradient
+from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, check_choice, check_devices, describe, wants_gradient
 from dmao_kernels.ops.importance.reference import METRICS, importance_reference_
 
 define(
@@ -120,6 +120,7 @@ def check_scores(op: str, ema: Tensor, segments: Tensor, inverse_count: Tensor, 
         raise ValueError(
             f"{op}: inverse_count must have as many elements as ema ({ema.numel()}), got {inverse_count.numel()}"
         )
+    check_devices(op, "ema", ema.device, inverse_count=inverse_count)
     if segments.dtype != torch.int64 or segments.dim() != 2 or segments.shape[1] != 5:
         raise ValueError(f"{op}: segments must be int64 [n, 5], got {describe(segments)}")
     if not segments.is_cpu:  # they are read on the host: on another device that would wait for it

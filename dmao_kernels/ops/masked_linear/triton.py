@@ -18,7 +18,15 @@ from dmao_kernels.ops._triton.config import (
     precision,
     processors,
 )
-from dmao_kernels.ops._triton.products import TILES, gathering, rows_of, sum_planes, token_spans, vector_of
+from dmao_kernels.ops._triton.products import (
+    TILES,
+    gathering,
+    rows_of,
+    sum_planes,
+    token_spans,
+    vector_of,
+    weight_rows,
+)
 from dmao_kernels.ops.masked_linear import _kernels as kernels
 
 _POINTWISE = {"ROWS": 8, "COLUMNS": 256}
@@ -147,7 +155,7 @@ def masked_linear(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The operator dmao_triton::masked_linear."""
-    rows, w, lines = rows_of(x), rows_of(w), _Lines(row_offsets, column_ids, block)
+    rows, w, lines = rows_of(x), weight_rows("masked_linear", "w", w), _Lines(row_offsets, column_ids, block)
     tokens, outputs = rows.shape[0], w.shape[0]
     gated = activation == "glu"
     y = x.new_empty((*x.shape[:-1], outputs // 2 if gated else outputs))
@@ -180,7 +188,7 @@ def masked_linear_backward(
     need_b: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator dmao_triton::masked_linear_backward."""
-    rows, w, grad = rows_of(x), rows_of(w), rows_of(grad_y)
+    rows, w, grad = rows_of(x), weight_rows("masked_linear", "w", w), rows_of(grad_y)
     if activation != "none":
         grad_y, grad = grad, torch.empty_like(pre_activation)
         if grad_y.numel():

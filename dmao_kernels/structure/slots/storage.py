@@ -24,6 +24,11 @@ OptimizerOrMany = Optimizer | Sequence[Optimizer] | None
 LIVE = "live_slots"
 
 
+def in_slots(model: nn.Module) -> list[str]:
+    """The names of the modules that are in slots storage."""
+    return [name or "the model" for name, module in model.named_modules() if module._buffers.get(LIVE) is not None]
+
+
 def enter_slots(elastic: Elastic, headroom: float, optimizer: OptimizerOrMany, companions: Iterable[Companion]) -> None:
     """``Elastic.to_slots``."""
     if elastic.storage == "slots":
@@ -104,10 +109,10 @@ def _capacity(m: ElasticModule, headroom: float) -> int:
     return capacity
 
 
-def _tell_norms(module: nn.Module, in_slots: bool) -> None:
+def _tell_norms(module: nn.Module, slots: bool) -> None:
     for part in module.modules():
         if hasattr(part, "in_slots"):
-            part.in_slots = in_slots  # type: ignore[assignment]
+            part.in_slots = slots  # type: ignore[assignment]
 
 
 def _check_live(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:

@@ -46,7 +46,7 @@ class LexiconDecoder:
         scales: see `Scales`; `lm` and `prior` have no effect without `arpa` and `prior`.
 
     Raises:
-        UserError: flashlight-text is not installed, no word can be spelled, `arpa` cannot be read.
+        UserError: flashlight-text is not installed, no word can be spelled, `arpa` cannot be read or knows no word.
     """
 
     def __init__(
@@ -75,7 +75,11 @@ class LexiconDecoder:
         self._model = self._fl.ZeroLM() if arpa is None else _read_arpa(arpa, self._dictionary)
         self._with_model = arpa is not None
         self._trie = self._fl.Trie(self._columns, self._silence)
-        self._fill(spellings)
+        if not self._fill(spellings):
+            raise UserError(
+                f"language model {arpa} knows none of the words to be found, {_some(list(spellings))}: are its words "
+                "written otherwise, as in capitals?"
+            )
         self._trie.smear(self._fl.SmearingMode.MAX)
         self.rescale(scales)
 
@@ -137,8 +141,11 @@ class LexiconDecoder:
                 begin = None
         return found
 
-    def _fill(self, spellings: dict[str, list[list[int]]]) -> None:
+    def _fill(self, spellings: dict[str, list[list[int]]]) -> bool:
+        """False where the model says of every word what it says of an unknown one: then all of them are."""
         start = self._model.start(False)
+        _, unknown = self._model.score(start, self._dictionary.get_index(_UNKNOWN))
+        knows = not self._with_model
         twin = {label: len(self._labels) + position for position, label in enumerate(self._twins.tolist())}
         alike: Counter[tuple[int, ...]] = Counter()
         most = _SAME_SPELLING if self._with_model else 1
@@ -146,6 +153,7 @@ class LexiconDecoder:
         for word, several in spellings.items():
             index = self._dictionary.get_index(word)
             _, score = self._model.score(start, index)
+            knows = knows or score != unknown
             for ids in several:
                 alike[tuple(ids)] += 1
                 if alike[tuple(ids)] > most:
@@ -162,6 +170,7 @@ class LexiconDecoder:
                 "" if self._with_model else ", which only a language model tells apart,",
                 _some(crowded),
             )
+        return knows
 
     def _with_end(self, frames: np.ndarray) -> np.ndarray:
         end = np.full((1, len(self._labels)), _END, np.float32)
