@@ -2,10 +2,10 @@
 
 `python -m benchmarks.step_on_gpu librispeech/conformer_512 [--precision bf16] [--set key=value]`
 
-In turns, on the same random batch with the recipe's seconds of audio: this library's step (ConformerCTC, AdamW that
-scores) and that of `dmao_kernels.compact(model)` with PyTorch's fused AdamW. "host" is until the step has been queued,
-"wall" until the GPU has finished it, "GPU" what its kernels take by themselves: where the host takes longer, it is the
-host that the training waits for.
+In turns, on the same random batches with the recipe's seconds of audio, no two of the same lengths: this library's step
+(ConformerCTC, AdamW that scores) and that of `dmao_kernels.compact(model)` with PyTorch's fused AdamW. "host" is until
+the step has been queued, "wall" until the GPU has finished it, "GPU" what its kernels take alone: where the host
+takes longer, it is the host that the training waits for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from torch import nn
 from dmao_kernels import compact
 
 WARM, ROUNDS = 3, 15
-OUTPUTS, UTTERANCE, LABELS_PER_SECOND = 79, 15, 10  # labels, seconds of an utterance, speech
+Step = Callable[[Batch], object]
+OUTPUTS, UTTERANCE, LABELS_PER_SECOND = 79, 15, 10  # labels, seconds of an utterance at most, speech
 
 
 @dataclass(frozen=True)
@@ -42,35 +43,39 @@ class Times:
     kernels: int | None
 
 
-def random_batch(seconds: float) -> Batch:
-    """As many utterances of 15 s as fit."""
-    count, frames = max(1, int(seconds // UTTERANCE)), 100 * UTTERANCE
-    generator = torch.Generator().manual_seed(0)
-    labels = UTTERANCE * LABELS_PER_SECOND
+def random_batch(seconds: float, seed: int = 0) -> Batch:
+    """As many utterances as fit, of 7.5 to 15 s."""
+    generator = torch.Generator().manual_seed(seed)
+    most = max(1, int(2 * seconds // UTTERANCE))
+    lengths = torch.randint(50 * UTTERANCE, 100 * UTTERANCE + 1, (most,), generator=generator)
+    count = max(1, int((lengths.cumsum(0) <= 100 * seconds).sum()))
+    lengths = lengths[:count]
+    labels = lengths * LABELS_PER_SECOND // 100
     return Batch(
-        torch.randn(count, frames, 80, generator=generator),
-        torch.full((count,), frames),
-        torch.randint(1, OUTPUTS, (count * labels,), generator=generator),
-        torch.full((count,), labels),
+        torch.randn(count, int(lengths.max()), 80, generator=generator),
+        lengths,
+        torch.randint(1, OUTPUTS, (int(labels.sum()),), generator=generator),
+        labels,
         tuple(f"random-{i}" for i in range(count)),
         ("",) * count,
     )
 
 
-def our_step(model: ConformerCTC, config: TrainConfig, batch: Batch) -> Callable[[], object]:
+def our_step(model: ConformerCTC, config: TrainConfig) -> Step:
     optimizer = make_optimizer(model, config.optimizer)
     step = TrainingStep(model, optimizer, config, make_controller(model, optimizer, config))
-    return lambda: step(batch, 1)
+    return lambda batch: step(batch, 1)
 
 
-def plain_step(model: nn.Module, config: TrainConfig, batch: Batch) -> Callable[[], object]:
+def plain_step(model: nn.Module, config: TrainConfig) -> Step:
     """Also the loss and the gradients' norm are fetched, as a trainer that looks at them does."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    features = batch.features.to(next(model.parameters()).device)
+    device = next(model.parameters()).device
 
-    def step() -> None:
+    def step(batch: Batch) -> None:
+        features = batch.features.to(device)
         optimizer.zero_grad(set_to_none=True)
-        with autocast(config.precision, features.device):
+        with autocast(config.precision, device):
             log_probs, lengths = model(features, batch.feature_lengths)
         loss, _, _ = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
         loss.item()
@@ -90,16 +95,17 @@ def check(model: ConformerCTC, plain: nn.Module, batch: Batch) -> None:
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)  # TF32 on GPUs
 
 
-def measure(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[str, Times]:
-    """In turns."""
+def measure(calls: dict[str, Step], seconds: float, device: torch.device) -> dict[str, Times]:
+    """In turns, with a batch of its own in every round."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     walls: dict[str, list[float]] = {name: [] for name in calls}
     hosts: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(WARM + ROUNDS):
+    for seed in range(WARM + ROUNDS):
+        batch = random_batch(seconds, seed)
         for name, call in calls.items():
             wait()
             start = time.perf_counter()
-            call()
+            call(batch)
             hosts[name].append(time.perf_counter() - start)
             wait()
             walls[name].append(time.perf_counter() - start)
@@ -107,41 +113,41 @@ def measure(calls: dict[str, Callable[[], object]], device: torch.device) -> dic
         name: Times(
             1e3 * statistics.median(walls[name][WARM:]),
             1e3 * statistics.median(hosts[name][WARM:]),
-            *_on_gpu(call, device),
+            *_on_gpu(call, batch, device),
         )
         for name, call in calls.items()
     }
 
 
-def _on_gpu(call: Callable[[], object], device: torch.device) -> tuple[float | None, int | None]:
-    """Milliseconds of all kernels of a call, and how many they are."""
+def _on_gpu(call: Step, batch: Batch, device: torch.device) -> tuple[float | None, int | None]:
+    """Milliseconds of all kernels of a step, and how many they are."""
     if device.type != "cuda":
         return None, None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
+        call(batch)
         torch.cuda.synchronize()
     events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     return sum(event.device_time for event in events) / 1e3, len(events)
 
 
-def peak_memory(call: Callable[[], object], device: torch.device) -> float | None:
+def peak_memory(step: Step, batch: Batch, device: torch.device) -> float | None:
     """Gigabytes that PyTorch had in use at most; to be called before anything else is on the GPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
-        call()
+        step(batch)
     return torch.cuda.max_memory_allocated() / 1e9
 
 
 def run(config: TrainConfig) -> None:
     device, batch = device_of(config.device), random_batch(config.data.batch_seconds)
     model = build_model(config, OUTPUTS).to(device)
-    ours = our_step(model, config, batch)
-    peak = peak_memory(ours, device)
+    ours = our_step(model, config)
+    peak = peak_memory(ours, batch, device)
     plain = compact(model).to(device).train()
     check(model, plain, batch)
-    found = measure({"ours": ours, "plain PyTorch": plain_step(plain, config, batch)}, device)
+    found = measure({"ours": ours, "plain PyTorch": plain_step(plain, config)}, config.data.batch_seconds, device)
     for name, times in found.items():
         gpu = "" if times.gpu is None else f", GPU {times.gpu:.1f} ms in {times.kernels} kernels"
         print(f"{name}: wall {times.wall:.1f} ms, host {times.host:.1f} ms{gpu}")

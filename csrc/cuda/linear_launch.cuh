@@ -1,6 +1,9 @@
 // Launches of what linear layers are made of, from matrices as PyTorch has them.
 #pragma once
 
+#include <cstdint>
+#include <stdexcept>
+
 #include "launch.cuh"
 #include "linear.cuh"
 #include "linear_rows.cuh"
@@ -60,6 +63,7 @@ struct Rows {
 inline Divisor eights_of(int columns) { return Divisor((columns + kEight - 1) / kEight); }
 inline std::int64_t row_blocks(int rows, int columns) {
     const std::int64_t eights = (columns + kEight - 1) / kEight;
+    if (rows * eights > INT32_MAX) throw std::runtime_error("a linear layer has too many elements");
     return (rows * eights + kRowThreads - 1) / kRowThreads;
 }
 

@@ -38,6 +38,15 @@ inline void check_tensor(const char* op, const std::string& argument, const Tens
     check(tensor.is_contiguous(), op, ": ", argument, " must be contiguous");
 }
 
+// A list of numbers that the host reads, as it is or as a dense copy.
+inline Tensor dense_list(const char* op, const std::string& argument, const Tensor& given,
+                         ScalarType dtype) {
+    const Tensor dense = torch::stable::contiguous(given);
+    check_tensor(op, argument, dense, dtype);
+    check(dense.dim() == 1, op, ": ", argument, " must have one dimension, got ", dense.dim());
+    return dense;
+}
+
 // float32 or bfloat16, as the kernels name them.
 inline DType float_dtype(const char* op, const std::string& argument, const Tensor& tensor) {
     const ScalarType dtype = tensor.scalar_type();

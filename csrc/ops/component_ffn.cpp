@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common.h"
+#include "linear.h"
 #include "live.h"
 #include "scratch.h"
 
@@ -79,13 +80,6 @@ struct Inputs {
         return result;
     }
 
-    std::vector<std::int64_t> leading_and(std::int64_t last) const {
-        std::vector<std::int64_t> sizes;
-        for (std::int64_t i = 0; i + 1 < x.dim(); ++i) sizes.push_back(x.size(i));
-        sizes.push_back(last);
-        return sizes;
-    }
-
     // A gradient, empty unless it is wanted. Of one that has units the kernel writes those that
     // live.
     Tensor gradient(bool wanted, const std::vector<std::int64_t>& sizes, bool has_units) const {
@@ -104,7 +98,7 @@ std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
     const Inputs in(x, w1, b1, w2, live, components, p, seed, activation);
     std::optional<Tensor> bias2;
     if (b2.has_value()) bias2 = in.vector("b2", *b2, in.ffn.out_width);
-    Tensor y = torch::stable::new_empty(in.x, in.leading_and(in.ffn.out_width));
+    Tensor y = torch::stable::new_empty(in.x, leading_and(in.x, in.ffn.out_width));
     Tensor pre_activation = torch::stable::new_empty(
         in.x, std::vector<std::int64_t>{keep ? in.ffn.tokens : 0, in.kept_width});
     if (y.numel() == 0 && pre_activation.numel() == 0) return {y, pre_activation};
@@ -137,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_ffn_backward(
           kOp,
           ": the backward pass needs the forward pass to keep its pre-activations (keep=True)");
 
-    Tensor grad_x = in.gradient(need_x, in.leading_and(f.in_width), false);
+    Tensor grad_x = in.gradient(need_x, leading_and(in.x, f.in_width), false);
     Tensor grad_w1 = in.gradient(need_w1, {f.stored_hidden, f.in_width}, true);
     Tensor grad_b1 = in.gradient(need_b1, {f.stored_hidden}, true);
     Tensor grad_w2 = in.gradient(need_w2, {f.out_width, f.stored_hidden}, true);

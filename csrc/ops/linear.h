@@ -9,6 +9,14 @@
 
 namespace dmao {
 
+// The shape of a tensor with another last axis.
+inline std::vector<std::int64_t> leading_and(const Tensor& tensor, std::int64_t last) {
+    std::vector<std::int64_t> sizes;
+    for (std::int64_t i = 0; i + 1 < tensor.dim(); ++i) sizes.push_back(tensor.size(i));
+    sizes.push_back(last);
+    return sizes;
+}
+
 // A tensor [..., width] as a matrix with contiguous rows: in place where its strides allow that.
 struct TensorRows {
     Tensor tensor;
@@ -21,14 +29,6 @@ struct TensorRows {
             tensor = torch::stable::contiguous(tensor);
             walk_rows();
         }
-    }
-
-    // The shape of what has other columns.
-    std::vector<std::int64_t> leading_and(std::int64_t last) const {
-        std::vector<std::int64_t> sizes;
-        for (std::int64_t i = 0; i + 1 < tensor.dim(); ++i) sizes.push_back(tensor.size(i));
-        sizes.push_back(last);
-        return sizes;
     }
 
   private:

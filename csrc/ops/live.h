@@ -26,13 +26,12 @@ inline std::vector<std::int32_t> live_units(const char* op, const std::optional<
         std::iota(units.begin(), units.end(), 0);
         return units;
     }
-    check_tensor(op, "live", *live, ScalarType::Int);
-    check(live->dim() == 1, op, ": live must have one dimension, got ", live->dim());
+    const Tensor list = dense_list(op, "live", *live, ScalarType::Int);
     const std::int64_t width = components == 0 ? 0 : stored / components;
-    units.reserve(live->numel() * width);
-    const std::int32_t* ids = live->const_data_ptr<std::int32_t>();
+    units.reserve(list.numel() * width);
+    const std::int32_t* ids = list.const_data_ptr<std::int32_t>();
     std::int64_t last = -1;
-    for (std::int64_t i = 0; i < live->numel(); ++i) {
+    for (std::int64_t i = 0; i < list.numel(); ++i) {
         check(ids[i] >= 0 && ids[i] <= components, op, ": live[", i,
               "] must be a component id in [0, ", components, "), or ", components,
               " behind them, got ", ids[i]);

@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor> masked_linear(const Tensor& x, const Tensor& w, const
         check(bias->dim() == 1 && bias->size(0) == f.out_width, kOp, ": b must be [", f.out_width,
               "]");
     }
-    Tensor y = torch::stable::new_empty(x, in.x.leading_and(in.result_width()));
+    Tensor y = torch::stable::new_empty(x, leading_and(in.x.tensor, in.result_width()));
     Tensor pre_activation =
         torch::stable::new_empty(x, std::vector<std::int64_t>{keep ? f.tokens : 0, f.out_width});
     const Cut cut = cut_for_y(f, in.result_width(), in.rows);
@@ -167,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
               ": the backward pass needs the forward pass to keep its pre-activations (keep=True)");
     }
     Tensor grad_x = torch::stable::new_empty(
-        x, need_x ? in.x.leading_and(f.in_width) : std::vector<std::int64_t>{0});
+        x, need_x ? leading_and(in.x.tensor, f.in_width) : std::vector<std::int64_t>{0});
     Tensor grad_w =
         torch::stable::new_empty(w, need_w ? std::vector<std::int64_t>{f.out_width, f.in_width}
                                            : std::vector<std::int64_t>{0});

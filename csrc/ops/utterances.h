@@ -19,10 +19,10 @@ inline std::vector<Utterance> utterances_of(const char* op, const Tensor& x,
         check(x.dim() == 2, op, ": x must be [N, width] with offsets, got ", x.dim(),
               " dimensions");
         check(!lengths.has_value(), op, ": there are either lengths or offsets");
-        check_tensor(op, "offsets", *offsets, ScalarType::Int);
-        const std::int64_t count = offsets->numel() - 1;
-        check(offsets->dim() == 1 && count >= 0, op, ": offsets must be [B + 1]");
-        const std::int32_t* bounds = offsets->const_data_ptr<std::int32_t>();
+        const Tensor list = dense_list(op, "offsets", *offsets, ScalarType::Int);
+        const std::int64_t count = list.numel() - 1;
+        check(count >= 0, op, ": offsets must be [B + 1]");
+        const std::int32_t* bounds = list.const_data_ptr<std::int32_t>();
         check(bounds[0] == 0 && bounds[count] == x.size(0), op, ": offsets must go from 0 to the ",
               x.size(0), " rows of x, got ", bounds[0], " and ", bounds[count]);
         for (std::int64_t i = 0; i < count; ++i) {
@@ -35,13 +35,12 @@ inline std::vector<Utterance> utterances_of(const char* op, const Tensor& x,
     check(x.dim() == 3, op, ": x must be [B, T, width] without offsets, got ", x.dim(),
           " dimensions");
     const std::int64_t count = x.size(0), frames = x.size(1);
-    const std::int32_t* sizes = nullptr;
+    std::optional<Tensor> list;
     if (lengths.has_value()) {
-        check_tensor(op, "lengths", *lengths, ScalarType::Int);
-        check(lengths->dim() == 1 && lengths->size(0) == count, op, ": lengths must be [", count,
-              "]");
-        sizes = lengths->const_data_ptr<std::int32_t>();
+        list = dense_list(op, "lengths", *lengths, ScalarType::Int);
+        check(list->size(0) == count, op, ": lengths must be [", count, "]");
     }
+    const std::int32_t* sizes = list ? list->const_data_ptr<std::int32_t>() : nullptr;
     for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t length = sizes == nullptr ? frames : sizes[i];
         check(length >= 0 && length <= frames, op, ": lengths[", i, "] must be in [0, ", frames,

@@ -270,6 +270,13 @@ def test_rows_of_an_earlier_start_are_not_shown(tmp_path):
     assert [row["step"] for row in rows.read()] == [4]
 
 
+def test_the_clock_of_a_file_system_may_be_behind(tmp_path):
+    path, since = tmp_path / "metrics.jsonl", time.time()
+    write(path, train_row(4))
+    os.utime(path, (since - 0.01, since - 0.01))
+    assert [row["step"] for row in NewRows(path, since).read()] == [4]
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_bar(tmp_path, monkeypatch, capsys, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)

@@ -193,6 +193,14 @@ def test_leading_dimensions_and_strides() -> None:
     assert all(torch.equal(grads[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_live_lists(backend: str) -> None:
+    inputs = make(7, 5, 4, 3, 6)
+    with dmao_kernels.use_backend(backend), torch.no_grad():
+        dense, strided = (component_ffn(*inputs, live, 4) for live in (ids(0, 2, 3), ids(0, 9, 2, 9, 3, 9)[::2]))
+    assert torch.equal(dense, strided)
+
+
 @native
 def test_nan_and_infinity_go_where_pytorch_puts_them() -> None:
     x, w1, b1, w2, b2 = make(20, 8, 2, 20, 8)

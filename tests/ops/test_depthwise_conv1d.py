@@ -117,6 +117,18 @@ def test_strides() -> None:
     assert all(torch.equal(grads[key], other_grads[key]) for key in grads)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_lengths_and_offsets(backend: str) -> None:
+    x, weight, bias = make(3, 8, 4, 3)
+    lengths, offsets = ids(5, 0, 8), ids(0, 3, 8)
+    twice = [tensor.repeat_interleave(2)[::2] for tensor in (lengths, offsets)]
+    with dmao_kernels.use_backend(backend), torch.no_grad():
+        padded = [depthwise_conv1d(x, weight, bias, lengths=given) for given in (lengths, twice[0])]
+        packed = [depthwise_conv1d(x[0], weight, bias, offsets=given) for given in (offsets, twice[1])]
+    assert torch.equal(*padded)
+    assert torch.equal(*packed)
+
+
 @native
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None:

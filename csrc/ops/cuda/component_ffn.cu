@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor> component_ffn(const Tensor& x, const Tensor& w1,
     const Inputs in(x, w1, w2, live, components, p, seed, activation);
     const OptionalTensor inner = dense_beside(kOp, "b1", b1, x, x.scalar_type(), {in.w1.rows});
     const OptionalTensor outer = dense_beside(kOp, "b2", b2, x, x.scalar_type(), {in.w2.rows});
-    Tensor y = torch::stable::new_empty(x, in.x.leading_and(in.w2.rows));
+    Tensor y = torch::stable::new_empty(x, leading_and(in.x.tensor, in.w2.rows));
     Tensor pre_activation =
         torch::stable::new_empty(x, Shape{keep ? in.x.rows : 0, in.positions()});
     with_elements(kOp, "x", x, [&]<class E>(E) {
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_ffn_backward(
     const OptionalTensor kept = dense_beside(kOp, "pre_activation", pre_activation, x,
                                              x.scalar_type(), {in.x.rows, in.positions()});
     const bool partly = in.live.has_value();
-    Tensor grad_x = gradient(x, need_x, in.x.leading_and(in.x.width));
+    Tensor grad_x = gradient(x, need_x, leading_and(in.x.tensor, in.x.width));
     Tensor grad_w1 = gradient(w1, need_w1, {in.w1.rows, in.w1.width}, partly);
     Tensor grad_b1 = gradient(w1, need_b1, {in.w1.rows}, partly);
     Tensor grad_w2 = gradient(w2, need_w2, {in.w2.rows, in.w2.width}, partly);

@@ -14,12 +14,13 @@ constexpr const char* kOp = "gather_components";
 using Tensors = std::vector<Tensor>;
 
 // One tensor, all but its result.
-GatheredTensor describe(std::size_t i, const Tensor& x, const Tensor& rows, const Tensor& given) {
+GatheredTensor describe(std::size_t i, const Tensor& first, const Tensor& x, const Tensor& rows,
+                        const Tensor& given) {
     const std::string number = "[" + std::to_string(i) + "]";
     GatheredTensor tensor{};
     tensor.type =
         with_elements(kOp, "tensors" + number, x, [](auto e) { return type_of<decltype(e)>; });
-    check_beside(kOp, "tensors" + number, x, x, x.scalar_type());
+    check_beside(kOp, "tensors" + number, x, first, x.scalar_type());
     check_beside(kOp, "given" + number, given, x, x.scalar_type());
     check(x.is_contiguous() && given.is_contiguous(), kOp, ": tensors", number, " and given",
           number, " must be contiguous");
@@ -44,7 +45,7 @@ Tensors gather_components(const Tensors& tensors, const Tensors& index, const Te
     std::map<std::pair<const void*, std::int64_t>, std::int32_t> first_rows;
     for (std::size_t i = 0; i < n; ++i) {
         const Tensor &x = tensors[i], &rows = index[i];
-        GatheredTensor tensor = describe(i, x, rows, given[i]);
+        GatheredTensor tensor = describe(i, tensors[0], x, rows, given[i]);
         results.push_back(
             torch::stable::new_empty(x, {tensor.repeats, tensor.components, tensor.run}));
         if (results.back().numel() == 0) continue;

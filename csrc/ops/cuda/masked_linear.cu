@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor> masked_linear(const Tensor& x, const Tensor& w, const
                                          const Name& activation, bool keep) {
     const Inputs in(x, w, row_offsets, column_ids, column_offsets, row_ids, block, activation);
     const OptionalTensor bias = dense_beside(kOp, "b", b, x, x.scalar_type(), {in.w.rows});
-    Tensor y = torch::stable::new_empty(x, in.x.leading_and(in.result_width()));
+    Tensor y = torch::stable::new_empty(x, leading_and(in.x.tensor, in.result_width()));
     Tensor pre_activation = torch::stable::new_empty(x, Shape{keep ? in.x.rows : 0, in.w.rows});
     with_elements(kOp, "x", x, [&]<class E>(E) {
         const MaskedLinearLayer<E> layer = in.layer<E>();
@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
         kept = dense_beside(kOp, "pre_activation", pre_activation, x, x.scalar_type(),
                             {in.x.rows, in.w.rows});
     }
-    Tensor grad_x = gradient(x, need_x, in.x.leading_and(in.x.width));
+    Tensor grad_x = gradient(x, need_x, leading_and(in.x.tensor, in.x.width));
     Tensor grad_w = gradient(w, need_w, {in.w.rows, in.w.width}, in.block != 0);
     Tensor grad_b = gradient(w, need_b, {in.w.rows});
     with_elements(kOp, "x", x, [&]<class E>(E) {

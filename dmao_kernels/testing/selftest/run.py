@@ -159,8 +159,9 @@ def _label(dtype: torch.dtype) -> str:
 @contextmanager
 def _exact_float32() -> Iterator[None]:
     """cuDNN's convolutions, which ours are compared with, compute float32 as such and not in TensorFloat-32."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        convolutions.fp32_precision = before

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+_COARSE = 0.05  # seconds that the clock of a file system may be behind time.time()
+
 
 class NewRows:
     """The rows that another process appends to a JSON lines file from `since` (time.time()) on.
@@ -26,7 +28,7 @@ class NewRows:
     def read(self) -> Iterator[dict[str, Any]]:
         """The complete rows that have come since the last call."""
         if self._file is None:
-            if not self.path.exists() or self.path.stat().st_mtime < self.since:
+            if not self.path.exists() or self.path.stat().st_mtime < self.since - _COARSE:
                 return
             self._file = self.path.open("rb")
         *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
