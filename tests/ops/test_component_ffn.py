@@ -197,7 +197,9 @@ def test_leading_dimensions_and_strides() -> None:
 def test_strided_live_lists(backend: str) -> None:
     inputs = make(7, 5, 4, 3, 6)
     with dmao_kernels.use_backend(backend), torch.no_grad():
-        dense, strided = (component_ffn(*inputs, live, 4) for live in (ids(0, 2, 3), ids(0, 9, 2, 9, 3, 9)[::2]))
+        dense, strided = (
+            component_ffn(*inputs, live, components=4) for live in (ids(0, 2, 3), ids(0, 9, 2, 9, 3, 9)[::2])
+        )
     assert torch.equal(dense, strided)
 
 
