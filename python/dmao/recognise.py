@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dmao.data import FRAME_SHIFT
+from dmao.data.labels import Labels
 from dmao.decode import LexiconDecoder, PrefixDecoder, Scales, greedy, mean_posterior
 from dmao.errors import UserError, first_line
 from dmao.evaluate import find_checkpoint, open_checkpoint, outputs
@@ -153,8 +154,7 @@ class Recogniser:
         labels = self.source.labels
         if search.kind == "lexicon":
             return self._timed(self.lexicon_decoder(search))
-        if labels.kind == "phonemes":
-            raise UserError(f"decode: {search.kind} search gives phonemes, not words; use the lexicon search")
+        _require_words(search, labels)
         if search.kind == "greedy":
             return lambda frames: _untimed(greedy(frames, labels))
         prior = self.prior() if search.scales.prior else None
@@ -178,6 +178,19 @@ class Recogniser:
         return lambda frames: [
             TimedWord(word, begin * seconds, end * seconds) for word, begin, end in decoder.decode_words(frames)
         ]
+
+
+def check_search(search: Search, source: Source) -> None:
+    """Before there is a model: raises UserError as `Recogniser.decoder` would."""
+    if search.kind == "lexicon":
+        LexiconDecoder(source.labels, source.words, arpa=search.lm, beam=search.beam)
+    else:
+        _require_words(search, source.labels)
+
+
+def _require_words(search: Search, labels: Labels) -> None:
+    if labels.kind == "phonemes":
+        raise UserError(f"decode: {search.kind} search gives phonemes, not words; use the lexicon search")
 
 
 def _kept(path: Path, take: Callable[[Any], T]) -> T:

@@ -110,6 +110,39 @@ def test_results_of_all_arms(table):
         assert widths[0] != widths[3]
 
 
+class OneSplit(TinySource):
+    def left_out(self, split):
+        if split != SPLIT:
+            raise UserError(f"no split '{split}'")
+        return []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dev": "dve"}, "no split 'dve'"),
+        ({"search": Search(lm="no.arpa")}, "no.arpa"),
+    ],
+)
+def test_a_search_that_fails_is_told_before_a_training(changes, message, tmp_path):
+    plan = Plan(tmp_path, tuple(TABLES["main"]), **changes)
+    with pytest.raises(UserError, match=message):
+        run_arms(plan, chosen("main", ("baseline",)), [0], configure, lambda config: OneSplit())
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_phonemes_are_told_before_a_training(tmp_path):
+    labels = type(TinySource().labels)
+    assert labels.kind != "phonemes"
+    plan = Plan(tmp_path, tuple(TABLES["main"]), search=Search("prefix"))
+    source = TinySource()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labels, "kind", "phonemes")
+        with pytest.raises(UserError, match="prefix search gives phonemes, not words"):
+            run_arms(plan, chosen("main", ("baseline",)), [0], configure, lambda config: source)
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
 def test_where_the_width_went(table):
     plan, _ = table
     found = json.loads((plan.folder / "results.json").read_text())["widths"]

@@ -77,6 +77,23 @@ def test_lightning(tmp_path, monkeypatch):
     assert same(resumed, whole)
 
 
+def test_lightning_tests_what_was_trained(tmp_path):
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed (make test-integrations)")
+    from dmao.integrations.lightning import GrowAndDropCallback
+    from dmao.schedule import Schedule
+
+    module = example("with_lightning")
+    module.Task.test_step = module.Task.training_step
+    trained, controller = module.main(tmp_path, **LIGHTNING)
+    assert controller.events
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    task, data = module.Task(), torch.utils.data.DataLoader(torch.randn(2, 2, 8, 16), batch_size=None)
+    adapt = GrowAndDropCallback(Schedule(start=0.3, end=0.7, events=2), total_steps=40)
+    trainer = lightning.Trainer(callbacks=[adapt], default_root_dir=tmp_path, **LIGHTNING)
+    trainer.test(task, data, ckpt_path=checkpoint, verbose=False)
+    assert same(task.model, trained)
+
+
 def test_lightning_checkpoint_without_the_callback(tmp_path):
     lightning = pytest.importorskip("lightning", reason="lightning is not installed (make test-integrations)")
     module = example("with_lightning")

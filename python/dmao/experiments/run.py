@@ -26,11 +26,11 @@ from dmao.errors import UserError, first_line
 from dmao.experiments.redistribution import Curves, redistribution_plot, relative_widths
 from dmao.experiments.tables import Arm
 from dmao.files import read_json, require_writable, write_atomically
-from dmao.recognise import Recogniser, Search, decode
+from dmao.recognise import Recogniser, Search, check_search, decode
 from dmao.schedule import Schedule
 from dmao.scoring import Normaliser
 from dmao.scoring.compare import compare
-from dmao.source import Source
+from dmao.source import CorpusSource, Source
 from dmao.trainer import TrainResult, check_same_training, train
 from dmao.tune import tune
 
@@ -78,12 +78,13 @@ def run_arms(
 
     configure: the configuration with these changes.  data: the source of a training; None: the corpus of its config.
 
-    Raises UserError under torchrun, where the folder cannot be written or an arm needs another one that has not been
-    trained, and whatever training raises.
+    Raises UserError under torchrun, where the folder cannot be written, a split or the language model is bad, or
+    an arm needs another one that has not been trained, and whatever training raises.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("experiment: takes one process; train runs with several by `dmao train`, then start this")
     require_writable(plan.folder / "results.json")
+    checked = False
     for seed in seeds:
         for name, arm in arms.items():
             run_dir = plan.run_dir(name, seed)
@@ -92,10 +93,20 @@ def run_arms(
                 check_same_training(config, finished["config"], run_dir)
                 continue
             source = data(config)
+            if not checked:
+                _check_decoding(plan, source or CorpusSource(config))
+                checked = True
             _decode(plan, train(config, run_dir, source), source)
             _log.info("experiment: %s, seed %d is finished", name, seed)
             write_results(plan)
     write_results(plan)
+
+
+def _check_decoding(plan: Plan, source: Source) -> None:
+    """What would be told after the first training is told before it."""
+    if plan.dev is not None:
+        source.left_out(plan.dev)
+    check_search(plan.search, source)
 
 
 def _configured(plan: Plan, arm: Arm, seed: int, configure: Callable[[tuple[str, ...]], TrainConfig]) -> TrainConfig:
@@ -184,7 +195,7 @@ def write_results(plan: Plan) -> dict[str, Any]:
     widths = _widths(base, finished)
     results = {
         "split": plan.split,
-        "search": plan.search.to_dict(),
+        "search": plan.search.to_dict() | {"lm": plan.search.lm and Path(plan.search.lm).name},
         "arms": arms,
         "base": base,
         "against": against,

@@ -21,10 +21,10 @@ class GrowAndDropCallback(Callback):
     Trainer(callbacks=[GrowAndDropCallback(Schedule(start=0.4), total_steps=1000)])
 
     schedule, total_steps: when the events fall, counted in optimizer steps.  settings: as GrowAndDrop's.
-    controller: the GrowAndDrop, once `fit` has begun.
+    controller: the GrowAndDrop, once `fit` or another method of the Trainer has begun.
 
-    A checkpoint is resumed with a freshly built module: `trainer.fit(module, ckpt_path=...)`. With automatic
-    optimization and one optimizer.
+    A checkpoint is resumed, or tested, with a freshly built module: `trainer.fit(module, ckpt_path=...)`,
+    `trainer.test(module, ckpt_path=...)`. With automatic optimization and one optimizer.
     """
 
     def __init__(self, schedule: Schedule, total_steps: int, **settings: Any) -> None:
@@ -32,8 +32,8 @@ class GrowAndDropCallback(Callback):
         self.controller: GrowAndDrop | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before optimizers are made and checkpoints loaded."""
-        if stage == "fit" and self.controller is None:
+        """Before optimizers are made and checkpoints loaded, of a training or to test one."""
+        if self.controller is None:
             self.controller = GrowAndDrop(pl_module, None, self.schedule, self.total_steps, **self.settings)
             load = pl_module.on_load_checkpoint
 

@@ -66,6 +66,6 @@ class GrowAndDropCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Beside the weights, which the Trainer has saved."""
-        if state.is_world_process_zero:
+        if args.should_save:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             torch.save(self.controller.state_dict(), folder / FILE)
