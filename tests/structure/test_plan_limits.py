@@ -168,6 +168,12 @@ def test_the_cap_of_an_event():
     assert plan.modules[0].dropped == tuple(range(7))
 
 
+def test_the_cap_of_an_event_by_published_thresholds():
+    groups = [Group("a", tuple(map(float, range(100))), 1)]
+    plan = make_plan(groups, 0.3, "paper", caps=Caps(max_growth=0.07))
+    assert (plan.grown, plan.dropped) == (7, 31)
+
+
 def test_growth_towards_a_larger_budget_takes_several_events_under_a_cap():
     groups, sizes = [Group("a", (1.0,) * 10, 1)], []
     for _ in range(6):
