@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dmao_kernels.structure import Elastic, apply_plan, copy_cosines, edit, follow_copies, gather, given_plan
+from dmao_kernels.structure.targets import check_companions
 from tests.structure import plain
 from tests.structure.plain import D, build, double_first, drop_second, inputs, mixed, plan_for, train
 
@@ -199,6 +200,23 @@ def test_companions_that_do_not_fit():
         with pytest.raises(ValueError, match=message):  # though another one fits
             apply_plan(plan, elastic, companions=[copy.deepcopy(model), dict(model.state_dict()), companion])
     assert same(state(model), before)
+
+
+def test_companions_are_looked_at_before_the_training():
+    model = build(plain.PlainFeedForward)
+    elastic = Elastic(model)
+    check_companions(elastic, [copy.deepcopy(model), dict(model.state_dict())])
+    cases = [
+        (torch.compile(model, backend="eager"), ValueError, "got the model itself"),
+        (nn.Linear(2, 2), ValueError, "has no module branches.0"),
+        ({}, ValueError, "has no branches.0.w1.weight"),
+        (3, TypeError, "must be modules, or mappings from names to tensors, got a int"),
+    ]
+    for companion, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            check_companions(elastic, [copy.deepcopy(model), companion])
+    with pytest.raises(TypeError, match=r"companions must be a list such as \[average\], got a PlainFeedForward"):
+        check_companions(elastic, plain.PlainFeedForward())
 
 
 def test_attributes_and_dropout_follow():

@@ -21,6 +21,7 @@ from dmao_kernels.structure import (
     glu_convolution_layout,
     register_family,
 )
+from dmao_kernels.structure import state as structure_states
 from tests.structure import plain
 from tests.structure.plain import build, inputs, mixed, plan_for, train
 
@@ -242,6 +243,7 @@ def test_states_of_other_models_are_refused():
         (changed(gate=True), "branches.1: gate must be False, got True"),
         (changed(components=-1), "components must be a count, got -1"),
         (changed(components=None), "components must be a count, got None"),
+        ({**good, "modules": {**good["modules"], "branches.1": 3}}, "branches.1 must be a mapping, got 3"),
     ]
     for state, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -249,6 +251,17 @@ def test_states_of_other_models_are_refused():
     good = copy.deepcopy(good)
     elastic.state_dict()["modules"]["branches.1"]["sizes"].clear()  # a state belongs to who asked for it
     assert elastic.state_dict() == good
+
+
+def test_a_state_may_have_as_many_components_as_a_module_may(monkeypatch):
+    model = build()
+    elastic = Elastic(model)
+    most = max(elastic.counts().values())
+    monkeypatch.setattr(structure_states, "MOST_COMPONENTS", most)
+    elastic.load_state_dict(elastic.state_dict())
+    monkeypatch.setattr(structure_states, "MOST_COMPONENTS", most - 1)
+    with pytest.raises(ValueError, match=rf"components must be a count, got {most} \({most - 1} at most\)"):
+        elastic.load_state_dict(elastic.state_dict())
 
 
 def test_a_module_whose_output_is_not_like_its_input_is_never_emptied():
