@@ -86,6 +86,6 @@ def test_a_table_of_two_arms(corpus, tmp_path, arpa):
     assert [line.split(" | ")[:2] for line in out.splitlines()[2:]] == [["| baseline", "1"], ["| dmao_exact", "1"]]
     found = json.loads((tmp_path / "table" / "results.json").read_text())
     assert json.loads(run(*command, "--json").stdout) == found  # all is finished: told again
-    assert found["search"]["lm"] == str(arpa)
+    assert found["search"]["lm"] == arpa.name
     report = tmp_path / "table" / "baseline" / "seed-0" / "decode" / "test" / "report.json"
     assert found["arms"]["baseline"]["wer"] == [json.loads(report.read_text())["wer"]]
