@@ -144,8 +144,7 @@ class GrowAndDrop:
         require_choice("selection", selection, SELECTIONS)
         require_choice("split", split, SPLITS)
         require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
-        self.schedule = schedule
-        self.total_steps = total_steps
+        self.schedule, self.total_steps = schedule, total_steps
         self.trigger: Trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = model if isinstance(model, Elastic) else Elastic(unwrap(model), components)
