@@ -8,8 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from dmao_kernels.structure import Elastic
-
-OptimizerOrMany = Optimizer | Sequence[Optimizer] | None
+from dmao_kernels.structure.slots.storage import OptimizerOrMany
 
 
 def require_kinds(**arguments: tuple[Any, ...]) -> None:

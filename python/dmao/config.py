@@ -174,8 +174,11 @@ class GrowAndDropConfig:
         Caps(self.max_growth, self.max_width)  # checks both
 
     def require_scores(self, total_steps: int) -> None:
-        """Raises ConfigError where only the first step is scored before an event: untrained weights tell nothing."""
-        if self.schedule is not None and self.observe_every > 1:
+        """Raises ConfigError where only the first step is scored before an event: untrained weights tell nothing.
+
+        A ranking by lot does not look at scores.
+        """
+        if self.schedule is not None and self.observe_every > 1 and self.ranking == "scores":
             first = self.schedule.steps(total_steps)[0]
             _require(
                 self.observe_every < first,

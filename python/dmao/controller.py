@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmao.arguments import OptimizerOrMany, require_choice, require_kinds, require_optimizers
+from dmao.arguments import require_choice, require_kinds, require_optimizers
 from dmao.distributed import averaged, first_ranks, require_same, several, unwrap
 from dmao.event import Copies, Event, Lazy, copies_of, join_copies, saved_copies
 from dmao.randomness import derive_seed
@@ -56,6 +56,7 @@ from dmao_kernels.structure import (
     make_plan,
     make_slot_plan,
 )
+from dmao_kernels.structure.slots.storage import OptimizerOrMany
 from dmao_kernels.structure.targets import check_companions
 
 __all__ = ["Event", "GrowAndDrop"]
@@ -143,8 +144,7 @@ class GrowAndDrop:
         require_choice("selection", selection, SELECTIONS)
         require_choice("split", split, SPLITS)
         require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
-        self.schedule = schedule
-        self.total_steps = total_steps
+        self.schedule, self.total_steps = schedule, total_steps
         self.trigger: Trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = model if isinstance(model, Elastic) else Elastic(unwrap(model), components)

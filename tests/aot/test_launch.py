@@ -81,6 +81,17 @@ def test_every_gpu_has_its_own() -> None:
     assert hashes[0] == hashes[2] != hashes[1]
 
 
+def test_amd_has_kernels_of_its_own_for_tensors_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmao_kernels.ops._triton.launch._AMD", True)
+    large = torch.empty(2**30, dtype=torch.bfloat16)  # of which no page is touched
+    _scale._compiled.clear()
+    with mock_gpu("gfx942") as launches:
+        for x in (X, large, X, large[:4096]):
+            _launch(x)
+    first, second, third, fourth = (launch.metadata.hash for launch in launches)
+    assert first == third != second == fourth
+
+
 def test_what_is_remembered_has_a_bound(launches: list[Launch], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmao_kernels.ops._triton.launch._MOST", 2)
     for width in (64, 128, 256, 64):

@@ -92,6 +92,35 @@ def test_lightning_tests_what_was_trained(tmp_path):
     trainer = lightning.Trainer(callbacks=[adapt], default_root_dir=tmp_path, **LIGHTNING)
     trainer.test(task, data, ckpt_path=checkpoint, verbose=False)
     assert same(task.model, trained)
+    adapt = GrowAndDropCallback(Schedule(start=0.3), total_steps=40)
+    trainer = lightning.Trainer(callbacks=[adapt], default_root_dir=tmp_path, **LIGHTNING)
+    trainer.test(task, data, ckpt_path=checkpoint, verbose=False)  # which has these widths already
+    assert same(task.model, trained)
+    assert adapt.controller is None
+
+
+def test_lightning_tests_what_needs_no_widths(tmp_path):
+    """A module as it is, here in slots storage, and a checkpoint of uniform widths."""
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed (make test-integrations)")
+    from dmao.integrations.lightning import GrowAndDropCallback
+    from dmao.schedule import Schedule
+
+    from dmao_kernels.structure import Elastic
+
+    module = example("with_lightning")
+    module.Task.test_step = module.Task.training_step
+    data = torch.utils.data.DataLoader(torch.randn(2, 2, 8, 16), batch_size=None)
+    uniform, checkpoint = module.Task(), tmp_path / "uniform.ckpt"
+    trainer = lightning.Trainer(max_steps=1, default_root_dir=tmp_path, **LIGHTNING)
+    trainer.fit(uniform, data)
+    trainer.save_checkpoint(checkpoint)
+    for task, path in ((module.Task(), checkpoint), (module.Task(), None)):
+        if path is None:
+            Elastic(task, storage="slots")
+        adapt = GrowAndDropCallback(Schedule(start=0.3), total_steps=40)
+        trainer = lightning.Trainer(callbacks=[adapt], default_root_dir=tmp_path, **LIGHTNING)
+        trainer.test(task, data, ckpt_path=path, verbose=False)
+        assert path is None or same(task.model, uniform.model)
 
 
 def test_lightning_checkpoint_without_the_callback(tmp_path):

@@ -73,6 +73,7 @@ def test_more_than_the_first_step_is_scored_before_an_event():
     with pytest.raises(ConfigError, match=r"observe_every must be below 540, the step of the first event, got 540"):
         config.grow_and_drop.require_scores(3600)
     config.baseline().grow_and_drop.require_scores(3600)
+    load_config(None, [*changes, "grow_and_drop.ranking=random"]).grow_and_drop.require_scores(3600)
     load_config(None, ["grow_and_drop.schedule={start: 1}"]).grow_and_drop.require_scores(3600)
 
 

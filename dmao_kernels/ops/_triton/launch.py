@@ -12,12 +12,14 @@ import inspect
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
 _MOST = 1024  # compiled kernels that are remembered; most kernels have a few
 _ALIGNMENT = 16
 _WORD = 2**31
+_AMD = torch.version.hip is not None  # where Triton also asks whether 32 bits reach all of a tensor's storage
 
 
 class Kernel:
@@ -64,10 +66,11 @@ class Kernel:
 
 def _kind(argument: Any) -> Hashable:
     """What Triton compiles for: as much as it looks at of an argument."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % _ALIGNMENT
-    if type(argument) is int:
+    if type(argument) is int:  # as most of them are
         return argument == 1, argument % _ALIGNMENT == 0, -_WORD <= argument < _WORD
+    if isinstance(argument, Tensor):
+        near = _AMD and argument.untyped_storage().size() < _WORD
+        return argument.dtype, argument.data_ptr() % _ALIGNMENT, near
     if isinstance(argument, float):
         return float
     kind: Hashable = argument

@@ -21,7 +21,7 @@ class GrowAndDropCallback(Callback):
     Trainer(callbacks=[GrowAndDropCallback(Schedule(start=0.4), total_steps=1000)])
 
     schedule, total_steps: when the events fall, counted in optimizer steps.  settings: as GrowAndDrop's.
-    controller: the GrowAndDrop, once `fit` or another method of the Trainer has begun.
+    controller: the GrowAndDrop, once `fit` has begun, or a checkpoint of other widths was loaded to be tested.
 
     A checkpoint is resumed, or tested, with a freshly built module: `trainer.fit(module, ckpt_path=...)`,
     `trainer.test(module, ckpt_path=...)`. With automatic optimization and one optimizer.
@@ -30,19 +30,22 @@ class GrowAndDropCallback(Callback):
     def __init__(self, schedule: Schedule, total_steps: int, **settings: Any) -> None:
         self.schedule, self.total_steps, self.settings = schedule, total_steps, settings
         self.controller: GrowAndDrop | None = None
+        self._hooked = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before optimizers are made and checkpoints loaded, of a training or to test one."""
-        if self.controller is None:
-            self.controller = GrowAndDrop(pl_module, None, self.schedule, self.total_steps, **self.settings)
-            load = pl_module.on_load_checkpoint
+        """Before optimizers are made and checkpoints loaded."""
+        if stage == "fit" and self.controller is None:
+            self.controller = self._adapting(pl_module)
+        if self._hooked:
+            return
+        self._hooked, load = True, pl_module.on_load_checkpoint
 
-            # Lightning loads the module before its callbacks; this hook of the module's is the last moment for widths.
-            def load_widths_first(checkpoint: dict[str, Any]) -> None:
-                self._load(checkpoint.get("callbacks", {}))
-                load(checkpoint)
+        # Lightning loads the module before its callbacks; this hook of the module's is the last moment for widths.
+        def load_widths_first(checkpoint: dict[str, Any]) -> None:
+            self._load(pl_module, checkpoint)
+            load(checkpoint)
 
-            pl_module.on_load_checkpoint = load_widths_first
+        pl_module.on_load_checkpoint = load_widths_first
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The optimizer is there."""
@@ -62,11 +65,23 @@ class GrowAndDropCallback(Callback):
         """The controller's."""
         return {} if self.controller is None else self.controller.state_dict()
 
-    def _load(self, callbacks: Mapping[str, Any]) -> None:
-        if self.state_key not in callbacks:
+    def _load(self, module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if self.controller is None:  # nothing is trained: a checkpoint of any origin will do, where it fits
+            if state is None or _shapes(checkpoint["state_dict"]) == _shapes(module.state_dict()):
+                return
+            self.controller = self._adapting(module)
+        if state is None:
             raise ValueError("GrowAndDrop: the checkpoint was saved without this callback")
-        self._controller().load_state_dict(callbacks[self.state_key])
+        self.controller.load_state_dict(state)
+
+    def _adapting(self, module: LightningModule) -> GrowAndDrop:
+        return GrowAndDrop(module, None, self.schedule, self.total_steps, **self.settings)
 
     def _controller(self) -> GrowAndDrop:
         assert self.controller is not None  # made by setup
         return self.controller
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
