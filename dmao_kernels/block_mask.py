@@ -143,6 +143,14 @@ def plain_bools(mask: Tensor) -> Tensor:
     return mask.contiguous().view(torch.uint8) != 0
 
 
+def check_block_mask(op: str, name: str, mask: BlockMask | None) -> None:
+    """Raises TypeError unless it is one, or None: a dense mask of booleans has another meaning."""
+    if mask is not None and not isinstance(mask, BlockMask):
+        raise TypeError(
+            f"{op}: {name} must be a BlockMask (BlockMask.from_dense makes one), got a {type(mask).__name__}"
+        )
+
+
 def mask_arguments(mask: BlockMask | None) -> tuple[Any, ...]:
     """A mask as operators take it: its tensors, all of them or none, and its block size, 0 without a mask."""
     return (None, None, None, None, 0) if mask is None else (*mask.tensors, mask.block)

@@ -17,9 +17,16 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def describe(tensor: Tensor) -> str:
-    """Dtype and shape, e.g. "float32 [2, 3]"."""
-    return f"{dtype_name(tensor)} {list(tensor.shape)}"
+def describe(value: object) -> str:
+    """Dtype and shape of a tensor, e.g. "float32 [2, 3]"; the class of anything else that was given in its place."""
+    if isinstance(value, Tensor):
+        return f"{dtype_name(value)} {list(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def has_dtype(value: object, dtype: torch.dtype) -> bool:
+    """Whether it is a tensor, no number or list, and of this dtype."""
+    return isinstance(value, Tensor) and value.dtype == dtype
 
 
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
@@ -65,7 +72,7 @@ def check_live(op: str, live: Tensor | None, components: int, channels: int, wha
     """Raises ValueError unless components divide the channels, and live is a list of ids. what: a word for channels."""
     if components < 0 or (channels % components if components else channels):
         raise ValueError(f"{op}: components must divide the {channels} {what}, got {components}")
-    if live is not None and (live.dtype != torch.int32 or live.dim() != 1):
+    if live is not None and (not has_dtype(live, torch.int32) or live.dim() != 1):
         raise ValueError(f"{op}: live must be int32 [n], got {describe(live)}")
 
 
@@ -73,9 +80,8 @@ def check_dropout(op: str, p: float, seed: Tensor | None) -> None:
     """Raises ValueError unless p is a rate, and there is a seed where one is needed."""
     if not 0.0 <= p < 1.0:
         raise ValueError(f"{op}: p must be in [0, 1), got {p}")
-    if p > 0.0 and (seed is None or seed.dtype != torch.int64 or list(seed.shape) != [1]):
-        found = "None" if seed is None else describe(seed)
-        raise ValueError(f"{op}: seed must be int64 [1] when p > 0, got {found}")
+    if p > 0.0 and (seed is None or not has_dtype(seed, torch.int64) or list(seed.shape) != [1]):
+        raise ValueError(f"{op}: seed must be int64 [1] when p > 0, got {describe(seed)}")
 
 
 def check_devices(op: str, first: str, device: torch.device, **tensors: Tensor | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmao_kernels.ops._checks import describe
+from dmao_kernels.ops._checks import describe, has_dtype
 
 
 def check_utterances(op: str, x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> None:
@@ -27,13 +27,13 @@ def check_utterances(op: str, x: Tensor, lengths: Tensor | None, offsets: Tensor
 
 def check_offsets(op: str, offsets: Tensor) -> None:
     """Raises ValueError unless it is int32 [B + 1]."""
-    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] == 0:
+    if not has_dtype(offsets, torch.int32) or offsets.dim() != 1 or offsets.shape[0] == 0:
         raise ValueError(f"{op}: offsets must be int32 [B + 1], got {describe(offsets)}")
 
 
 def check_lengths(op: str, lengths: Tensor, batch: int) -> None:
     """Raises ValueError unless it is int32 [B]."""
-    if lengths.dtype != torch.int32 or list(lengths.shape) != [batch]:
+    if not has_dtype(lengths, torch.int32) or list(lengths.shape) != [batch]:
         raise ValueError(f"{op}: lengths must be int32 [{batch}], got {describe(lengths)}")
 
 

@@ -160,6 +160,8 @@ class Elastic:
             raise ValueError(f"Elastic: storage must be tight or slots, got {storage!r}")
         if not isinstance(components, int | Mapping):
             raise TypeError(f"Elastic: components must be a whole number or a mapping to such, got {components!r}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Elastic: model must be an nn.Module, got a {type(model).__name__}")
         self.model = model = uncompiled(model)
         if names := in_slots(model):
             raise ValueError(
@@ -184,6 +186,8 @@ class Elastic:
             raise ValueError(
                 f"Elastic: the model has no elastic module (see register_family, component_layout, discover){reasons}"
             )
+        if isinstance(components, Mapping):
+            self._refuse_unknown(components)
         self._refuse_tied()
         if storage == "slots":
             self.to_slots(headroom)
@@ -267,6 +271,15 @@ class Elastic:
         Raises ValueError, and changes nothing, where the state belongs to another model.
         """
         load_structure(self, state, companions)
+
+    def _refuse_unknown(self, components: Mapping[str, int]) -> None:
+        """A number for a name that is not here would silently have no effect."""
+        families = sorted({m.layout.family for m in self.modules.values()})
+        if unknown := sorted(components.keys() - self.modules.keys() - {*families}):
+            raise ValueError(
+                f"Elastic: components must name elastic modules ({', '.join(self.modules)}) or families "
+                f"({', '.join(families)}), got {unknown[0]!r}"
+            )
 
     def _refuse_tied(self) -> None:
         """A tensor that two modules use cannot be resized for one of them."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from dmao_kernels.structure import Elastic
+from dmao_kernels.structure import CostModel, Costs, Elastic, ParameterCost
 from dmao_kernels.structure.slots.storage import OptimizerOrMany
 
 
@@ -18,6 +18,16 @@ def require_kinds(**arguments: tuple[Any, ...]) -> None:
             expected = " or ".join(kind.__name__ for kind in kinds)
             found = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
             raise TypeError(f"GrowAndDrop: {name} must be of class {expected}, got {found}")
+
+
+def measured(cost: CostModel | None, elastic: Elastic) -> Costs:
+    """The costs of the model's parts, None: its parameters. Raise TypeError unless ``cost`` can measure them."""
+    if isinstance(cost, type) or not (cost is None or callable(getattr(cost, "measure", None))):
+        raise TypeError(
+            "GrowAndDrop: cost must be ParameterCost(), MacCost(length=...), LatencyCost(example), Costs, or another "
+            f"object with a method measure, got {cost!r}"
+        )
+    return (cost or ParameterCost()).measure(elastic)
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

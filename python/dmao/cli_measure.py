@@ -9,6 +9,7 @@ import click
 
 from dmao.cli_options import CONFIG, FOLDER, json_option, set_option
 from dmao.console import print_json
+from dmao.errors import UserError
 from dmao.files import require_writable
 
 
@@ -95,7 +96,7 @@ def memory(configs: tuple[Path, ...], overrides: tuple[str, ...], outputs: int, 
     from dmao.memory import expected_memory, table
     from dmao.progress import bar
 
-    settings = {f"{config.parent.name}/{config.stem}": load_config(config, overrides) for config in configs}
+    settings = {f"{config.parent.name}/{config.stem}".lstrip("/"): load_config(config, overrides) for config in configs}
     rows = []
     for name, one in bar(settings.items(), "models", "model"):
         found = expected_memory(one.model.conformer(outputs), one.precision)
@@ -154,9 +155,14 @@ def selftest(
     from dmao_kernels.testing.selftest.run import PARTS, default_device
     from dmao_kernels.testing.selftest.run import selftest as run
 
+    device = device or default_device()
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise click.BadParameter(f"'{device}' is neither cpu nor cuda.", param_hint="'--device'")
+    if device.startswith("cuda") and default_device() != "cuda":
+        raise UserError("selftest: device is cuda, but PyTorch finds no GPU")
     require_writable(out / "report.json")
     report = run(
-        device or default_device(),
+        device,
         out,
         quick=quick,
         only=only or PARTS,

@@ -173,18 +173,20 @@ class GrowAndDropConfig:
         _require(tight or self.ranking == "scores", "ranking: random needs storage: tight", self.storage)
         Caps(self.max_growth, self.max_width)  # checks both
 
-    def require_scores(self, total_steps: int) -> None:
-        """Raises ConfigError where only the first step is scored before an event: untrained weights tell nothing.
-
-        A ranking by lot does not look at scores.
-        """
-        if self.schedule is not None and self.observe_every > 1 and self.ranking == "scores":
+    def require_events(self, total_steps: int) -> None:
+        """Raises ConfigError where an event does not fall within the training, or where only the first step is scored
+        before one: untrained weights tell nothing, unless the ranking is by lot."""
+        if self.schedule is None:
+            return
+        try:
             first = self.schedule.steps(total_steps)[0]
-            _require(
-                self.observe_every < first,
-                f"config: grow_and_drop.observe_every must be below {first}, the step of the first event",
-                self.observe_every,
-            )
+        except ValueError as error:
+            raise ConfigError(f"config: grow_and_drop.schedule: {error}") from error
+        _require(
+            self.observe_every == 1 or self.ranking == "random" or self.observe_every < first,
+            f"config: grow_and_drop.observe_every must be below {first}, the step of the first event",
+            self.observe_every,
+        )
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,8 @@ class TrainConfig:
         _require(self.eval_every >= 0, "eval_every must not be negative", self.eval_every)
         if self.grow_and_drop.schedule is not None:
             _require(not self.widths, "widths needs grow_and_drop.schedule: null", self.grow_and_drop.schedule)
-            self.grow_and_drop.schedule.steps(self.steps)
+            if self.epochs is None:  # else the steps are known with the data, see GrowAndDropConfig.require_events
+                self.grow_and_drop.schedule.steps(self.steps)
 
     def baseline(self) -> TrainConfig:
         """The same training without events: the uniform model to compare with."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmao.arguments import require_choice, require_kinds, require_optimizers
+from dmao.arguments import measured, require_choice, require_kinds, require_optimizers
 from dmao.distributed import averaged, first_ranks, require_same, several, unwrap
 from dmao.event import Copies, Event, Lazy, copies_of, join_copies, saved_copies
 from dmao.randomness import derive_seed
@@ -39,7 +39,6 @@ from dmao_kernels.structure import (
     Elastic,
     Group,
     Metric,
-    ParameterCost,
     Plan,
     Scope,
     Scores,
@@ -150,7 +149,7 @@ class GrowAndDrop:
         self.elastic = model if isinstance(model, Elastic) else Elastic(unwrap(model), components)
         check_companions(self.elastic, companions)
         self._companions = tuple(companions)
-        self.costs = Costs.from_dict(first_ranks((cost or ParameterCost()).measure(self.elastic).to_dict()))
+        self.costs = Costs.from_dict(first_ranks(measured(cost, self.elastic).to_dict()))
         self.events: list[Event] = []
         self._copies: Copies = {}
         self._selection = selection

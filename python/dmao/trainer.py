@@ -124,7 +124,7 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
     source = data or CorpusSource(config)
     if found is None:
         config = with_steps(config, source)
-        config.grow_and_drop.require_scores(config.steps)
+        config.grow_and_drop.require_events(config.steps)
     with team(device_of(config.device)) as mine:
         mine.wait()  # all have looked before the first one writes
         if mine.leads:

@@ -89,6 +89,12 @@ def test_help_of_every_command_has_an_example(command, option):
         ),
         (["compare", "good.yaml", "--with", "good.yaml"], "compare: cannot read report good.yaml"),
         (["lm", "--root", "nowhere", "--out", "lm.arpa"], "no prepared corpus in nowhere"),
+        (["selftest", "--device", "tpu"], "'tpu' is neither cpu nor cuda"),
+        pytest.param(
+            ["selftest", "--device", "cuda"],
+            "device is cuda, but PyTorch finds no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
     ],
 )

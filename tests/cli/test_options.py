@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -101,11 +102,12 @@ def test_decode_and_compare(told, trained):
     assert (found["difference"], found["seeds"]) == (0, 1)
 
 
-def test_memory_and_loader(told, corpus, tmp_path):
-    config = tmp_path / "tiny.yaml"
+def test_memory_and_loader(told, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Path("tiny.yaml")
     config.write_text("threads: 1\n")
     changes = [part for setting in (*SETTINGS, f"data.root={corpus}") for part in ("--set", setting)]
-    (found,) = told("memory", config, *changes).values()
+    found = told("memory", config, *changes)["tiny"]
     assert found["fixed"] == 16 * found["parameters"] < found["total"]
     (one,) = told("bench-loader", config, *changes, "--workers", 0, "--batches", 2)["loader"]
     assert (one["workers"], one["batches"]) == (0, 2)

@@ -191,7 +191,7 @@ def test_what_no_piece_has(pieces):
 
 def test_more_pieces_than_there_are():
     pytest.importorskip("sentencepiece")
-    with pytest.raises(UserError, match=r"sentencepiece cannot learn 90 pieces: .*too high"):
+    with pytest.raises(UserError, match=r"data.bpe_size: sentencepiece cannot learn 90 pieces: .*too high"):
         Labels.bpe(["ab ba"], 90)
     with pytest.raises(UserError, match="sentencepiece cannot learn"):
         Labels.bpe([], 9)

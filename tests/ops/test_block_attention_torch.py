@@ -218,6 +218,12 @@ def test_wrong_arguments(changes: dict[str, Any], message: str, backend: str) ->
         block_attention(**arguments)
 
 
+def test_a_dense_mask_is_refused() -> None:
+    q = torch.zeros(2, 6, 3, 8)
+    with pytest.raises(TypeError, match=r"block_attention: block_mask must be a BlockMask \(.*\), got a Tensor"):
+        block_attention(q, q, q, block_mask=torch.ones(6, 6, dtype=torch.bool))
+
+
 @native
 @pytest.mark.parametrize(
     "changes",

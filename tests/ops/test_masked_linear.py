@@ -375,6 +375,12 @@ def test_refuses(change: dict[str, Any], message: str) -> None:
         masked_linear(**(arguments | change))
 
 
+def test_a_dense_mask_is_refused() -> None:
+    x, w, dense = torch.zeros(2, 32), torch.zeros(64, 32), torch.ones(64, 32, dtype=torch.bool)
+    with pytest.raises(TypeError, match=r"masked_linear: mask must be a BlockMask \(.*\), got a Tensor"):
+        masked_linear(x, w, mask=dense)
+
+
 @native
 @pytest.mark.parametrize(
     ("change", "message"),

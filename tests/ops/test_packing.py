@@ -155,6 +155,8 @@ def test_compiled_gradients() -> None:
         (lambda: pack(torch.zeros(3), int32([1])), r"pack: x must be \[B, T, \.\.\.\], got \[3\]"),
         (lambda: pack(torch.zeros(3, 4), int32([1])), r"pack: lengths must be int32 \[3\], got int32 \[1\]"),
         (lambda: pack(torch.zeros(1, 4), torch.tensor([1])), r"pack: lengths must be int32 \[1\], got int64 \[1\]"),
+        (lambda: pack(torch.zeros(1, 4), [1]), r"pack: lengths must be int32 \[1\], got a list"),
+        (lambda: unpack(torch.zeros(1), [0, 1], 1), r"unpack: offsets must be int32 \[B \+ 1\], got a list"),
         (
             lambda: pack(torch.zeros(1, 4), int32([1]).to("meta")),
             "pack: lengths must be on x's device cpu, got meta",

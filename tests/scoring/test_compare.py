@@ -74,6 +74,20 @@ def test_files_that_do_not_pair(tmp_path):
         compare([write(tmp_path / "empty", [0], words=0)], [tmp_path / "empty"])
 
 
+def test_another_search_is_told(tmp_path, caplog):
+    reports = [write(tmp_path / side / "report.json", [4, 2]) for side in ("a", "b")]
+    for report, scale in zip(reports, (0.9, 0.5), strict=True):
+        search = {"kind": "lexicon", "lm": None, "beam": 100, "scales": {"lm": scale}}
+        report.with_name("search.json").write_text(json.dumps(search))
+    compare(reports[:1], reports[1:], draws=100)
+    assert not caplog.messages
+    reports[1].with_name("search.json").write_text(json.dumps(search | {"lm": "4-gram.arpa"}))
+    compare(reports[:1], reports[1:], draws=100)
+    (said,) = caplog.messages
+    assert said.startswith(f"compare: not the same search: language model of {reports[0]} is none, of ")
+    assert said.endswith("b/report.json 4-gram.arpa")
+
+
 def test_command(tmp_path):
     write(tmp_path / "base" / "decode" / "dev" / "report.json", [4, 2])
     write(tmp_path / "dmao" / "decode" / "dev" / "report.json", [4, 1])

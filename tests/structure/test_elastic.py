@@ -91,6 +91,10 @@ def test_discovery_in_module_order():
     assert Elastic(model, components={"feedforward": 2}).counts()["a.1"] == 2
     with pytest.raises(ValueError, match=r"gives no number for a.1 \(feedforward\)"):
         Elastic(model, components={"cgmlp": 2})
+    with pytest.raises(ValueError, match=r"must name elastic modules \(b, a.0, a.1\) or families \(.*\), got 'a.2'"):
+        Elastic(model, components={"a.2": 6, "feedforward": 4})
+    with pytest.raises(TypeError, match=r"model must be an nn.Module, got a list"):
+        Elastic([model])
     with pytest.raises(ValueError, match=r"has no elastic module"):
         Elastic(nn.Linear(2, 2))
     assert Elastic(plain.PlainFeedForward()).counts() == {"": 4}

@@ -69,12 +69,21 @@ def test_the_keys_tell_the_kind_of_schedule(tmp_path):
 def test_more_than_the_first_step_is_scored_before_an_event():
     changes = ["grow_and_drop.schedule={start: 0.15}", "grow_and_drop.observe_every=540"]
     config = load_config(None, changes)
-    config.grow_and_drop.require_scores(3608)
+    config.grow_and_drop.require_events(3608)
     with pytest.raises(ConfigError, match=r"observe_every must be below 540, the step of the first event, got 540"):
-        config.grow_and_drop.require_scores(3600)
-    config.baseline().grow_and_drop.require_scores(3600)
-    load_config(None, [*changes, "grow_and_drop.ranking=random"]).grow_and_drop.require_scores(3600)
-    load_config(None, ["grow_and_drop.schedule={start: 1}"]).grow_and_drop.require_scores(3600)
+        config.grow_and_drop.require_events(3600)
+    config.baseline().grow_and_drop.require_events(3600)
+    load_config(None, [*changes, "grow_and_drop.ranking=random"]).grow_and_drop.require_events(3600)
+    load_config(None, ["grow_and_drop.schedule={start: 1}"]).grow_and_drop.require_events(3600)
+
+
+def test_steps_of_events_may_be_counted_with_epochs():
+    config = load_config(None, ["epochs=30", "grow_and_drop.schedule={start: 5000}"])  # `steps` is 2000 by default
+    config.grow_and_drop.require_events(5001)
+    with pytest.raises(ConfigError, match=r"grow_and_drop.schedule: Schedule: events must fall .* got \[5000\]"):
+        config.grow_and_drop.require_events(5000)
+    with pytest.raises(ConfigError, match=r"events must fall after step 1 to 1999 of 2000, got \[5000\]"):
+        load_config(None, ["grow_and_drop.schedule={start: 5000}"])
 
 
 def test_baseline_differs_in_the_schedule_alone():

@@ -14,7 +14,7 @@ from dmao.schedule import Schedule
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dmao_kernels.structure import ScoringAdamW
+from dmao_kernels.structure import ParameterCost, ScoringAdamW
 from tests.trainer.loop import Net, batch, build, observe, run, setup, without_time
 
 
@@ -312,6 +312,8 @@ def test_wrong_settings_fail_at_once(settings, message):
         ({"schedule": Schedule}, "schedule must be of class Schedule or WhenSettled, got the class Schedule"),
         ({"components": 4.0}, "components must be a whole number or a mapping to such, got 4.0"),
         ({"companions": build()}, r"companions must be a list such as \[average\], got a Net"),
+        ({"cost": "latency"}, "cost must be .* object with a method measure, got 'latency'"),
+        ({"cost": ParameterCost}, "cost must be .*, got <class '.*ParameterCost'>"),
         ({"companions": ["blocks"]}, "companions must be modules, or mappings from names to tensors, got a str"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmao_kernels._library import define, operators
-from dmao_kernels.block_mask import BlockMask, mask_arguments
+from dmao_kernels.block_mask import BlockMask, check_block_mask, mask_arguments
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._checks import (
     CPU_DTYPES,
@@ -224,6 +224,7 @@ def _check_visibility(
         raise ValueError(f"block_attention: window must be (left, right), each >= 0 or None, got {window}")
     if chunk is not None and (len(chunk) != 2 or chunk[0] < 1 or (chunk[1] is not None and chunk[1] < 0)):
         raise ValueError(f"block_attention: chunk must be (size >= 1, left_chunks >= 0 or None), got {chunk}")
+    check_block_mask("block_attention", "block_mask", block_mask)
     if block_mask is not None:
         if block_mask.rows != block_mask.columns:
             raise ValueError(

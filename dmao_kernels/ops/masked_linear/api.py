@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dmao_kernels._library import define, operators
-from dmao_kernels.block_mask import BlockMask, grid_shape, mask_arguments
+from dmao_kernels.block_mask import BlockMask, check_block_mask, grid_shape, mask_arguments
 from dmao_kernels.dispatch import choose_backend, register
 from dmao_kernels.ops._checks import (
     CPU_DTYPES,
@@ -88,6 +88,7 @@ def _check(x: Tensor, w: Tensor, b: Tensor | None, mask: BlockMask | None, activ
     check_choice("masked_linear", "activation", activation, LINEAR_ACTIVATIONS)
     if activation == "glu" and out % 2:
         raise ValueError(f"masked_linear: glu needs an even number of rows of w, got {out}")
+    check_block_mask("masked_linear", "mask", mask)
     if mask is not None and (mask.rows, mask.columns) != grid_shape(w, mask.block):
         raise ValueError(
             f"masked_linear: mask must have {list(grid_shape(w, mask.block))} blocks of {mask.block} over w "

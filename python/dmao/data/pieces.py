@@ -53,7 +53,7 @@ class Pieces(Labels):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise UserError(f"sentencepiece cannot learn {size} pieces: {first_line(error)}") from error
+            raise UserError(f"data.bpe_size: sentencepiece cannot learn {size} pieces: {first_line(error)}") from error
         return cls(base64.b64encode(file.getvalue()).decode())
 
     def spellings(self, word: str) -> list[list[int]]:

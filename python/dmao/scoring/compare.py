@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from dmao.progress import bar
 
 Unit = Literal["utterance", "speaker"]
 _AT_ONCE = 500  # draws
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def compare(
     Each draw takes as many pairs and as many units (utterances, or speakers with all of theirs) as there are, with
     replacement, the same for both sides. With one pair only the units vary.
 
-    Raises UserError where the files do not pair.
+    Raises UserError where the files do not pair, and warns where they are of different searches.
     """
     if not first or len(first) != len(second):
         raise UserError(f"compare: give as many reports on both sides, got {len(first)} and {len(second)}")
@@ -64,6 +66,7 @@ def compare(
     for path, report in reports.items():
         if report.keys() != units:
             raise UserError(f"compare: {path} is of other utterances than {first[0]}")
+    _warn_of_searches(reports)
     sides = [[[reports[path][name][0] for name in units] for path in side] for side in (first, second)]
     errors = np.array(sides, float)  # [2, pairs, units]
     words = np.array([reports[first[0]][name][1] for name in units], float)
@@ -97,6 +100,26 @@ def _draw(errors: np.ndarray, words: np.ndarray, draws: int, rng: np.random.Gene
         gained = (drawn @ (errors[1] - errors[0]).T * times).sum(1)
         changes.append(100 * gained / np.maximum(pairs * (drawn @ words), 1))
     return np.concatenate(changes)
+
+
+def _warn_of_searches(reports: Iterable[Path]) -> None:
+    """Scales may be tuned for every run. Another search or language model would pass for a difference of the runs."""
+    found = [(path, search) for path in reports if (search := _search(path)) is not None]
+    for path, search in found[1:]:
+        first, its = found[0]
+        for key in (key for key in search if search[key] != its[key]):
+            said = f"{key} of {first} is {its[key]}, of {path} {search[key]}"
+            _log.warning("compare: not the same search: %s", said)
+            return
+
+
+def _search(report: Path) -> dict[str, Any] | None:
+    """What `dmao decode` wrote beside the report, but for the scales; None where it is not there."""
+    try:
+        found = read_json(report.with_name("search.json"))
+        return {"search": found["kind"], "language model": found["lm"] or "none", "beam": found["beam"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read(path: Path, unit: Unit) -> dict[str, tuple[int, int]]:
