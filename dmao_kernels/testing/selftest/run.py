@@ -159,7 +159,7 @@ def _label(dtype: torch.dtype) -> str:
 @contextmanager
 def _exact_float32() -> Iterator[None]:
     """cuDNN's convolutions, which ours are compared with, compute float32 as such and not in TensorFloat-32."""
-    convolutions = torch.backends.cudnn.conv
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
         yield
