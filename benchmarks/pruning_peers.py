@@ -8,11 +8,11 @@ hidden layers are cut to half, by each method as its own documentation does it. 
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from benchmarks._harness import interleaved, parser
+from dmao_kernels.info import processor
 from dmao_kernels.structure import Elastic, Scores, apply_plan, feedforward_layout, make_plan, register_family
 
 WIDTH, HIDDEN, BLOCKS, ROWS = 256, 1024, 6, 1024
@@ -355,7 +356,8 @@ def page(results: list[Result], times: dict[str, float], threads: int) -> str:
             "|---|---|---|---|---|---|---|---|",
             *rows,
             "",
-            f"A dense step takes {1e3 * dense:.1f} ms; {threads} threads, {platform.machine()}, PyTorch "
+            f"A dense step takes {1e3 * dense:.1f} ms; {threads} threads of {processor()}, "
+            f"{date.today().isoformat()}, PyTorch "
             f"{torch.__version__}, Torch-Pruning {metadata.version('torch-pruning')}. " + LEGEND,
             "",
             "What each supports:",

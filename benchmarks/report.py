@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from benchmarks._harness import Timing
 from benchmarks.registry import LIMIT, OURS, Case, Problem
 from benchmarks.roofline import Limits
 from dmao_kernels import cpu_capability
+from dmao_kernels.info import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dmao-kernels", "torch", "numpy", "scipy", "torch-pruning", "pytest-benchmark")
@@ -83,7 +83,7 @@ def conditions(limits: Mapping[int, Limits], quick: bool) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": _commit(),
         "run": "quick" if quick else "full",
-        "machine": _machine(),
+        "machine": processor(),
         "system": platform.system() + " " + platform.machine(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -100,14 +100,6 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _machine() -> str:
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or "unknown"
 
 
 def _version(package: str) -> str:

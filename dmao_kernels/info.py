@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,15 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "system": platform.platform(),
     }
+
+
+def processor() -> str:
+    """Its model, where the system tells."""
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine() or "unknown"
 
 
 def gpu(device: int = 0) -> str:
@@ -51,6 +62,7 @@ def describe() -> dict[str, Any]:
     return {
         "versions": versions(),
         "build": build(),
+        "processor": processor(),
         "cpu_capability": dispatch.cpu_capability(),
         "gpus": [gpu(i) for i in range(torch.cuda.device_count())],
         "backends": backends(),
@@ -63,6 +75,7 @@ def text() -> str:
     """The same for people to read."""
     found = describe()
     lines = [f"{name:<14} {value}" for name, value in found["versions"].items()]
+    lines.append(f"{'processor':<14} {found['processor']}")
     built = found["build"]
     if built:
         isas = ", ".join(built["isas"])

@@ -16,6 +16,7 @@ from dmao.config import TrainConfig, load_config
 from dmao.errors import UserError
 from dmao.files import write_atomically
 from dmao.metrics import read_json_lines
+from dmao_kernels.info import processor
 
 SPLIT = "test"
 EVENT_KEYS = ("step", "dropped", "grown", "removed", "added", "unit", "parameters_before", "parameters", "seconds")
@@ -133,7 +134,7 @@ def _conditions(config: TrainConfig) -> dict[str, Any]:
 
     return {
         "date": date.today().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "capability": dmao_kernels.cpu_capability(),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
@@ -141,12 +142,3 @@ def _conditions(config: TrainConfig) -> dict[str, Any]:
         "seed": config.seed,
         "steps": config.steps,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
