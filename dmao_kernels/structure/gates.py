@@ -8,11 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim.swa_utils import AveragedModel
 
 from dmao_kernels.layout import Pattern
 from dmao_kernels.structure.elastic import Elastic, ElasticModule
-from dmao_kernels.structure.places import Gate
+from dmao_kernels.structure.places import Gate, innermost
 
 
 class ComponentGate(Gate):
@@ -53,7 +52,7 @@ class ComponentGates:
                 raise ValueError(f"ComponentGates: {m.name} has gates already")
             if len(m.layout.output) != 1:
                 raise ValueError(f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}")
-        models = _unwrap(companions)
+        models = [innermost(companion) for companion in companions]
         for m in elastic.modules.values():
             _attach(m, [model.get_submodule(m.name) for model in models])
         elastic.version += 1
@@ -75,7 +74,7 @@ class ComponentGates:
 
         companions: averaged copies of the model, whose own gates are folded likewise.
         """
-        models = _unwrap(companions)
+        models = [innermost(companion) for companion in companions]
         for m in self.elastic.modules.values():
             for module in (m.module, *(model.get_submodule(m.name) for model in models)):
                 fold_gate(*_output(m, module))
@@ -92,10 +91,6 @@ def fold_gate(owner: nn.Module, leaf: str) -> None:
     members = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
     owner.__class__ = type(shared.__name__, shared.__bases__, members)
     parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
-
-
-def _unwrap(companions: Iterable[nn.Module]) -> list[nn.Module]:
-    return [c.module if isinstance(c, AveragedModel) else c for c in companions]
 
 
 def _attach(m: ElasticModule, counterparts: Iterable[nn.Module]) -> None:

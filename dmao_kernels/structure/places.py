@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
+
+_WRAPPERS = (DistributedDataParallel, AveragedModel)
 
 
 class Gate(nn.Module):
@@ -16,6 +20,15 @@ class Gate(nn.Module):
 def uncompiled(model: nn.Module) -> nn.Module:
     """The module inside of what torch.compile made of it, whose names all have a prefix; any other one itself."""
     return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """The model that torch.compile, DistributedDataParallel and AveragedModel wrap, in whatever order."""
+    while True:
+        inside = uncompiled(model.module if isinstance(model, _WRAPPERS) else model)
+        if inside is model:
+            return model
+        model = inside
 
 
 @dataclass(frozen=True)

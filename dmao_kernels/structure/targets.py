@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmao_kernels.structure.places import Place, uncompiled
+from dmao_kernels.structure.places import Place, innermost
 from dmao_kernels.structure.register import prepare
 from dmao_kernels.structure.shards import REMEDY, is_sharded
 
@@ -26,10 +26,8 @@ class Companions:
         self.models: list[nn.Module] = []
         self.tables: list[MutableMapping[str, Tensor]] = []
         for companion in companions:
-            if isinstance(companion, torch.optim.swa_utils.AveragedModel):
-                companion = companion.module
             if isinstance(companion, nn.Module):
-                companion = uncompiled(companion)
+                companion = innermost(companion)
             if companion is elastic.model:
                 raise ValueError("apply_plan: companions must be copies of the model, got the model itself")
             if isinstance(companion, nn.Module):

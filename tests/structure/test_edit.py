@@ -202,10 +202,19 @@ def test_companions_that_do_not_fit():
     assert same(state(model), before)
 
 
+class Distributed(nn.parallel.DistributedDataParallel):
+    """Without processes."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+
 def test_companions_are_looked_at_before_the_training():
     model = build(plain.PlainFeedForward)
     elastic = Elastic(model)
-    check_companions(elastic, [copy.deepcopy(model), dict(model.state_dict())])
+    average = torch.compile(Distributed(AveragedModel(model)), backend="eager")
+    check_companions(elastic, [copy.deepcopy(model), dict(model.state_dict()), average])
     cases = [
         (torch.compile(model, backend="eager"), ValueError, "got the model itself"),
         (nn.Linear(2, 2), ValueError, "has no module branches.0"),
