@@ -107,10 +107,11 @@ def _warn_of_searches(reports: Iterable[Path]) -> None:
     found = [(path, search) for path in reports if (search := _search(path)) is not None]
     for path, search in found[1:]:
         first, its = found[0]
-        for key in (key for key in search if search[key] != its[key]):
-            said = f"{key} of {first} is {its[key]}, of {path} {search[key]}"
-            _log.warning("compare: not the same search: %s", said)
-            return
+        for key, value in search.items():
+            if value != its[key]:
+                message = "compare: not the same search: %s of %s is %s, of %s %s"
+                _log.warning(message, key, first, its[key], path, value)
+                return
 
 
 def _search(report: Path) -> dict[str, Any] | None:
