@@ -234,7 +234,8 @@ def decode(
     write_trn(out / "hyp.trn", segments, texts)
     if search.kind == "lexicon":
         write_ctm(out / "hyp.ctm", segments, words)
-    write_atomically(out / "search.json", json.dumps(search.to_dict(), indent=1) + "\n")
+    made = search.to_dict() | {"normalisation": str(normaliser)}
+    write_atomically(out / "search.json", json.dumps(made, indent=1) + "\n")
     return report
 
 

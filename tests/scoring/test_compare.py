@@ -86,6 +86,12 @@ def test_another_search_is_told(tmp_path, caplog):
     (said,) = caplog.messages
     assert said.startswith(f"compare: not the same search: language model of {reports[0]} is none, of ")
     assert said.endswith("b/report.json 4-gram.arpa")
+    caplog.clear()
+    reports[1].with_name("search.json").write_text(json.dumps(search | {"normalisation": "without [noise]"}))
+    compare(reports[:1], reports[1:], draws=100)
+    (said,) = caplog.messages
+    assert said.startswith("compare: not the same search: normalisation of ")
+    assert said.endswith("without [noise]")
 
 
 def test_command(tmp_path):

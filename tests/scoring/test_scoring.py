@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from dmao.errors import UserError
@@ -51,6 +52,15 @@ def test_rules(normaliser, caplog):
         ("gonna",): (("going", "to"),),
         ("mm",): ((),),
     }
+
+
+def test_normalisers_are_told_apart_by_what_they_do(normaliser):
+    assert str(Normaliser()) == "none"
+    assert re.fullmatch(r"\d+ rules \([0-9a-f]{8}\), without \[noise\]", str(normaliser))
+    backwards = Normaliser(dict(reversed(normaliser.rules.items())), normaliser.drop)
+    assert str(backwards) == str(normaliser)
+    others = [replace(normaliser, rules=normaliser.rules | {("uh",): (("um",),)}), replace(normaliser, drop=["uh"])]
+    assert len({str(one) for one in [normaliser, *others]}) == 3
 
 
 def test_rules_for_certain_neighbours_are_told(normaliser, caplog, tmp_path):

@@ -103,7 +103,7 @@ def _draw(errors: np.ndarray, words: np.ndarray, draws: int, rng: np.random.Gene
 
 
 def _warn_of_searches(reports: Iterable[Path]) -> None:
-    """Scales may be tuned for every run. Another search or language model would pass for a difference of the runs."""
+    """Scales may be tuned for every run. Another search, model or mapping would pass for a difference of the runs."""
     found = [(path, search) for path in reports if (search := _search(path)) is not None]
     for path, search in found[1:]:
         first, its = found[0]
@@ -118,7 +118,8 @@ def _search(report: Path) -> dict[str, Any] | None:
     """What `dmao decode` wrote beside the report, but for the scales; None where it is not there."""
     try:
         found = read_json(report.with_name("search.json"))
-        return {"search": found["kind"], "language model": found["lm"] or "none", "beam": found["beam"]}
+        lm, normalisation = found["lm"] or "none", found.get("normalisation", "none")
+        return {"search": found["kind"], "language model": lm, "beam": found["beam"], "normalisation": normalisation}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

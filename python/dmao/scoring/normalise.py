@@ -6,6 +6,7 @@ any of its alternatives ("@": nothing). Case does not matter.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -39,6 +40,13 @@ class Normaliser:
 
     rules: Mapping[Phrase, tuple[Phrase, ...]] = field(default_factory=dict)
     drop: Collection[str] = ()
+
+    def __str__(self) -> str:
+        """The same for the same rules and words only: `dmao compare` tells reports apart by it."""
+        digest = hashlib.sha256(repr(sorted(self.rules.items())).encode("utf-8", "surrogateescape")).hexdigest()
+        parts = [f"{len(self.rules)} rules ({digest[:8]})"] if self.rules else []
+        parts += [f"without {' '.join(sorted(self.drop))}"] if self.drop else []
+        return ", ".join(parts) or "none"
 
     def slots(self, text: str) -> list[Slot]:
         """The places of a reference or hypothesis. UserError where braces do not pair."""
