@@ -190,6 +190,7 @@ def sinusoidal_positions(frames: int, d: int, like: Tensor) -> Tensor:
 
 
 def _longest(normed: Tensor, rows: Rows) -> int:
+    """Frames of the longest utterance, 1 where there is none: then nothing is attended to, but sinusoids are made."""
     if rows.offsets is None:
-        return normed.shape[1]
-    return max(int(rows.offsets.diff().max()), 1)
+        return max(normed.shape[1], 1)
+    return max(int(rows.offsets.diff(prepend=rows.offsets[:1]).max()), 1)

@@ -103,6 +103,18 @@ def test_a_component_is_a_head_with_its_positions(radius: int | None) -> None:
     assert torch.equal(smaller(x), torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("radius", [None, 2])
+def test_batches_without_frames(radius: int | None) -> None:
+    module = make(radius)
+    for shape in ((2, 0, 8), (0, 5, 8), (0, 0, 8)):
+        x = torch.zeros(shape, requires_grad=True)
+        y = module(x)
+        y.sum().backward()
+        assert y.shape == x.grad.shape == shape
+    for offsets in ([0], [0, 0, 0]):
+        assert module(torch.zeros(0, 8), offsets=torch.tensor(offsets, dtype=torch.int32)).shape == (0, 8)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="RelPosSelfAttention: d must be even for sinusoidal positions, got 7"):
         RelPosSelfAttention(7, 2)
