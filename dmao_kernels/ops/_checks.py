@@ -40,6 +40,11 @@ def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     return tuple([t.to(dtype) if t is not None and t.dtype in DTYPES else t for t in (x, *others)])
 
 
+def is_pair(value: object) -> bool:
+    """Whether it is two values, no number that would stand for both."""
+    return isinstance(value, tuple | list) and len(value) == 2
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd records what is done with these."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

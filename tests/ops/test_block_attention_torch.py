@@ -185,8 +185,10 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     (dict.fromkeys("qkv", ROWS) | {"offsets": ids(0, 12), "lengths": ids(12)}, "lengths must be None with offsets"),
     ({"window": (-1, None)}, r"window must be \(left, right\), each >= 0 or None, got \(-1, None\)"),
     ({"window": (3,)}, r"window must be \(left, right\), each >= 0 or None, got \(3,\)"),
+    ({"window": 3}, r"window must be \(left, right\), each >= 0 or None, got 3"),
     ({"chunk": (0, 1)}, r"chunk must be \(size >= 1, left_chunks >= 0 or None\), got \(0, 1\)"),
     ({"chunk": (4,)}, r"chunk must be \(size >= 1, left_chunks >= 0 or None\), got \(4,\)"),
+    ({"chunk": 4}, r"chunk must be \(size >= 1, left_chunks >= 0 or None\), got 4"),
     ({"chunk": (4, -1)}, r"chunk must be \(size >= 1, left_chunks >= 0 or None\), got \(4, -1\)"),
     ({"block_mask": BlockMask.full(torch.zeros(17, 6), 16)}, "block_mask must be square, got 2 x 1 blocks"),
     (

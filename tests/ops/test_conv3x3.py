@@ -247,6 +247,7 @@ def test_errors(index: int, wrong: torch.Tensor, message: str) -> None:
     [
         ({"pooling": (0, 1)}, r"pooling must be two positive sizes .* 255 pixels, got \(0, 1\)"),
         ({"pooling": (16, 16)}, r"pooling must be two positive sizes .* 255 pixels, got \(16, 16\)"),
+        ({"pooling": 2}, r"pooling must be two positive sizes .* 255 pixels, got 2"),
         ({"valid": torch.ones(1, 9)}, r"valid must be bool \[1, 9\] on cpu, got float32 \[1, 9\]"),
         ({"valid": torch.ones(1, 9).bool(), "pooling": (2, 1)}, r"valid must be bool \[1, 4\] .* got bool \[1, 9\]"),
     ],

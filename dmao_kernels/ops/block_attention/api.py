@@ -17,6 +17,7 @@ from dmao_kernels.ops._checks import (
     check_float,
     describe,
     dtype_name,
+    is_pair,
 )
 from dmao_kernels.ops._utterances import check_lengths, check_offsets
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
@@ -220,9 +221,9 @@ def _check_visibility(
     *,
     packed: bool,
 ) -> None:
-    if window is not None and (len(window) != 2 or any(bound is not None and bound < 0 for bound in window)):
+    if window is not None and (not is_pair(window) or any(bound is not None and bound < 0 for bound in window)):
         raise ValueError(f"block_attention: window must be (left, right), each >= 0 or None, got {window}")
-    if chunk is not None and (len(chunk) != 2 or chunk[0] < 1 or (chunk[1] is not None and chunk[1] < 0)):
+    if chunk is not None and (not is_pair(chunk) or chunk[0] < 1 or (chunk[1] is not None and chunk[1] < 0)):
         raise ValueError(f"block_attention: chunk must be (size >= 1, left_chunks >= 0 or None), got {chunk}")
     check_block_mask("block_attention", "block_mask", block_mask)
     if block_mask is not None:

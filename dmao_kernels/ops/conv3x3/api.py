@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
-from dmao_kernels.ops._checks import CPU_DTYPES, autocast, describe, dtype_name
+from dmao_kernels.ops._checks import CPU_DTYPES, autocast, describe, dtype_name, is_pair
 from dmao_kernels.ops.conv3x3.reference import conv3x3_reference
 
 _LARGEST_WINDOW = 255  # pixels: numbers of them are bytes
@@ -86,10 +86,10 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _check_output(x: Tensor, valid: Tensor | None, pooling: tuple[int, int] | None) -> None:
-    if pooling is not None and (len(pooling) != 2 or min(pooling) < 1 or pooling[0] * pooling[1] > _LARGEST_WINDOW):
+    if pooling is not None and (not is_pair(pooling) or min(pooling) < 1 or pooling[0] * pooling[1] > _LARGEST_WINDOW):
         raise ValueError(
             f"conv3x3: pooling must be two positive sizes of a window of at most {_LARGEST_WINDOW} pixels, "
-            f"got {tuple(pooling)}"
+            f"got {pooling}"
         )
     if valid is None:
         return
