@@ -189,7 +189,7 @@ class GrowAndDrop:
         if step > self.total_steps:
             raise ValueError(f"GrowAndDrop: step must be at most total_steps, {self.total_steps}, got {step}")
         self._step = step
-        if step == self.total_steps and (missed := self.schedule.events - len(self.events)):
+        if step == self.total_steps and (missed := self.schedule.events - len(self.events)) > 0:
             _log.warning("GrowAndDrop: the training is over, and %d of its events did not fall", missed)
         return step < self.total_steps and self.trigger.due(step, len(self.events), self._ranked)
 

@@ -170,6 +170,10 @@ def test_events_after_the_end_of_training(caplog):
     assert not controller.due(29)
     assert not controller.due(40)  # the last step: nothing would train what the event changes
     assert "the training is over, and 1 of its events did not fall" in caplog.text
+    caplog.clear()
+    controller.events += [None] * 2  # more than the schedule has: adapt() was called out of turn
+    assert not controller.due(40)
+    assert not caplog.text
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match=r"an event must fall before the last step, 40, got step 40"):
         controller.adapt()
