@@ -64,27 +64,31 @@ def wrap(model: nn.Module) -> nn.Module:
     """
     if not several():
         return model
-    # Buffers are equal on all ranks. A module without components leaves its shared parameters without gradients.
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=_has_empty(model))
+    # A module without components leaves its shared parameters without gradients.
+    wrapped = DistributedDataParallel(model, find_unused_parameters=_has_empty(model))
+    wrapped.broadcast_buffers = False  # they are equal on all ranks; PyTorch 2.13 warns of the argument
+    return wrapped
 
 
 def rewrap(wrapped: DistributedDataParallel) -> DistributedDataParallel:
     """A new wrapper with the options of `wrapped`, which counts on the shapes from before an event.
 
-    Parameters without gradients are looked for where a module has lost all its components.
+    Parameters without gradients are looked for where a module has lost all its components. Communication hooks and
+    mixed_precision are not carried over: a hook is to be registered again.
     """
-    return DistributedDataParallel(
+    anew = DistributedDataParallel(
         wrapped.module,
         device_ids=wrapped.device_ids,
         output_device=wrapped.output_device,
         dim=wrapped.dim,
-        broadcast_buffers=wrapped.broadcast_buffers,
         process_group=wrapped.process_group,
         bucket_cap_mb=wrapped.bucket_bytes_cap / 2**20,
         find_unused_parameters=wrapped.find_unused_parameters or _has_empty(wrapped.module),
         gradient_as_bucket_view=wrapped.gradient_as_bucket_view,
         static_graph=wrapped.static_graph,
     )
+    anew.broadcast_buffers = wrapped.broadcast_buffers
+    return anew
 
 
 def _has_empty(model: nn.Module) -> bool:

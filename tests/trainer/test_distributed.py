@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import torch
 import torch.distributed as dist
 from dmao import checkpoint
 from dmao.controller import GrowAndDrop
-from dmao.distributed import Team
+from dmao.distributed import Team, rewrap
 from dmao.metrics import read_json_lines
 from dmao.trainer import train
+from torch import nn
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.trainer import several_ranks
 from tests.trainer.several_ranks import SETTINGS, plan_without_ffn
@@ -161,6 +164,28 @@ def test_one_process_goes_on_with_sharded_parameters(sharded: Path, capsys: pyte
     finally:
         dist.destroy_process_group()
     assert "1 ranks, 8 steps: equal" in capsys.readouterr().out
+
+
+def test_a_wrapper_made_anew_has_the_options_and_warns_of_nothing(workers: None) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for options in ({}, {"find_unused_parameters": True, "bucket_cap_mb": 3, "gradient_as_bucket_view": True}):
+            wrapped = DistributedDataParallel(nn.Linear(2, 2), **options)
+            wrapped.broadcast_buffers = not options
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                anew = rewrap(wrapped)
+            assert anew is not wrapped
+            assert anew.module is wrapped.module
+            for option in (
+                "broadcast_buffers",
+                "bucket_bytes_cap",
+                "find_unused_parameters",
+                "gradient_as_bucket_view",
+            ):
+                assert getattr(anew, option) == getattr(wrapped, option), option
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
