@@ -51,6 +51,15 @@ def test_seeds_vary_as_well(tmp_path):
     assert 0.2 < found.better < 0.5
 
 
+def test_each_side_is_counted_by_its_own_words(tmp_path):
+    """As its report does: alternatives and --drop leave more words to one side than to the other."""
+    first = [write(tmp_path / f"a{i}", [4, 2], words=10) for i in range(2)]
+    second = [write(tmp_path / f"b{i}", [4, 2], words=5) for i in range(2)]
+    found = compare(first, second, draws=200)
+    assert (found.first, found.second, found.difference) == (30, 60, 30)
+    assert 20 <= found.low < found.high <= 40
+
+
 def test_by_speaker(tmp_path):
     first = write(tmp_path / "a", [1, 5] * 20)
     second = write(tmp_path / "b", [3, 3] * 20)

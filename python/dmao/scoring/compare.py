@@ -67,12 +67,12 @@ def compare(
         if report.keys() != units:
             raise UserError(f"compare: {path} is of other utterances than {first[0]}")
     _warn_of_searches(reports)
-    sides = [[[reports[path][name][0] for name in units] for path in side] for side in (first, second)]
-    errors = np.array(sides, float)  # [2, pairs, units]
-    words = np.array([reports[first[0]][name][1] for name in units], float)
-    if not words.sum():
-        raise UserError(f"compare: the references in {first[0]} hold no word")
-    rates = 100 * errors.sum((1, 2)) / (words.sum() * len(first))
+    counts = np.array([[[reports[path][name] for name in units] for path in side] for side in (first, second)], float)
+    errors, words = np.moveaxis(counts, -1, 0)  # [2, pairs, units]; words differ where alternatives were taken
+    for side, paths in zip(words, (first, second), strict=True):
+        if not side.sum():
+            raise UserError(f"compare: the references in {paths[0]} hold no word")
+    rates = 100 * errors.sum((1, 2)) / words.sum((1, 2))
     changes = _draw(errors, words, draws, np.random.default_rng(seed))
     low, high = np.percentile(changes, [2.5, 97.5])
     difference = float(rates[1] - rates[0])
@@ -97,8 +97,9 @@ def _draw(errors: np.ndarray, words: np.ndarray, draws: int, rng: np.random.Gene
         count = min(_AT_ONCE, draws - start)
         drawn = rng.multinomial(units, np.full(units, 1 / units), size=count).astype(float)  # how often each one
         times = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=count)
-        gained = (drawn @ (errors[1] - errors[0]).T * times).sum(1)
-        changes.append(100 * gained / np.maximum(pairs * (drawn @ words), 1))
+        made, said = ((drawn @ side.transpose(0, 2, 1) * times).sum(-1) for side in (errors, words))  # [2, draws]
+        said = np.maximum(said, 1)
+        changes.append(100 * (made[1] * said[0] - made[0] * said[1]) / (said[0] * said[1]))  # of whole numbers: exact
     return np.concatenate(changes)
 
 
