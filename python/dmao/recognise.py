@@ -117,7 +117,8 @@ class Recogniser:
         """The mean posterior over the training data; `keep` writes it beside the checkpoint. batches: as of `prior`."""
         if keep:
             require_writable(self.prior_file)
-        stream = (b for b, _ in zip(self.source.train_batches(0), range(batches or 1 << 62), strict=False))
+        epoch = self.config.data.shortest_first  # the first one whose batches are of all lengths from the start
+        stream = (b for b, _ in zip(self.source.train_batches(epoch), range(batches or 1 << 62), strict=False))
         shown = bar(stream, "prior", "batch", batches)
         frames = 0
 

@@ -57,6 +57,15 @@ def test_prior_is_estimated_once_and_kept(run):
     np.testing.assert_array_equal(run.prior(), prior)
 
 
+def test_prior_of_some_batches_is_not_of_the_shortest(run, monkeypatch):
+    data = dataclasses.replace(run.config.data, shortest_first=2)
+    monkeypatch.setattr(run, "config", dataclasses.replace(run.config, data=data))
+    epochs, batches = [], run.source.train_batches
+    monkeypatch.setattr(run.source, "train_batches", lambda epoch: (epochs.append(epoch), batches(epoch))[1])
+    run.estimate_prior(1, keep=False)
+    assert epochs == [2]
+
+
 def test_decode_writes_a_report(run, tmp_path):
     report = decode(run, "test", Search(lm=str(run.folder / "lm.arpa")), out=tmp_path)
     assert {u.speaker for u in report.utterances} == {"speaker-0", "speaker-1"}
