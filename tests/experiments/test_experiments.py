@@ -23,6 +23,7 @@ from dmao.random_ranking import RandomRanking
 from dmao.recipes import configs
 from dmao.recipes.embedded.demo import demo_config
 from dmao.recognise import Search
+from dmao.scoring import Normaliser
 from dmao.step import build_model, make_controller, make_optimizer
 from scipy import stats
 
@@ -195,6 +196,26 @@ def test_outcomes_of_another_split_are_refused(table):
     plan, arms = table
     with pytest.raises(UserError, match=r"baseline/seed-0/outcome.json is of the split test, expected dev"):
         run_arms(dataclasses.replace(plan, split="dev"), arms, range(2), configure, lambda config: TinySource())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search": Search("greedy", beam=7)}, "beam was 100, now 7"),
+        ({"search": Search("greedy", lm="/else/4-gram.arpa")}, "lm was None, now 4-gram.arpa"),
+        ({"dev": "dev"}, "dev was None, now dev"),
+        ({"normaliser": Normaliser(drop=["uh"])}, r"drop was \[\], now \['uh'\]"),
+        ({"normaliser": Normaliser({("uh",): (("um",),)})}, "glm was None, now "),
+    ],
+)
+def test_outcomes_of_another_decoding_are_refused(table, changes, message, monkeypatch):
+    """Before another arm is trained, which would be compared with them."""
+    plan, arms = table
+    monkeypatch.setattr(experiment, "train", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(UserError, match=rf"baseline/seed-0/outcome.json was decoded otherwise: {message}"):
+        run_arms(
+            dataclasses.replace(plan, **changes), {"random": arms["random"]}, [7], configure, lambda _: TinySource()
+        )
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '{"split": "test"}', '{"split": 3}'])

@@ -9,6 +9,7 @@ FOLDER/widths.svg        where the width went, beside the published pattern
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -66,6 +67,16 @@ class Plan:
         """Where a run is."""
         return self.folder / arm / f"seed-{seed}"
 
+    def decoding(self) -> dict[str, Any]:
+        """What runs must have in common for their word error rates to be comparable; plain values."""
+        rules = repr(sorted(self.normaliser.rules.items())).encode()
+        return {
+            **_named(self.search),
+            "dev": self.dev,
+            "glm": hashlib.sha256(rules).hexdigest()[:16] if self.normaliser.rules else None,
+            "drop": sorted(self.normaliser.drop),
+        }
+
 
 def run_arms(
     plan: Plan,
@@ -78,12 +89,14 @@ def run_arms(
 
     configure: the configuration with these changes.  data: the source of a training; None: the corpus of its config.
 
-    Raises UserError under torchrun, where the folder cannot be written, a split or the language model is bad, or
-    an arm needs another one that has not been trained, and whatever training raises.
+    Raises UserError under torchrun, where the folder cannot be written, a split or the language model is bad, a
+    finished run was decoded otherwise, an arm needs another one that has not been trained, and whatever training
+    raises.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("experiment: takes one process; train runs with several by `dmao train`, then start this")
     require_writable(plan.folder / "results.json")
+    _finished(plan)  # the table is to have them all: what does not fit is told before a training
     checked = False
     for seed in seeds:
         for name, arm in arms.items():
@@ -135,12 +148,17 @@ def _with_events(config: TrainConfig, events: int) -> TrainConfig:
     return dataclasses.replace(config, grow_and_drop=dataclasses.replace(config.grow_and_drop, schedule=several))
 
 
+def _named(search: Search) -> dict[str, Any]:
+    """Plain values; the language model by its name, as another machine has it in another folder."""
+    return search.to_dict() | {"lm": search.lm and Path(search.lm).name}
+
+
 def _outcome(run_dir: Path) -> Path:
     return run_dir / "outcome.json"
 
 
 def _read(plan: Plan, run_dir: Path) -> dict[str, Any] | None:
-    """What came out of a run, if it is finished. Raises UserError where that is of another split."""
+    """What came out of a run, if it is finished. Raises UserError where it was not decoded as `plan` says."""
     path = _outcome(run_dir)
     if not path.exists():
         return None
@@ -153,7 +171,25 @@ def _read(plan: Plan, run_dir: Path) -> dict[str, Any] | None:
         raise UserError(f"experiment: {path} is not the outcome of a run: {wrong[0]} is {found.get(wrong[0])!r}")
     if found["split"] != plan.split:
         raise UserError(f"experiment: {path} is of the split {found['split']}, expected {plan.split}")
+    had = found.get("decoding", {})  # outcomes of earlier versions have none
+    for key, wanted in plan.decoding().items():
+        if key in had and had[key] != wanted:
+            raise UserError(
+                f"experiment: {path} was decoded otherwise: {key} was {had[key]}, now {wanted}; "
+                "where its checkpoint is still there, delete that file to decode it again"
+            )
     return found
+
+
+def _finished(plan: Plan) -> dict[str, dict[int, dict[str, Any]]]:
+    """{arm: {seed: what came out}} of all runs in the folder that are finished. Raises UserError as `_read`."""
+    finished: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in plan.order:
+        for path in (plan.folder / name).glob("seed-[0-9]*/outcome.json"):
+            seed = int(path.parent.name.removeprefix("seed-"))
+            if (found := _read(plan, path.parent)) is not None:
+                finished.setdefault(name, {})[seed] = found
+    return finished
 
 
 def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
@@ -164,6 +200,7 @@ def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
     report = decode(recogniser, plan.split, search, plan.normaliser)
     outcome = {
         "split": plan.split,
+        "decoding": plan.decoding(),
         "ce": result.evaluations[plan.split]["ce"],
         "wer": report.total.percent,
         "parameters": result.parameters,
@@ -176,12 +213,7 @@ def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
 
 def write_results(plan: Plan) -> dict[str, Any]:
     """results.json and results.md of all runs in the folder that are finished."""
-    finished: dict[str, dict[int, dict[str, Any]]] = {}
-    for name in plan.order:
-        for path in (plan.folder / name).glob("seed-[0-9]*/outcome.json"):
-            seed = int(path.parent.name.removeprefix("seed-"))
-            if (found := _read(plan, path.parent)) is not None:
-                finished.setdefault(name, {})[seed] = found
+    finished = _finished(plan)
     arms = {
         name: {
             "seeds": sorted(runs),
@@ -195,7 +227,7 @@ def write_results(plan: Plan) -> dict[str, Any]:
     widths = _widths(base, finished)
     results = {
         "split": plan.split,
-        "search": plan.search.to_dict() | {"lm": plan.search.lm and Path(plan.search.lm).name},
+        "search": _named(plan.search),
         "arms": arms,
         "base": base,
         "against": against,
