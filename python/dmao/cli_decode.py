@@ -164,6 +164,7 @@ def decode(
     from dmao.recognise import Search
     from dmao.recognise import decode as run
 
+    _refuse_idle(kind, given)
     recogniser = _recogniser(checkpoint, root)
     start = (recogniser.tuned() if kind == "lexicon" else None) or Search()
     search = dataclasses.replace(chosen_search(start, given), kind=kind)
@@ -235,6 +236,14 @@ def chosen_search(start: Search, given: dict[str, Any]) -> Search:
     if given["lm"] is not None:
         search = dataclasses.replace(search, lm=str(given["lm"].resolve()))
     return search if given["beam"] is None else dataclasses.replace(search, beam=given["beam"])
+
+
+def _refuse_idle(kind: str, given: dict[str, Any]) -> None:
+    """An option that the search has no use for would stand in the report as if it had been used."""
+    used = {"greedy": (), "prefix": ("beam", "prior_scale")}.get(kind, tuple(given))
+    for name, value in given.items():
+        if value is not None and name not in used:
+            raise click.UsageError(f"--{name.replace('_', '-')} has no effect on the {kind} search")
 
 
 def normaliser_of(glm: Path | None, drop: tuple[str, ...]) -> Normaliser:

@@ -61,6 +61,15 @@ def test_searches_without_a_lexicon(trained, tmp_path, kind):
     assert not (tmp_path / "hyp.ctm").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "idle"),
+    [("greedy", "--beam"), ("greedy", "--prior-scale"), ("prefix", "--lm-scale"), ("prefix", "--word-score")],
+)
+def test_options_without_effect_are_refused(trained, kind, idle):
+    found = run("decode", trained, "--search", kind, idle, 1, status=2)
+    assert f"{idle} has no effect on the {kind} search" in found.stderr
+
+
 def test_prior_of_some_batches(trained):
     assert run("prior", trained, "--batches", 1).stdout.startswith("blank 0.")
 
