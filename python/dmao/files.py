@@ -44,8 +44,9 @@ def cannot_write(path: Path | str, error: OSError) -> UserError:
 
 def require_writable(path: Path) -> None:
     """Raises UserError where the file `path` could not be written now: to be asked before the work, not after it."""
+    target = _target(path)
     with writing(path):
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        folder = next(folder for folder in target.parents if folder.exists())
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))  # a full disk still makes files, as long as they are empty
 
@@ -55,14 +56,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Several processes may write the same file: the last one's stays. Raises UserError where it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    target = _target(path)
+    partial = target.with_name(f"{target.name}.{os.getpid()}{PARTIAL}")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
-            partial.replace(path)
+            partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _target(path: Path) -> Path:
+    """Behind all links, which stay. Raises UserError for a device or a pipe: a file in its place would be its end."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise UserError(f"cannot write {path}: it is a device or a pipe, and not a file; choose another place")
+    return target
 
 
 def remove_partial(folder: Path) -> None:

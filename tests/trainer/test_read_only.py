@@ -115,3 +115,26 @@ def test_asking_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*file/file: "):
         write_atomically(tmp_path / "file" / "file", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    """Nor /dev/null, which root could."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        for write in (require_writable, lambda path: write_atomically(path, "x")):
+            with pytest.raises(UserError, match=rf"cannot write .*{path.name}: it is a device or a pipe"):
+                write(path)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+def test_a_link_stays(tmp_path):
+    (tmp_path / "other").mkdir()
+    link, file = tmp_path / "link", tmp_path / "other" / "file"
+    link.symlink_to(file)
+    write_atomically(link, "x")
+    assert link.is_symlink()
+    assert file.read_text() == "x"
+    assert [path.name for path in file.parent.iterdir()] == ["file"]
