@@ -10,7 +10,16 @@ from click.core import ParameterSource
 
 from dmao import cli_decode, cli_experiment, cli_measure
 from dmao.cli_completion import completion
-from dmao.cli_options import CHECKPOINT, CONFIG, json_option, root_option, run_dir_option, set_option, split_option
+from dmao.cli_options import (
+    CHECKPOINT,
+    CONFIG,
+    Number,
+    json_option,
+    root_option,
+    run_dir_option,
+    set_option,
+    split_option,
+)
 from dmao.cli_prepare import prepare
 from dmao.console import STATUSES, OneLineErrors, print_json, show_log
 
@@ -95,7 +104,7 @@ def train(
 @run_dir_option("Folder of both runs, summary.json and report.html.", default=Path("runs/demo"), show_default=True)
 @click.option(
     "--hours",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="Hours of training speech.",

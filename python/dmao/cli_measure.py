@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dmao.cli_options import CONFIG, FOLDER, json_option, set_option
+from dmao.cli_options import CONFIG, FOLDER, Number, json_option, set_option
 from dmao.console import print_json
 from dmao.errors import UserError
 from dmao.files import require_writable
@@ -96,7 +96,9 @@ def memory(configs: tuple[Path, ...], overrides: tuple[str, ...], outputs: int, 
     from dmao.memory import expected_memory, table
     from dmao.progress import bar
 
-    settings = {f"{config.parent.name}/{config.stem}".lstrip("/"): load_config(config, overrides) for config in configs}
+    short = [f"{config.parent.name}/{config.stem}".lstrip("/") for config in configs]
+    names = [str(c) if short.count(name) > 1 else name for name, c in zip(short, configs, strict=True)]
+    settings = {name: load_config(config, overrides) for name, config in zip(names, configs, strict=True)}
     rows = []
     for name, one in bar(settings.items(), "models", "model"):
         found = expected_memory(one.model.conformer(outputs), one.precision)
@@ -133,7 +135,7 @@ def info(as_json: bool) -> None:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=180.0,
     show_default=True,
     help="After so many no new problem is begun.",

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
+
+
+class Number(click.FloatRange):
+    """A float that is finite; click's own takes nan, within any range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not finite.", param, ctx)
+        return found
+
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 HERE = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -88,11 +101,9 @@ def search_options(tuned: bool) -> Decorator:
     return together(
         click.option("--lm", type=FILE, help=f"Word n-gram model (ARPA, also packed).  {default('none')}"),
         click.option("--beam", type=click.IntRange(min=1), help=f"Hypotheses kept per frame.  {default(100)}"),
-        click.option("--lm-scale", type=click.FloatRange(min=0), help=f"Weight of the language model.  {default(0.9)}"),
-        click.option(
-            "--prior-scale", type=click.FloatRange(min=0), help=f"Weight of the labels' prior.  {default(0.3)}"
-        ),
-        click.option("--word-score", type=float, help=f"Added per word.  {default(0)}"),
+        click.option("--lm-scale", type=Number(min=0), help=f"Weight of the language model.  {default(0.9)}"),
+        click.option("--prior-scale", type=Number(min=0), help=f"Weight of the labels' prior.  {default(0.3)}"),
+        click.option("--word-score", type=Number(), help=f"Added per word.  {default(0)}"),
     )
 
 

@@ -109,6 +109,12 @@ def test_memory_and_loader(told, corpus, tmp_path, monkeypatch):
     changes = [part for setting in (*SETTINGS, f"data.root={corpus}") for part in ("--set", setting)]
     found = told("memory", config, *changes)["tiny"]
     assert found["fixed"] == 16 * found["parameters"] < found["total"]
+    Path("a/seed-0").mkdir(parents=True)
+    Path("b/seed-0").mkdir(parents=True)
+    both = [str(config.rename(f"a/seed-0/{config}")), "b/seed-0/tiny.yaml"]
+    Path(both[1]).write_text("threads: 1\n")
+    assert list(told("memory", *both, *changes)) == both
+    config = both[0]
     (one,) = told("bench-loader", config, *changes, "--workers", 0, "--batches", 2)["loader"]
     assert (one["workers"], one["batches"]) == (0, 2)
 
