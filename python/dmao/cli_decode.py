@@ -235,6 +235,8 @@ def chosen_search(start: Search, given: dict[str, Any]) -> Search:
     search = dataclasses.replace(start, scales=dataclasses.replace(start.scales, **scales))
     if given["lm"] is not None:
         search = dataclasses.replace(search, lm=str(given["lm"].resolve()))
+    if given["lm_scale"] is not None and search.lm is None:
+        raise click.UsageError("--lm-scale has no effect without --lm")
     return search if given["beam"] is None else dataclasses.replace(search, beam=given["beam"])
 
 

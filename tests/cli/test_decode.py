@@ -70,6 +70,10 @@ def test_options_without_effect_are_refused(trained, kind, idle):
     assert f"{idle} has no effect on the {kind} search" in found.stderr
 
 
+def test_a_scale_of_no_model_is_refused(trained):
+    assert "--lm-scale has no effect without --lm" in run("tune", trained, "--lm-scale", 1, status=2).stderr
+
+
 def test_prior_of_some_batches(trained):
     assert run("prior", trained, "--batches", 1).stdout.startswith("blank 0.")
 
