@@ -65,9 +65,9 @@ inline Divisor eights_of(int columns) { return Divisor((columns + kEight - 1) / 
 inline std::int64_t row_blocks(int rows, int columns) {
     const std::int64_t eights = (columns + kEight - 1) / kEight;
     if (rows * eights > INT32_MAX) {
-        throw std::runtime_error("a linear layer has more than 2^31 - 1 pieces of eight elements: " +
-                                 std::to_string(rows) + " rows of " + std::to_string(columns) +
-                                 " columns");
+        throw std::runtime_error(
+            "a linear layer has more than 2^31 - 1 pieces of eight elements: " +
+            std::to_string(rows) + " rows of " + std::to_string(columns) + " columns");
     }
     return (rows * eights + kRowThreads - 1) / kRowThreads;
 }

@@ -204,8 +204,8 @@ def test_outcomes_of_another_split_are_refused(table):
         ({"search": Search("greedy", beam=7)}, "beam was 100, now 7"),
         ({"search": Search("greedy", lm="/else/4-gram.arpa")}, "lm was None, now 4-gram.arpa"),
         ({"dev": "dev"}, "dev was None, now dev"),
-        ({"normaliser": Normaliser(drop=["uh"])}, r"drop was \[\], now \['uh'\]"),
-        ({"normaliser": Normaliser({("uh",): (("um",),)})}, "glm was None, now "),
+        ({"normaliser": Normaliser(drop=["uh"])}, "normalisation was none, now without uh"),
+        ({"normaliser": Normaliser({("uh",): (("um",),)})}, r"normalisation was none, now 1 rules \("),
     ],
 )
 def test_outcomes_of_another_decoding_are_refused(table, changes, message, monkeypatch):

@@ -9,7 +9,6 @@ FOLDER/widths.svg        where the width went, beside the published pattern
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -69,13 +68,7 @@ class Plan:
 
     def decoding(self) -> dict[str, Any]:
         """What runs must have in common for their word error rates to be comparable; plain values."""
-        rules = repr(sorted(self.normaliser.rules.items())).encode()
-        return {
-            **_named(self.search),
-            "dev": self.dev,
-            "glm": hashlib.sha256(rules).hexdigest()[:16] if self.normaliser.rules else None,
-            "drop": sorted(self.normaliser.drop),
-        }
+        return _named(self.search) | {"dev": self.dev, "normalisation": str(self.normaliser)}
 
 
 def run_arms(
