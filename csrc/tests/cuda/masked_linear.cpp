@@ -1,5 +1,7 @@
 // masked_linear SEED: forward and backward, masks of every block size, against loops in double;
 // prints "right: ... conflicts", "wrong: ..." or "error: ...".
+#include <cstring>
+
 #include "linear_layers.h"
 #include "masked_linear_launch.cuh"
 
@@ -120,8 +122,20 @@ void check(const Case& c) {
     });
 }
 
+// 2^31 - 1 pieces of eight, and one more.
+void check_most_rows() {
+    if (row_blocks(INT32_MAX, 8) < 1) throw std::logic_error("wrong: rows that still fit");
+    try {
+        row_blocks(INT32_MAX / 2 + 1, 9);
+    } catch (const std::runtime_error& error) {
+        if (std::strstr(error.what(), "1073741824 rows of 9 columns") != nullptr) return;
+    }
+    throw std::logic_error("wrong: too many rows are not told");
+}
+
 void check_all() {
     using enum Activation;
+    check_most_rows();
     check({530, 24, 40, 0, 10, none});  // spans of tokens
     check({40, 72, 88, 0, 10, none});
     check({37, 43, 50, 0, 10, glu});         // nothing is a multiple of anything
