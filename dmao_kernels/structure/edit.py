@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from dmao_kernels.structure.empty import set_empty
 from dmao_kernels.structure.fresh import fresh_values
 from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw, moved, scale, share, weights_index
-from dmao_kernels.structure.moments import follow_state, refuse_flat_state
+from dmao_kernels.structure.moments import follow_state, holders, refuse_flat_state
 from dmao_kernels.structure.places import Place, get_attribute, set_attribute
 from dmao_kernels.structure.plan import ModulePlan, Plan, resized
 from dmao_kernels.structure.shards import reshard
@@ -91,7 +91,7 @@ def apply_plan(
     start = time.perf_counter()
     if split not in SPLITS:
         raise ValueError(f"apply_plan: split must be one of {', '.join(SPLITS)}, got '{split}'")
-    optimizers = _followed(optimizer)
+    optimizers = _followed(optimizer, elastic)
     edited = _check(plan, elastic)
     copies = Companions(elastic, companions)
     before = elastic.live_parameters()
@@ -135,7 +135,9 @@ def apply_slot_plan(
     modules = [elastic.modules[name] for name in plan.sources]
     fresh = {m.name: fresh_values(m, 1, plan.seed) for m in modules} if plan.revive else {}
     generator = generator or torch.Generator(modules[0].device).manual_seed(plan.seed)
-    edit_slots(elastic, plan.sources, _followed(optimizer), Companions(elastic, companions), split, generator, fresh)
+    edit_slots(
+        elastic, plan.sources, _followed(optimizer, elastic), Companions(elastic, companions), split, generator, fresh
+    )
 
 
 def resize(
@@ -151,13 +153,14 @@ def resize(
         m.check()
         edited.append((m, ModulePlan(name, m.stored, resized(m.stored, width))))
     with torch.no_grad():
-        _edit(edited, elastic, _followed(optimizer), Companions(elastic, companions), "halves", torch.Generator(), {})
+        optimizers = _followed(optimizer, elastic)
+        _edit(edited, elastic, optimizers, Companions(elastic, companions), "halves", torch.Generator(), {})
 
 
-def _followed(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
+def _followed(optimizer: Optimizer | Sequence[Optimizer] | None, elastic: Elastic) -> list[Optimizer]:
     """The optimizers whose state follows. Raises ValueError where one keeps state that cannot."""
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
-    for each in optimizers:
+    for each in holders(elastic, optimizers):
         refuse_flat_state(each)
     return optimizers
 

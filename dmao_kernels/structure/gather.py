@@ -94,9 +94,9 @@ def share(whole: Tensor, split: Split, random: Tensor | None) -> Tensor:
     if random is None:
         part = part / 2
     elif split == "uniform":
-        part = part * random
+        part = part * random.to(part.device)  # an average may lie elsewhere
     else:
-        part = part / 2 + random
+        part = part / 2 + random.to(part.device)
     return part.to(whole.dtype)
 
 

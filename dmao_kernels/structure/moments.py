@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,39 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dmao_kernels.layout import COMPONENT, Pattern
-from dmao_kernels.structure.targets import follows
+from dmao_kernels.structure.targets import AVERAGES, expect, follows
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.edit import TensorEdit
+    from dmao_kernels.structure.elastic import Elastic
 
 # torch.optim.Adafactor: means of the squared gradient over the columns and over the rows of a matrix
 FACTORS = {"row_var": "col_var", "col_var": "row_var"}
 
 Values = dict[str, Callable[[], Tensor]]
+
+
+def check_state(elastic: Elastic, optimizers: Sequence[Optimizer]) -> None:
+    """Raise ValueError where an optimizer keeps what could not follow the components at an edit."""
+    tight = elastic.storage == "tight"
+    for optimizer in holders(elastic, optimizers):
+        refuse_flat_state(optimizer)
+        for m in elastic.modules.values():
+            for name, tensor in m.tensors():
+                state = optimizer.state.get(tensor, {})
+                for key, value in state.items():
+                    if not (tight and _is_factor(key, state)) and follows(m, name, tensor, key, value):
+                        expect(m, name, value, f"optimizer state '{key}'", in_place=not tight)
+
+
+def holders(elastic: Elastic, optimizers: Sequence[Optimizer]) -> list[Optimizer]:
+    """The optimizers that hold tensors of elastic modules."""
+    tensors = {id(tensor) for m in elastic.modules.values() for _, tensor in m.tensors()}
+    return [o for o in optimizers if any(id(p) in tensors for group in o.param_groups for p in group["params"])]
+
+
+def _is_factor(key: str, state: Mapping[str, Any]) -> bool:
+    return key in FACTORS and FACTORS[key] in state
 
 
 def refuse_flat_state(optimizer: Optimizer) -> None:
@@ -43,10 +67,11 @@ def follow_state(edit: TensorEdit, parameter: Tensor, state: Mapping[str, Any]) 
     """
     values: Values = {}
     for key, value in state.items():
-        if key in FACTORS and FACTORS[key] in state:
+        if _is_factor(key, state):
             values |= _follow_factor(edit, parameter, key, value)
         elif follows(edit.m, edit.name, parameter, key, value):
-            values[key] = edit.follow(value, f"optimizer state '{key}'")
+            average = key in AVERAGES
+            values[key] = edit.weights(value) if average else edit.follow(value, f"optimizer state '{key}'")
     for key, partner in FACTORS.items():
         if partner in values and key in state and key not in values:
             values[key] = _rescaled(edit, state[key], state[partner], values[partner])

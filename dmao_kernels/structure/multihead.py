@@ -11,7 +11,8 @@ class ElasticMultiheadAttention(nn.MultiheadAttention):
     """nn.MultiheadAttention whose number of heads may differ from embed_dim / head_dim, which PyTorch's assumes.
 
     It is made of one that is there, by assigning to ``__class__``. With the number of heads that it was built with
-    it computes as before, PyTorch's fast path included. Without heads it contributes zeros, and returns no weights.
+    it computes as before, PyTorch's fast path included. Without heads it contributes zeros, and returns no weights; in
+    slots storage it returns them, averaged over the heads that live.
     """
 
     @property
@@ -31,7 +32,7 @@ class ElasticMultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As nn.MultiheadAttention's; an attention mask per head is [B * heads, T, S] with the present heads."""
-        if self.num_heads * self.head_dim == self.embed_dim:
+        if self.num_heads * self.head_dim == self.embed_dim and live_heads(self) is None:
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
@@ -72,13 +73,31 @@ def attend_with_any_heads(
         scores = attention.head_dim**-0.5 * q @ k.mT
         weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), p)
         y = weights @ v
-        weights = weights.mean(1) if average_attn_weights else weights
+        weights = _average(weights, live_heads(attention)) if average_attn_weights else weights
     else:
         y = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=causal)
-    y = F.linear(y.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+    y = F.linear(y.transpose(1, 2).flatten(2), attention.out_proj.weight, output_bias(attention))
     if not batched:
         return y[0], None if weights is None else weights[0]
     return y if attention.batch_first else y.transpose(0, 1), weights
+
+
+def live_heads(attention: nn.Module) -> Tensor | None:
+    """Which heads live, bool [heads], in slots storage; None: all."""
+    return getattr(attention, "live_slots", None)
+
+
+def output_bias(attention: nn.MultiheadAttention) -> Tensor | None:
+    """That of the output projection: nothing where no head lives."""
+    bias, live = attention.out_proj.bias, live_heads(attention)
+    return bias if bias is None or live is None else torch.where(live.any(), bias, 0)
+
+
+def _average(weights: Tensor, live: Tensor | None) -> Tensor:
+    """Of ``weights`` [B, heads, T, S] over the heads that live."""
+    if live is None:
+        return weights.mean(1)
+    return torch.where(live[:, None, None], weights, 0).sum(1) / live.sum().clamp(min=1)
 
 
 def _project(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:

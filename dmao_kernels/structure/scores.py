@@ -77,7 +77,7 @@ class Scores:
         self._places: list[tuple[ElasticModule, list[tuple[str, Place]]]] = []
         self._places_version = -1
         self._table: _Table | None = None
-        device = next(t.device for m in elastic.modules.values() for _, t in m.tensors())
+        device = next(iter(elastic.modules.values())).device
         self.ema = torch.zeros(sum(self._counts.values()), dtype=torch.float32, device=device)
         self._current_table()
 
@@ -247,6 +247,9 @@ class Scores:
         """The table, rebuilt where the structure, a parameter's identity or its being frozen has changed."""
         if self._table is None or self._table.parts:
             reshard(self.elastic.model)
+        device = next(iter(self.elastic.modules.values())).device
+        if self.ema.device != device:  # frameworks move a model after their callbacks were made
+            self.ema, self._table = self.ema.to(device), None
         if self._places_version != self.elastic.version:
             self._places = [(m, self._scored(m)) for m in self.elastic.modules.values()]
             self._places_version = self.elastic.version

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
 
 Companion = nn.Module | MutableMapping[str, Tensor]
+AVERAGES = {"ax"}  # torch.optim.ASGD
 
 
 class Companions:
@@ -75,14 +76,22 @@ class Companions:
         return [*tensors, *(table[key] for table, key in self.entries(m, name))]
 
 
-def check_companions(elastic: Elastic, companions: Sequence[Companion]) -> None:
-    """Raise ValueError or TypeError unless edits can follow in all of these."""
+def check_companions(elastic: Elastic, companions: Sequence[Companion], in_place: bool) -> None:
+    """Raise ValueError or TypeError unless edits can follow in all of these.
+
+    in_place: in slots storage, by an index that lies on the model's device.
+    """
     if not isinstance(companions, Sequence):
         raise TypeError(f"companions must be a list such as [average], got a {type(companions).__name__}")
     copies = Companions(elastic, companions)
     for m in elastic.modules.values():
         for name, _ in m.tensors():
-            copies.tensors(m, name)
+            for tensor in copies.tensors(m, name):
+                if in_place and tensor.device != m.device:
+                    raise ValueError(
+                        f"companions must be on the model's device in slots storage, {m.device}, got {m.name}.{name} "
+                        f"on {tensor.device}"
+                    )
 
 
 def expect(m: ElasticModule, name: str, tensor: Tensor, what: str, in_place: bool = False) -> None:
@@ -114,6 +123,12 @@ def follows(m: ElasticModule, name: str, parameter: Tensor, key: str, value: Any
         f"apply_plan: {m.name}: {name}: optimizer state '{key}' must be a scalar or have the "
         f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
     )
+
+
+def averages(optimizers: Sequence[Optimizer], parameter: Tensor) -> list[Tensor]:
+    """The averages of a parameter that optimizers keep: they are weights, as those of a companion."""
+    states = [optimizer.state.get(parameter, {}) for optimizer in optimizers]
+    return [state[key] for state in states for key in AVERAGES & state.keys()]
 
 
 def state_beside(optimizers: Sequence[Optimizer], tensor: Tensor) -> list[tuple[MutableMapping[str, Tensor], str]]:

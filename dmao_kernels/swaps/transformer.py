@@ -16,7 +16,7 @@ from dmao_kernels.ops import (
     pack,
     unpack,
 )
-from dmao_kernels.structure.multihead import ElasticMultiheadAttention
+from dmao_kernels.structure.multihead import ElasticMultiheadAttention, output_bias
 from dmao_kernels.swaps.feedforward import activation_name, feed_forward
 from dmao_kernels.swaps.registry import register_swap, takes, why_not_dtype, why_not_plain
 
@@ -27,7 +27,7 @@ def _lengths(padding: Tensor | None, attn_mask: Tensor | None, is_causal: bool) 
     They can where the padding (bool, True; or float, -inf) stands behind the frames, and the attention mask is none or
     said to be causal. Whether it stands behind them is looked up on the CPU only, where it costs no wait.
     """
-    if attn_mask is not None and not is_causal:
+    if (attn_mask is None) == is_causal:  # that causality is a hint about a mask, and alone an error
         return False, None
     if padding is None:
         return True, None
@@ -48,7 +48,7 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, causal: bool, **rows: A
     q, k, v = qkv.unflatten(-1, (3, attention.num_heads, attention.head_dim)).unbind(-3)
     window = (None, 0) if causal else None
     y = block_attention(q, k, v, window=window, p=p, seed=draw_seed(p, x.device), **rows)
-    return masked_linear(y.flatten(-2), attention.out_proj.weight, attention.out_proj.bias)
+    return masked_linear(y.flatten(-2), attention.out_proj.weight, output_bias(attention))
 
 
 class FastMultiheadAttention(ElasticMultiheadAttention):

@@ -21,11 +21,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from dmao.arguments import measured, require_choice, require_kinds, require_optimizers
+from dmao.arguments import measured, require_choice, require_kinds
 from dmao.distributed import averaged, first_ranks, require_same, several, unwrap
 from dmao.event import Copies, Event, Lazy, copies_of, join_copies, saved_copies
+from dmao.optimizers import add_gates, require_optimizers, state_follows
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule, WhenSettled, check_whole
 from dmao.trigger import Trigger
@@ -33,7 +33,6 @@ from dmao_kernels.structure import (
     SELECTIONS,
     SPLITS,
     Caps,
-    ComponentGates,
     CostModel,
     Costs,
     Elastic,
@@ -84,7 +83,7 @@ class GrowAndDrop:
         share of it; an int: so much.
     max_growth: an event adds at most this share of all components (rounded up).  max_width: no module grows beyond this
         multiple of its standard width.  align: the widths of modules stay multiples of this.
-    components: per module, for known classes that do not tell their own number.
+    components: per module, for known classes that do not tell their own number; of an Elastic, it has said so.
     split: how a copy shares its source's output weights.
     per_cost, keep_at_least: see make_plan.  revive: every event gives empty modules one fresh component.
     companions: models of the same structure edited along, for example an average of the weights; loading a state
@@ -147,7 +146,7 @@ class GrowAndDrop:
         self.trigger: Trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = model if isinstance(model, Elastic) else Elastic(unwrap(model), components)
-        check_companions(self.elastic, companions)
+        check_companions(self.elastic, companions, in_place=storage == "slots")
         self._companions = tuple(companions)
         self.costs = Costs.from_dict(first_ranks(measured(cost, self.elastic).to_dict()))
         self.events: list[Event] = []
@@ -158,6 +157,7 @@ class GrowAndDrop:
         self._per_cost, self._keep_at_least, self._revive = per_cost, keep_at_least, revive
         self._caps, self._align = Caps(max_growth, max_width), align
         self._step = 0
+        self._state_follows = False
         self._unread: list[Plan | SlotPlan] = []
         if storage == "slots" and (self._caps != Caps() or align != 1):
             raise ValueError("GrowAndDrop: max_growth, max_width and align need storage='tight'")
@@ -167,7 +167,7 @@ class GrowAndDrop:
         require_optimizers(optimizer, self.elastic)
         if storage == "slots" and self.elastic.storage == "tight":
             self.elastic.to_slots(headroom, optimizer, companions)
-        self.gates = _add_gates(self.elastic, optimizer, self._companions) if metric == "gate" else None
+        self.gates = add_gates(self.elastic, optimizer, self._companions) if metric == "gate" else None
         self.scores = make_scores()
         if isinstance(optimizer, ScoringAdamW):
             optimizer.scores = self.scores
@@ -175,10 +175,12 @@ class GrowAndDrop:
     def observe(self) -> None:
         """Takes the gradients as backward left them into the scores. Nothing waits for the device.
 
-        Raises RuntimeError where the optimizer does that itself.
+        Raises RuntimeError where the optimizer does that itself, ValueError where it keeps what could not follow the
+        components at an event.
         """
         if isinstance(self.optimizer, ScoringAdamW):
             raise RuntimeError("GrowAndDrop: ScoringAdamW scores in its step(): call that, and not observe()")
+        self._state_follows = self._state_follows or state_follows(self.optimizer, self.elastic)
         self.scores.update()
 
     def due(self, step: int) -> bool:
@@ -385,15 +387,3 @@ class GrowAndDrop:
             # After a revival the budget may be out of reach; a training must not end by that.
             _log.warning("GrowAndDrop: this event revives nothing: %s", error)
             return plan(budget=min(self.budget, self.costs.total(self.elastic.counts())))
-
-
-def _add_gates(elastic: Elastic, optimizer: OptimizerOrMany, companions: Sequence[nn.Module]) -> ComponentGates:
-    if not (optimizer is None or isinstance(optimizer, Optimizer)):
-        raise ValueError("GrowAndDrop: metric='gate' adds parameters to the optimizer: give one, not several")
-    if optimizer is not None and any("initial_lr" in group for group in optimizer.param_groups):
-        raise ValueError("GrowAndDrop: metric='gate' adds parameters to the optimizer: make its scheduler afterwards")
-    gates = ComponentGates(elastic, companions)
-    if optimizer is not None:
-        # weight decay would pull every gate, and with it the module's output, towards nothing
-        optimizer.add_param_group({"params": list(gates.parameters()), "weight_decay": 0.0})
-    return gates

@@ -42,6 +42,22 @@ def compare(plain: nn.Module, fast: nn.Module, x: torch.Tensor, valid: torch.Ten
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_causal_without_a_mask_is_refused_as_by_pytorch() -> None:
+    """It is a hint about the mask; attention to what comes later would be the wrong answer."""
+    layer = nn.TransformerEncoderLayer(16, 4, 24, 0.0, batch_first=True)
+    x = torch.randn(3, 7, 16)
+    calls = {
+        "attention": lambda m: m.layers[0].self_attn(x, x, x, need_weights=False, is_causal=True),
+        "layer": lambda m: m.layers[0](x, is_causal=True),
+        "encoder": lambda m: m(x, is_causal=True),
+    }
+    for name, call in calls.items():
+        for model in twins(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train())[:2]:
+            with pytest.raises((RuntimeError, ValueError), match="is_causal"):
+                call(model)
+            assert name
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", ["relu", F.gelu, nn.SiLU()])
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_companions_are_looked_at_before_the_training():
     model = build(plain.PlainFeedForward)
     elastic = Elastic(model)
     average = torch.compile(Distributed(AveragedModel(model)), backend="eager")
-    check_companions(elastic, [copy.deepcopy(model), dict(model.state_dict()), average])
+    check_companions(elastic, [copy.deepcopy(model), dict(model.state_dict()), average], in_place=False)
     cases = [
         (torch.compile(model, backend="eager"), ValueError, "got the model itself"),
         (nn.Linear(2, 2), ValueError, "has no module branches.0"),
@@ -223,9 +223,9 @@ def test_companions_are_looked_at_before_the_training():
     ]
     for companion, kind, message in cases:
         with pytest.raises(kind, match=message):
-            check_companions(elastic, [copy.deepcopy(model), companion])
+            check_companions(elastic, [copy.deepcopy(model), companion], in_place=False)
     with pytest.raises(TypeError, match=r"companions must be a list such as \[average\], got a PlainFeedForward"):
-        check_companions(elastic, plain.PlainFeedForward())
+        check_companions(elastic, plain.PlainFeedForward(), in_place=False)
 
 
 def test_attributes_and_dropout_follow():

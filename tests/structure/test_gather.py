@@ -27,6 +27,11 @@ def test_noise_of_a_component_with_one_weight_is_none():
     assert torch.equal(share(whole, "asymmetric", noise), whole / 2)
 
 
+@pytest.mark.parametrize("split", ["asymmetric", "uniform", "halves"])
+def test_an_average_on_another_device_takes_the_noise_of_the_model(split):
+    assert share(torch.ones(1, 2, 3, device="meta"), split, torch.ones(1, 2, 3)).device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("weights", "noise"),
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],

@@ -233,3 +233,29 @@ def test_decoder_layer() -> None:
     y = pruned(x, memory, tgt_mask=CAUSAL, memory_key_padding_mask=PADDING, tgt_is_causal=True)
     expected = whole(x, memory, tgt_mask=CAUSAL, memory_key_padding_mask=PADDING, tgt_is_causal=True)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("headroom", [1.0, 1.5])
+@pytest.mark.parametrize("sources", [KEPT, (), (0, 0, 1)], ids=str)
+def test_heads_in_slots_are_those_of_tight_storage(sources, headroom, need_weights, accelerated) -> None:
+    """Dead slots count in no average, and a module without heads contributes nothing, not even its output bias."""
+    torch.manual_seed(0)
+    tight = spread(nn.MultiheadAttention(D, HEADS, batch_first=True))
+    slots, x = copy.deepcopy(tight), torch.randn(B, T, D)
+    keep(tight, {"": sources})
+    elastic = keep(slots, {"": sources}, storage="slots", headroom=headroom)
+    if accelerated:
+        dmao_kernels.accelerate(slots)
+    (expected, averaged), (y, weights) = (m(x, x, x, PADDING, need_weights=need_weights) for m in (tight, slots))
+    y, expected = y[~PADDING], expected[~PADDING]
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    assert y.any() == bool(sources)
+    if need_weights and sources:
+        torch.testing.assert_close(weights[~PADDING], averaged[~PADDING], rtol=1e-4, atol=1e-5)
+    y.square().sum().backward()
+    ((_, m),) = elastic.modules.items()
+    dead = [m.view(name, tensor.grad)[:, ~m.slots] for name, tensor in m.tensors()]
+    assert not any(grad.any() for grad in dead)
+    assert slots.out_proj.bias.grad.any() == bool(sources)

@@ -104,7 +104,10 @@ def test_an_edit_equals_the_problem_cut_by_hand(kind, sources):
     for i, ((name, ours), theirs) in enumerate(zip(old_weights.items(), twin.parameters(), strict=True)):
         per_parameter = old_state["state"].get(i, {})
         moments = {key: v for key, v in per_parameter.items() if getattr(v, "shape", None) == ours.shape}
-        by_hand.state[theirs] = per_parameter | {key: cut(moment, name, sources) for key, moment in moments.items()}
+        state = per_parameter | {key: cut(moment, name, sources) for key, moment in moments.items()}
+        if kind == "asgd":  # its average is of weights, and still these themselves
+            state["ax"] = theirs.detach().clone()
+        by_hand.state[theirs] = state
 
     losses = double_train(model, optimizer, 5)
     assert losses == double_train(twin, by_hand, 5)
@@ -189,6 +192,9 @@ def test_lbfgs_is_refused(first):
     message = r"apply_plan: LBFGS keeps '\w+' over all"
     refused(message, lambda: apply_plan(plan, elastic, optimizer), model, optimizer)
     refused(message, lambda: elastic.to_slots(2.0, optimizer), model, optimizer)
+    other = optim.LBFGS([nn.Parameter(torch.ones(3))])  # of what has no components
+    other.step(lambda: (loss := other.param_groups[0]["params"][0].square().sum()).backward() or loss)
+    apply_plan(plan, elastic, [other])
 
 
 def test_groups_frozen_parameters_and_several_optimizers():

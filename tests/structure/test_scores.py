@@ -275,3 +275,12 @@ def test_wrong_arguments():
             Scores(elastic, **arguments)
     ComponentGates(elastic)
     Scores(elastic, "gate")
+
+
+def test_scores_go_where_the_model_goes():
+    """Frameworks move a model to its device after their callbacks were made."""
+    model = build()
+    scores = Scores(Elastic(model))
+    model.to("meta")
+    tensors, arguments = scores.begin_update()
+    assert {t.device.type for t in (*tensors, arguments["ema"], arguments["inverse_count"])} == {"meta"}

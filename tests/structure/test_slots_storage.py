@@ -18,11 +18,37 @@ from dmao_kernels.structure import (
     apply_slot_plan,
     feedforward_layout,
     given_plan,
+    glu_convolution_layout,
     make_slot_plan,
     register_family,
 )
-from tests.structure.plain import D, NormedFeedForward, PackedAttention, PlainFeedForward, build, inputs, train
+from tests.structure.plain import (
+    D,
+    NormedFeedForward,
+    PackedAttention,
+    PlainConvolution,
+    PlainFeedForward,
+    build,
+    inputs,
+    train,
+)
 from tests.structure.test_slots import encoder, sample, step
+
+
+class GroupNormConvolution(PlainConvolution):
+    def __init__(self):
+        super().__init__()
+        self.depthwise_norm = nn.GroupNorm(1, D)
+
+
+class OneComponent(PlainFeedForward):
+    """Of which there is one; it is of a class of its own to have a number of its own."""
+
+    components = 1
+
+
+register_family(GroupNormConvolution, glu_convolution_layout(norm_kind="group", pointwise="conv1d"))
+register_family(OneComponent, feedforward_layout(components="components", dropout=("dropout.p",)))
 
 
 def event(elastic, scores, optimizer, seed):
@@ -220,9 +246,34 @@ def test_tensors_that_were_changed_by_hand_are_refused():
 def test_a_norm_over_all_components_is_refused():
     model = build(NormedFeedForward)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match="inner is a LayerNorm over all components, whose statistics would count dead"):
+    with pytest.raises(ValueError, match="inner is a norm over all components, whose statistics would count dead"):
         Elastic(model, storage="slots")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="depthwise_norm is a norm over all components"):
+        Elastic(build(GroupNormConvolution), storage="slots")
+
+
+def test_a_module_of_one_slot():
+    """It has room for no copy, and an event must not mind."""
+    elastic = Elastic(model := build(OneComponent, PlainFeedForward), storage="slots", headroom=1.0)
+    assert elastic.counts()["branches.0"] == 1
+    before = model(inputs())
+    plan = given_plan({"branches.0": (0,), "branches.1": (0, 0, 1, 2)}, elastic.counts())
+    apply_plan(plan, elastic)
+    scores = {name: torch.ones(m.stored) for name, m in elastic.modules.items()}
+    apply_slot_plan(make_slot_plan(elastic, scores, 0.3), elastic)
+    assert model(inputs()).shape == before.shape
+
+
+def test_an_average_that_the_optimizer_keeps_is_edited_as_the_weights():
+    model = build(PlainFeedForward)
+    optimizer = torch.optim.ASGD(model.parameters(), lr=1e-2)
+    train(model, optimizer, 2)
+    elastic = Elastic(model)
+    elastic.to_slots(2.0, optimizer)
+    apply_plan(given_plan({"branches.0": (0, 0, 1, 2, 3)}, elastic.counts()), elastic, optimizer)
+    for parameter in model.parameters():  # which it averages from step t0 = 1e6 on; until then it takes them
+        assert torch.equal(optimizer.state[parameter]["ax"], parameter)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

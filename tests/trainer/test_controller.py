@@ -342,6 +342,27 @@ def test_several_optimizers_follow():
             assert controller.adapt().dropped
     with pytest.raises(ValueError, match="metric='gate' adds parameters to the optimizer: give one, not several"):
         GrowAndDrop(model, optimizers, Schedule(start=1), total_steps=4, metric="gate")
+    with pytest.raises(ValueError, match="adds gates to companions: they must be modules, got a mapping"):
+        GrowAndDrop(model, None, Schedule(start=1), 4, metric="gate", companions=[dict(model.state_dict())])
+
+
+@pytest.mark.parametrize(("name", "storage"), [("Adafactor", "slots"), ("LBFGS", "tight")])
+def test_an_optimizer_that_cannot_follow_is_told_at_the_first_steps(name, storage):
+    """As soon as it keeps anything, and not hours later at the event."""
+    model = build()
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-2)
+    controller = GrowAndDrop(model, optimizer, Schedule(start=0.5), total_steps=1000, storage=storage)
+    observe(controller)
+    optimizer.step(lambda: model(batch(1)[0]).square().mean().detach())
+    with pytest.raises(ValueError, match=r"optimizer state 'row_var' must|LBFGS keeps '\w+' over all parameters"):
+        observe(controller)
+
+
+def test_an_average_on_another_device_is_refused_in_slots_storage():
+    model = build()
+    average = copy.deepcopy(model).to("meta")
+    with pytest.raises(ValueError, match=r"companions must be on the model's device in slots storage, cpu, got .*meta"):
+        GrowAndDrop(model, None, Schedule(start=1), 4, companions=[average], storage="slots")
 
 
 def test_a_compiled_model_is_known_by_its_own_names():

@@ -12,7 +12,15 @@ from torch.optim import Optimizer
 from dmao_kernels.structure.gather import Split, draw, scale, share
 from dmao_kernels.structure.plan import FRESH, Plan
 from dmao_kernels.structure.shards import own, reshard, whole, write
-from dmao_kernels.structure.targets import Companions, expect, follows, output_biases, state_beside
+from dmao_kernels.structure.targets import (
+    AVERAGES,
+    Companions,
+    averages,
+    expect,
+    follows,
+    output_biases,
+    state_beside,
+)
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -125,10 +133,10 @@ def _edit_tensor(
     tensor = cast(Tensor, m.place(name).tensor)
     if name in m.layout.output:
         view = m.view(name, whole(tensor))
-        random = draw((view.shape[0], m.stored // 2, view.shape[2]), view, split, generator)
+        random = draw((view.shape[0], max(m.stored // 2, 1), view.shape[2]), view, split, generator)
         if random is not None:
             random = scale(random.index_select(1, moves.pair), view.index_select(1, moves.source), split)
-    for weights in (tensor, *companions.tensors(m, name)):
+    for weights in (tensor, *companions.tensors(m, name), *averages(optimizers, tensor)):
         expect(m, name, weights, "it", in_place=True)
         view = m.view(name, whole(weights))
         new = moves.follow(view)
@@ -162,7 +170,7 @@ def _followers(
         yield "its gradient", parameter.grad
     for optimizer in optimizers:
         for key, value in optimizer.state.get(parameter, {}).items():
-            if follows(m, name, parameter, key, value):
+            if key not in AVERAGES and follows(m, name, parameter, key, value):
                 yield f"optimizer state '{key}'", value
 
 

@@ -93,9 +93,9 @@ def _capacity(m: ElasticModule, headroom: float) -> int:
     """The slots of a module, after a look at whether it can have some."""
     if m.gate is not None:
         raise ValueError(f"to_slots: {m.name} has gates: fold them first")
-    if over := [name for name in m.layout.attributes if name.endswith("normalized_shape")]:
+    if over := [name for name in m.layout.attributes if name.endswith(("normalized_shape", "num_channels"))]:
         raise ValueError(
-            f"to_slots: {m.name}: {over[0].rpartition('.')[0]} is a LayerNorm over all components, "
+            f"to_slots: {m.name}: {over[0].rpartition('.')[0]} is a norm over all components, "
             "whose statistics would count dead slots"
         )
     for name, part in m.module.named_modules():

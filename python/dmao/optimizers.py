@@ -1,0 +1,61 @@
+"""What GrowAndDrop asks of optimizers, and what it gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dmao.arguments import require_kinds
+from dmao_kernels.structure import ComponentGates, Elastic
+from dmao_kernels.structure.moments import check_state
+from dmao_kernels.structure.slots.storage import OptimizerOrMany
+
+
+def require_optimizers(optimizer: OptimizerOrMany, elastic: Elastic) -> None:
+    """Raise TypeError unless these are optimizers, ValueError where none of them trains the elastic modules."""
+    if optimizer is None:
+        return
+    require_kinds(optimizer=(optimizer, Optimizer, Sequence))
+    trained: set[int] = set()
+    for each in _listed(optimizer):
+        require_kinds(optimizer=(each, Optimizer))
+        trained |= {id(parameter) for group in each.param_groups for parameter in group["params"]}
+    tensors = [tensor for m in elastic.modules.values() for _, tensor in m.tensors() if tensor.requires_grad]
+    if tensors and not any(id(tensor) in trained for tensor in tensors):
+        raise ValueError(
+            "GrowAndDrop: optimizer must hold parameters of the model's elastic modules, but holds none: is it of "
+            "another copy of the model?"
+        )
+
+
+def state_follows(optimizer: OptimizerOrMany, elastic: Elastic) -> bool:
+    """Whether the optimizers' state can follow the components at an event; False while they keep none.
+
+    Raises ValueError where it cannot: to be told at the first steps, and not hours later.
+    """
+    optimizers = _listed(optimizer)
+    if not any(any(each.state.values()) for each in optimizers):
+        return False
+    check_state(elastic, optimizers)
+    return True
+
+
+def add_gates(elastic: Elastic, optimizer: OptimizerOrMany, companions: Sequence[nn.Module]) -> ComponentGates:
+    """Gates on all components, as parameters of the optimizer. Raises ValueError where that cannot be."""
+    if not (optimizer is None or isinstance(optimizer, Optimizer)):
+        raise ValueError("GrowAndDrop: metric='gate' adds parameters to the optimizer: give one, not several")
+    if optimizer is not None and any("initial_lr" in group for group in optimizer.param_groups):
+        raise ValueError("GrowAndDrop: metric='gate' adds parameters to the optimizer: make its scheduler afterwards")
+    if any(not isinstance(companion, nn.Module) for companion in companions):
+        raise ValueError("GrowAndDrop: metric='gate' adds gates to companions: they must be modules, got a mapping")
+    gates = ComponentGates(elastic, companions)
+    if optimizer is not None:
+        # weight decay would pull every gate, and with it the module's output, towards nothing
+        optimizer.add_param_group({"params": list(gates.parameters()), "weight_decay": 0.0})
+    return gates
+
+
+def _listed(optimizer: OptimizerOrMany) -> list[Optimizer]:
+    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
