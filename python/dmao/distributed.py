@@ -74,7 +74,7 @@ def rewrap(wrapped: DistributedDataParallel) -> DistributedDataParallel:
     """A new wrapper with the options of `wrapped`, which counts on the shapes from before an event.
 
     Parameters without gradients are looked for where a module has lost all its components. Communication hooks and
-    mixed_precision are not carried over: a hook is to be registered again.
+    mixed_precision are not carried over: a hook is to be registered again, and a compiled wrapper compiled.
     """
     anew = DistributedDataParallel(
         wrapped.module,
