@@ -156,8 +156,8 @@ class GrowAndDrop:
         self._seed = seed
         self._per_cost, self._keep_at_least, self._revive = per_cost, keep_at_least, revive
         self._caps, self._align = Caps(max_growth, max_width), align
-        self._step = 0
         self._state_follows = False
+        self.step = 0  # of the optimizer, the last that due() was told of
         self._unread: list[Plan | SlotPlan] = []
         if storage == "slots" and (self._caps != Caps() or align != 1):
             raise ValueError("GrowAndDrop: max_growth, max_width and align need storage='tight'")
@@ -190,7 +190,7 @@ class GrowAndDrop:
         """
         if step > self.total_steps:
             raise ValueError(f"GrowAndDrop: step must be at most total_steps, {self.total_steps}, got {step}")
-        self._step = step
+        self.step = step
         if step == self.total_steps and (missed := self.schedule.events - len(self.events)) > 0:
             _log.warning("GrowAndDrop: the training is over, and %d of its events did not fall", missed)
         return step < self.total_steps and self.trigger.due(step, len(self.events), self._ranked)
@@ -202,9 +202,9 @@ class GrowAndDrop:
         Raises RuntimeError where no gradient was observed, the training is over or the ranks' plans differ, ValueError
         where the plan cannot be met; nothing is changed then.
         """
-        if self._step >= self.total_steps:
+        if self.step >= self.total_steps:
             raise RuntimeError(
-                f"GrowAndDrop: an event must fall before the last step, {self.total_steps}, got step {self._step}: "
+                f"GrowAndDrop: an event must fall before the last step, {self.total_steps}, got step {self.step}: "
                 "nothing would train what it changes"
             )
         if self.scores.calls == 0:
@@ -224,7 +224,7 @@ class GrowAndDrop:
         self.scores.follow(plan)
         self._unread.append(plan)
         seconds = time.perf_counter() - start
-        event = Event.of(plan, self.elastic, self._step, len(self.events), scores, seconds)
+        event = Event.of(plan, self.elastic, self.step, len(self.events), scores, seconds)
         self.events.append(event)
         return event
 
@@ -256,7 +256,7 @@ class GrowAndDrop:
             "costs": self.costs.to_dict(),
             "budget": self.budget,
             "trigger": self.trigger.state_dict(),
-            "step": self._step,
+            "step": self.step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -284,7 +284,7 @@ class GrowAndDrop:
         self.trigger, self.events = trigger, events
         self._copies, self._unread = copies, []
         self.costs, self.budget = costs, state["budget"]
-        self._step = state["step"]
+        self.step = state["step"]
 
     def _adapt_slots(self) -> Event:
         """`adapt` in slots storage. The event is read off the device when somebody looks at it."""
@@ -307,7 +307,7 @@ class GrowAndDrop:
         apply_slot_plan(plan, self.elastic, self.optimizer, self._companions, self._split)
         self.scores.follow_slots(plan.sources)
         self._unread.append(plan)
-        step, index, seconds = self._step, len(self.events), time.perf_counter() - start
+        step, index, seconds = self.step, len(self.events), time.perf_counter() - start
         event = cast(Event, Lazy(lambda: Event.of(plan.plan, self.elastic, step, index, scores, seconds)))
         self.events.append(event)
         return event

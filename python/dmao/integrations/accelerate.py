@@ -21,8 +21,9 @@ def checkpoint_with(accelerator: Accelerator, controller: GrowAndDrop) -> None:
     """
 
     def save(models: list[Any], weights: list[Any], folder: str) -> None:
+        state = controller.state_dict()  # which all ranks have to ask for
         if accelerator.is_main_process:
-            torch.save(controller.state_dict(), Path(folder) / FILE)
+            torch.save(state, Path(folder) / FILE)
 
     def load(models: list[Any], folder: str) -> None:
         controller.load_state_dict(torch.load(Path(folder) / FILE, map_location="cpu", weights_only=True))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from dmao.controller import GrowAndDrop
 from dmao.integrations.common import attach, observe
@@ -34,8 +35,10 @@ class GrowAndDropCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before optimizers are made and checkpoints loaded."""
-        if stage == "fit" and self.controller is None:
-            self.controller = self._adapting(pl_module)
+        if stage == "fit":
+            self.controller = self.controller or self._adapting(pl_module)
+            if self.controller.elastic.model is not pl_module:
+                raise ValueError("GrowAndDrop: this callback is of another module: a new module needs a new callback")
         if self._hooked:
             return
         self._hooked, load = True, pl_module.on_load_checkpoint
@@ -49,7 +52,8 @@ class GrowAndDropCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The optimizer is there."""
-        attach(self._controller(), trainer.optimizers)
+        last = trainer.estimated_stepping_batches
+        attach(self._controller(), trainer.optimizers, trainer.global_step, last)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Gradients are complete, and unscaled."""
@@ -67,12 +71,14 @@ class GrowAndDropCallback(Callback):
 
     def _load(self, module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if self.controller is None:  # nothing is trained: a checkpoint of any origin will do, where it fits
-            if state is None or _shapes(checkpoint["state_dict"]) == _shapes(module.state_dict()):
+        if state is None:
+            if module.trainer.state.fn == TrainerFn.FITTING:
+                raise ValueError("GrowAndDrop: the checkpoint was saved without this callback")
+            return  # nothing is trained: a checkpoint of any origin will do, where it fits
+        if self.controller is None:
+            if _shapes(checkpoint["state_dict"]) == _shapes(module.state_dict()):
                 return
             self.controller = self._adapting(module)
-        if state is None:
-            raise ValueError("GrowAndDrop: the checkpoint was saved without this callback")
         self.controller.load_state_dict(state)
 
     def _adapting(self, module: LightningModule) -> GrowAndDrop:

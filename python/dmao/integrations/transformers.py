@@ -46,12 +46,12 @@ class GrowAndDropCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The optimizer is there."""
-        if state.global_step != self.controller.state_dict()["step"]:
+        if args.load_best_model_at_end and self.controller.elastic.storage == "tight":
             raise ValueError(
-                f"GrowAndDropCallback: the Trainer resumes from step {state.global_step}, "
-                "give the same checkpoint folder to this callback as `resume`"
+                "GrowAndDropCallback: load_best_model_at_end needs storage='slots': at the end the model may have "
+                "other widths than the best checkpoint"
             )
-        attach(self.controller, [kwargs["optimizer"]])
+        attach(self.controller, [kwargs["optimizer"]], state.global_step, state.max_steps)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -66,6 +66,6 @@ class GrowAndDropCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Beside the weights, which the Trainer has saved."""
+        saved = self.controller.state_dict()  # which all ranks have to ask for
         if args.should_save:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            torch.save(self.controller.state_dict(), folder / FILE)
+            torch.save(saved, Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE)
