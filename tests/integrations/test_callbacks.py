@@ -1,6 +1,8 @@
 """What the callbacks refuse before the first step, since it would fail, or be wrong, hours later."""
 
-from pathlib import Path
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from dmao.schedule import Schedule
 
 from dmao_kernels.nn import ConformerBlock
 from dmao_kernels.structure import ScoringAdamW
-from tests.integrations.test_examples import LIGHTNING, TRANSFORMERS, example, same, seeded
+from tests.integrations.test_examples import LIGHTNING, ROOT, TRANSFORMERS, example, same, seeded
 
 SCHEDULE = Schedule(start=2, end=4, events=2)
 DATA = torch.utils.data.DataLoader(torch.randn(8, 2, 8, 16), batch_size=None)
@@ -39,6 +41,11 @@ def lightning():
 @pytest.fixture
 def transformers():
     return pytest.importorskip("transformers", reason="transformers is not installed (make test-integrations)")
+
+
+@pytest.fixture
+def accelerate():
+    return pytest.importorskip("accelerate", reason="accelerate is not installed (make test-integrations)")
 
 
 def test_attaching_an_optimizer():
@@ -192,13 +199,14 @@ def worse_every_time(trainer):
     return evaluate
 
 
-def test_all_ranks_ask_for_the_state(tmp_path):
+def test_all_ranks_ask_for_the_state(accelerate, transformers, tmp_path):
     """It sums up over them where parameters are sharded; the first one alone writes."""
-    accelerate = pytest.importorskip("dmao.integrations.accelerate", reason="needs accelerate")
-    callbacks = pytest.importorskip("dmao.integrations.transformers", reason="needs transformers")
+    from dmao.integrations.accelerate import checkpoint_with
+    from dmao.integrations.transformers import GrowAndDropCallback
+
     asked, hooks = [], []
     controller = SimpleNamespace(state_dict=lambda: asked.append(1) or {"step": 3})
-    accelerate.checkpoint_with(
+    checkpoint_with(
         SimpleNamespace(
             is_main_process=False, register_save_state_pre_hook=hooks.append, register_load_state_pre_hook=id
         ),
@@ -206,8 +214,27 @@ def test_all_ranks_ask_for_the_state(tmp_path):
     )
     hooks[0]([], [], str(tmp_path))
     assert len(asked) == 1
-    callback = object.__new__(callbacks.GrowAndDropCallback)
+    callback = object.__new__(GrowAndDropCallback)
     callback.controller = controller
     callback.on_save(SimpleNamespace(should_save=False, output_dir=tmp_path), SimpleNamespace(global_step=3), None)
     assert len(asked) == 2
-    assert not list(Path(tmp_path).iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_go_on_as_one_after_an_event(lightning, accelerate, tmp_path):
+    """Slots storage keeps what DistributedDataParallel knows of; with accelerate a new wrapper does it."""
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*launch, "-m", "tests.integrations.several_ranks", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment | {"GLOO_SOCKET_IFNAME": "lo"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for rank in range(2):
+        for train in ("slots_with_lightning", "tight_with_accelerate"):
+            assert f"rank {rank}: {train}: equal" in result.stdout
+    assert (tmp_path / "grow_and_drop.pt").exists()
