@@ -59,7 +59,7 @@ def _require_steps(controller: GrowAndDrop, step: int, last: float) -> None:
     if step not in (controller.step, controller.step + 1):
         raise ValueError(
             f"GrowAndDrop: the training begins at step {step}, but the callback is at step {controller.step}: a new "
-            "training needs a new model and a new callback, and one that resumes the callback's state"
+            "training needs a new model and a new callback, a resumed one the callback's state (transformers: resume=)"
         )
     if controller.total_steps < last < math.inf:
         raise ValueError(

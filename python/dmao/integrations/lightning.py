@@ -25,7 +25,8 @@ class GrowAndDropCallback(Callback):
     controller: the GrowAndDrop, once `fit` has begun, or a checkpoint of other widths was loaded to be tested.
 
     A checkpoint is resumed, or tested, with a freshly built module: `trainer.fit(module, ckpt_path=...)`,
-    `trainer.test(module, ckpt_path=...)`. With automatic optimization and one optimizer.
+    `trainer.test(module, ckpt_path=...)`. For one training, with automatic optimization and one optimizer; on several
+    processes with storage="slots".
     """
 
     def __init__(self, schedule: Schedule, total_steps: int, **settings: Any) -> None:

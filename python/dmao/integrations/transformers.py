@@ -26,7 +26,7 @@ class GrowAndDropCallback(TrainerCallback):
     model: as given to the Trainer.  schedule, total_steps: when the events fall, counted in optimizer steps.
     resume: the checkpoint folder that will be given to `train(resume_from_checkpoint=...)`; the Trainer loads weights
         before it calls anybody, so the freshly built model gets its widths here.
-    settings: as GrowAndDrop's.
+    settings: as GrowAndDrop's; on several processes, or with load_best_model_at_end, storage="slots".
     """
 
     def __init__(
