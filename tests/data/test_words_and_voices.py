@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -64,12 +67,22 @@ def test_word_without_sound():
         lexicon([""])
 
 
-def test_data_in_a_deep_folder(monkeypatch, tmp_path):
-    """The engine cuts paths off at 160 bytes."""
+def test_data_in_a_deep_folder(tmp_path):
+    """The engine cuts paths off at 160 bytes; the short way to its data is gone with the process."""
     import espeakng_loader
 
     deep = tmp_path / ("d" * 120) / ("e" * 120)
     deep.parent.mkdir()
     deep.symlink_to(espeakng_loader.get_data_path())
-    monkeypatch.setattr(espeakng_loader, "get_data_path", lambda: str(deep))
-    Espeak().set_voice("en-us")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    code = (
+        "import sys, espeakng_loader\n"
+        "espeakng_loader.get_data_path = lambda: sys.argv[1]\n"
+        "from dmao.data.espeak import Espeak\n"
+        "for _ in range(2): Espeak().set_voice('en-us')\n"
+    )
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    done = subprocess.run([sys.executable, "-c", code, deep], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(temporary.iterdir()) == []

@@ -8,10 +8,13 @@ Constants and prototypes follow speak_lib.h and espeak_ng.h of eSpeak NG 1.52.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import re
+import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +112,14 @@ class Espeak:
         return [phone for phone in re.split(r"[_\s]+", phonemes) if phone]
 
 
+@cache
 def _short_path(path: str) -> str:
-    """Return `path`, or a short link to it where the engine would cut it off."""
+    """Return `path`, or where the engine would cut it off a short link to it, which goes with the process."""
     if len(os.fsencode(path)) <= _LONGEST_DATA_PATH:
         return path
-    link = os.path.join(tempfile.mkdtemp(prefix="espeak-"), "data")
+    folder = tempfile.mkdtemp(prefix="espeak-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    link = os.path.join(folder, "data")
     os.symlink(path, link)
     return link
 
