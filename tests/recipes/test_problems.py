@@ -35,6 +35,11 @@ def columns(line, **new):
     return b" ".join(fields)
 
 
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 # corpus -> what is done to it: (the change, kind, what place or detail say, utterances that training loses)
 FLAC, TRANSCRIPT, SPH, STM = "100-1-0001.flac", "100-1.trans.txt", "AnnA_2009.sph", "AnnA_2009.stm"
 CALL, SIDE = "sw02005.sph", "sw2005A-ms98-a-trans.text"
@@ -42,6 +47,7 @@ CASES = {
     "librispeech": [
         (lambda s: one(s, FLAC).unlink(), "missing audio", FLAC, 1),
         (lambda s: one(s, FLAC).write_bytes(b""), "unreadable audio", FLAC, 1),
+        (lambda s: make_folder(one(s, FLAC)), "unreadable audio", FLAC, 1),
         (lambda s: one(s, FLAC).write_bytes(one(s, FLAC).read_bytes()[:4000]), "unreadable audio", "100-1-0001", 1),
         (lambda s: rewrite(one(s, FLAC), 16_000, samples=0), "unreadable audio", FLAC, 1),
         (lambda s: rewrite(one(s, FLAC), 22_050), "wrong sample rate", "expected 16000 Hz, got 22050 Hz", 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -140,7 +141,7 @@ def _read_header(path: str) -> Any:
     except (soundfile.SoundFileError, OSError) as error:
         if not os.path.exists(path):  # also False for a name that no file can have
             return "missing audio", ""
-        with open(path, "rb") as file:
+        with contextlib.suppress(OSError), open(path, "rb") as file:  # what may not be read is no more than unreadable
             if b"shorten" in file.read(1024):
                 return "compressed sphere file", "libsndfile knows no shorten: unpack with `sph2pipe -p IN OUT`"
         return "unreadable audio", first_line(error)
