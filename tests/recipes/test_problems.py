@@ -89,6 +89,7 @@ CASES = {
         (lambda s: change_line(one(s, SIDE), 1, lambda x: x[: x.index(b"[")] + b"\n"), "empty transcript", SIDE, 1),
         (lambda s: change_line(one(s, SIDE), 2, lambda x: x.replace(b"-0003", b"-0002")), "duplicate id", "-0002", 1),
         (lambda s: change_line(one(s, SIDE), 2, lambda x: x.replace(b"-0003", b"-00/3")), "bad id", "-00/3", 1),
+        (lambda s: one(s, "sw-ms98-dict.text").unlink(), "missing file", "no sw-ms98-dict.text below it", 0),
         (lambda s: one(s, "sw_4390.sph").unlink(), "missing audio", "sw_4390.sph", 0),
         (lambda s: change_line(one(s, "*.stm"), 2, lambda x: x.replace(b" A sw", b" C sw")), "bad line", "got C", 0),
     ],

@@ -56,6 +56,8 @@ def prepare_switchboard(
     dictionary = dictionary or next((path for source in sources for path in sorted(source.rglob(DICTIONARY))), None)
 
     def read(findings: Findings) -> Iterator[Segment]:
+        if dictionary is None:
+            findings.problem("missing file", ", ".join(map(str, sources)), f"no {DICTIONARY} below it")
         yield from read_conversations(sources, dev_utterances, findings)
         for evaluation in sets:
             yield from evaluation.read(findings)
