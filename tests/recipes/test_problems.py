@@ -176,9 +176,13 @@ def test_a_folder_that_holds_nothing(tmp_path, name):
 
 def test_nothing_left_of_a_split(breakable):
     source, prepare = breakable("tedlium2")
-    one(source / "dev", "*.sph").unlink()
+    recording = one(source / "dev", "*.sph")
+    kept = recording.read_bytes()
+    recording.unlink()
     with pytest.raises(UserError, match="tedlium2: no utterance of the split dev can be used"):
         prepare(on_problem="skip")
+    recording.write_bytes(kept)
+    assert prepare(on_problem="skip").splits["dev"]["utterances"] == 4
 
 
 def test_references_must_be_one_file(breakable):

@@ -12,10 +12,11 @@ All that is wrong with the source is told at once, before hours go into features
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,8 @@ class _Preparation:
         self._settle()
         unspoken = set(lexicon["unspoken"])
         items = [item for item in items if _speakable(item.segment, unspoken)]
-        self._require_all(segments, items)
+        with self._mended_later():
+            self._require_all(segments, items)
         splits = self._stage("features", lambda found: self._features(items, found))
         self._settle()
         write_atomically(self.root / LEXICON, json.dumps(lexicon["words"], ensure_ascii=False, indent=0) + "\n")
@@ -142,10 +144,16 @@ class _Preparation:
         return kept["made"]
 
     def _settle(self) -> None:
-        try:
+        with self._mended_later():
             self.findings.settle(self.root, self.on_problem)
+
+    @contextlib.contextmanager
+    def _mended_later(self) -> Iterator[None]:
+        """Where the source is refused it is about to be mended: the stages then read it anew."""
+        try:
+            yield
         except UserError:
-            self.stages.forget()  # the source is about to be mended
+            self.stages.forget()
             raise
 
     def _check(self, segments: list[Segment], findings: Findings) -> list[dict[str, Any]]:
