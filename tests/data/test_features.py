@@ -58,12 +58,24 @@ def test_computed_once_and_only_what_is_missing(tmp_path, monkeypatch):
     assert all((load_features(a) == load_features(b)).all() for a, b in zip(again, first, strict=True))
 
 
-def test_features_of_other_audio_are_not_taken(tmp_path):
+def test_features_of_other_audio_are_not_taken(tmp_path, caplog):
     (before,) = prepared(tmp_path, [sine(tmp_path, "a", frequency=300)], "first")
     values = load_features(before)
+    assert caplog.messages == []
     (after,) = prepared(tmp_path, [sine(tmp_path, "a", frequency=3000)], "second")
     assert not np.allclose(values, load_features(after))
     assert len(list((tmp_path / "features").iterdir())) == 1
+    (said,) = caplog.messages
+    assert said.startswith(before.features.storage_path)
+    assert "other arguments or versions: it is removed" in said
+
+
+def test_features_stay_until_others_are_complete(tmp_path):
+    (before,) = prepared(tmp_path, [sine(tmp_path, "a", frequency=300)], "first")
+    (tmp_path / "a.flac").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        prepared(tmp_path, [before.drop_features()], "second")
+    assert load_features(before).shape == (100, 80)
 
 
 def test_threads_are_put_back(tmp_path):

@@ -13,7 +13,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from lhotse import CutSet
 
     from dmao.data.labels import Entry
+
+_log = logging.getLogger(__name__)
 
 STAMP = "corpus.json"
 LEXICON = "lexicon.json"
@@ -138,6 +143,22 @@ def preparing(root: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise cannot_write(error.filename or root, error) from error
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """While `folder`, NAME-KEY with a key of 12 hexadecimal digits, is filled: those of other keys go when it is full.
+
+    Until then they serve whoever goes back to the arguments that made them.
+    """
+    name = folder.name.rpartition("-")[0]
+    pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
+    others = [path for path in folder.parent.glob("*") if path != folder and pattern.fullmatch(path.name)]
+    for path in others:
+        _log.warning("%s was made with other arguments or versions: it is removed when its successor is there", path)
+    yield
+    for path in others:
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager

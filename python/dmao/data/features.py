@@ -12,8 +12,6 @@ import hashlib
 import io
 import itertools
 import multiprocessing
-import re
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +27,7 @@ from lhotse.features.io import NumpyFilesReader
 from lhotse.utils import compute_num_frames
 
 from dmao.data import FRAME_SHIFT
-from dmao.data.corpus import installed_versions
+from dmao.data.corpus import installed_versions, replacing
 from dmao.data.manifests import SAMPLE_RATE, CutSet, MonoCut, write_manifest
 from dmao.errors import UserError, first_line
 from dmao.files import write_atomically
@@ -89,19 +87,19 @@ def add_features(
     sample_rate = cuts[0].sampling_rate if cuts else SAMPLE_RATE
     key = hashlib.sha256(f"{content} {feature_version(sample_rate)}".encode()).hexdigest()[:12]
     folder = Path("features") / f"{split}-{key}"
-    _remove_others(root / "features", split, keep=folder.name)
     described = []
-    results = _compute_all(cuts, root, folder, jobs)
-    done = bar(results, f"features {split}", "utt", len(cuts), shown=progress)
-    for cut, unreadable in zip(cuts, done, strict=True):
-        if not unreadable:
-            described.append(replace(cut, features=_describe(cut, folder / f"{cut.id}.npy")))
-        elif on_unreadable is None:
-            path = root / cut.recording.sources[0].source
-            raise UserError(f"cannot read audio of utterance {cut.id} ({path}): {unreadable}")
-        else:
-            on_unreadable(cut, unreadable)
-    write_manifest(root / "manifests" / f"{split}.jsonl.gz", CutSet.from_cuts(described))
+    with replacing(root / folder):
+        results = _compute_all(cuts, root, folder, jobs)
+        done = bar(results, f"features {split}", "utt", len(cuts), shown=progress)
+        for cut, unreadable in zip(cuts, done, strict=True):
+            if not unreadable:
+                described.append(replace(cut, features=_describe(cut, folder / f"{cut.id}.npy")))
+            elif on_unreadable is None:
+                path = root / cut.recording.sources[0].source
+                raise UserError(f"cannot read audio of utterance {cut.id} ({path}): {unreadable}")
+            else:
+                on_unreadable(cut, unreadable)
+        write_manifest(root / "manifests" / f"{split}.jsonl.gz", CutSet.from_cuts(described))
     return described
 
 
@@ -216,10 +214,3 @@ def _describe(cut: MonoCut, file: Path) -> Features:
         recording_id=cut.recording_id,
         channels=cut.channel,
     )
-
-
-def _remove_others(features: Path, split: str, keep: str) -> None:
-    pattern = re.compile(rf"{re.escape(split)}-[0-9a-f]{{12}}")
-    for folder in features.glob(f"{split}-*"):
-        if folder.name != keep and pattern.fullmatch(folder.name):
-            shutil.rmtree(folder)
