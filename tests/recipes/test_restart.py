@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from dmao.data import features
 from dmao.data.corpus import Corpus
 from dmao.data.stages import Stages
+from dmao.errors import UserError
 
 from tests.recipes.conftest import NAMES, prepare
 
@@ -79,6 +83,25 @@ def test_features_that_are_there_are_not_computed_again(sources, tmp_path, monke
     prepare("librispeech", sources("librispeech"), tmp_path)
     assert len(again) == 12 - 5
     assert set(again).isdisjoint(computed)
+
+
+def test_damaged_features_are_made_again_as_the_message_says(sources, tmp_path):
+    cut = next(iter(prepare("librispeech", sources("librispeech"), tmp_path).cuts("train")))
+    path = Path(cut.features.storage_path) / cut.features.storage_key
+    np.save(path, np.full((cut.num_frames, 80), np.nan, np.float16))  # of the right shape: only reading finds it
+    with pytest.raises(UserError, match=r"delete that file and ROOT/corpus\.json, then prepare again$"):
+        features.load_features(cut)
+    path.unlink()
+    (tmp_path / "corpus.json").unlink()
+    prepare("librispeech", sources("librispeech"), tmp_path)
+    assert np.isfinite(features.load_features(cut)).all()
+
+
+def test_a_corpus_without_its_features_is_made_again(sources, tmp_path):
+    corpus = prepare("librispeech", sources("librispeech"), tmp_path)
+    shutil.rmtree(tmp_path / "features")
+    assert prepare("librispeech", sources("librispeech"), tmp_path) == corpus
+    assert all(np.isfinite(features.load_features(cut)).all() for cut in corpus.cuts("train"))
 
 
 def test_interrupted_before_the_stamp(prepared, sources, tmp_path, monkeypatch):

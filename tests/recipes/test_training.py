@@ -188,7 +188,7 @@ def test_errors_of_workers_are_one_line(prepared, tmp_path):
     shutil.copytree(prepared("librispeech").root, tmp_path / "root")
     shutil.rmtree(next((tmp_path / "root" / "features").glob("train-*")))
     config = small("librispeech", tmp_path / "root", "data.workers=1")
-    with pytest.raises(UserError, match=r"^cannot read features of utterance .*; prepare again$"):
+    with pytest.raises(UserError, match=r"^cannot read features of utterance .*, then prepare again$"):
         list(CorpusSource(config).train_batches(epoch=0))
 
 

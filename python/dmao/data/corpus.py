@@ -90,7 +90,8 @@ class Corpus:
             dict(arguments),
             dict(versions),
         )
-        return corpus if same and all(corpus.manifest(split).exists() for split in corpus.splits) else None
+        parts = (root / "features", *map(corpus.manifest, corpus.splits))
+        return corpus if same and all(part.exists() for part in parts) else None
 
     def save(self) -> None:
         """Write the stamp: from now on the corpus is complete."""

@@ -148,7 +148,8 @@ def load_features(cut: MonoCut) -> np.ndarray:
     except Exception as error:  # numpy and the file system raise their own
         path = Path(cut.features.storage_path) / cut.features.storage_key
         reason = first_line(error)
-        raise UserError(f"cannot read features of utterance {cut.id} ({path}): {reason}; prepare again") from error
+        way_out = "delete that file and ROOT/corpus.json, then prepare again"
+        raise UserError(f"cannot read features of utterance {cut.id} ({path}): {reason}; {way_out}") from error
     deviation = features.std(axis=0) + _DEVIATION_FLOOR
     return (features - features.mean(axis=0)) / deviation
 

@@ -90,7 +90,9 @@ class SpeechDataset:
         for cut in cuts:
             total += 1
             if not cut.has_features or cut.num_features != BINS:
-                raise UserError(f"utterance {cut.id} has no features with {BINS} bins: prepare the corpus again")
+                raise UserError(
+                    f"utterance {cut.id} has no features with {BINS} bins: delete ROOT/corpus.json and prepare again"
+                )
             try:
                 target = labels.encode(text_of(cut), cut.id)
             except Unspellable as error:
