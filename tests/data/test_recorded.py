@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 from dmao.data import recorded
+from dmao.data.acoustics import resample
+from dmao.data.corpus import Corpus
 from dmao.data.labels import Labels
 from dmao.data.loader import SpeechDataset, batches
 from dmao.data.recorded import Clip, find_clips, normalise, prepare_recorded
@@ -17,22 +19,24 @@ GAME = "usr/share/games/fillets-ng"
 
 
 def tree(root):
-    """One good line per level and split, and lines that must be left out."""
-    for level in LEVELS.values():
-        script = root / GAME / "script" / level / "dialogs_cs.lua"
-        script.parent.mkdir(parents=True)
-        script.write_text(
-            'dialogId("good", "font_small", "What a \\"boat\\"?")\ndialogStr("Co je to za \\"divnou\\" loď?")\n\n'
-            'dialogId("digits", "font_big", "737")\ndialogStr("Letadlo 737.")\n'
-            'dialogId("long", "font_big", "x")\ndialogStr("Ano.")\n'
-            'dialogId("silent", "font_big", "x")\ndialogStr("Tohle nikdo neřekl.")\n',
-            encoding="utf-8",
-        )
-        sound = root / GAME / "sound" / level / "cs"
-        sound.mkdir(parents=True)
-        for name, seconds in (("good", 2), ("digits", 2), ("long", 5), ("untold", 2)):
-            noise = np.random.default_rng(0).uniform(-0.3, 0.3, 22050 * seconds)
-            soundfile.write(sound / f"{name}.ogg", noise, 22050, format="OGG", subtype="VORBIS")
+    """One good line per level and split, and lines that must be left out; in both languages under the same names."""
+    for seed, language in enumerate(recorded.LANGUAGES):
+        for level in LEVELS.values():
+            script = root / GAME / "script" / level / f"dialogs_{language}.lua"
+            script.parent.mkdir(parents=True, exist_ok=True)
+            script.write_text(
+                'dialogId("good", "font_small", "What a \\"boat\\"?")\n'
+                'dialogStr("Co je to za \\"divnou\\" loď?")\n\n'
+                'dialogId("digits", "font_big", "737")\ndialogStr("Letadlo 737.")\n'
+                'dialogId("long", "font_big", "x")\ndialogStr("Ano.")\n'
+                'dialogId("silent", "font_big", "x")\ndialogStr("Tohle nikdo neřekl.")\n',
+                encoding="utf-8",
+            )
+            sound = root / GAME / "sound" / level / language
+            sound.mkdir(parents=True)
+            for name, seconds in (("good", 2), ("digits", 2), ("long", 5), ("untold", 2)):
+                noise = np.random.default_rng(seed).uniform(-0.3, 0.3, 22050 * seconds)
+                soundfile.write(sound / f"{name}.ogg", noise, 22050, format="OGG", subtype="VORBIS")
     return root
 
 
@@ -83,7 +87,7 @@ def test_prepare_end_to_end(tmp_path, tools):
     corpus = prepare_recorded("cs", tmp_path / "řeč", progress=False)
     assert {split: found["utterances"] for split, found in corpus.splits.items()} == dict.fromkeys(LEVELS, 1)
     assert (tmp_path / "calls").read_text().split() == ["fillets-ng-data", "fillets-ng-data-cs"]
-    assert not (corpus.root / "debian").exists()
+    assert not list(corpus.root.glob("debian*"))
     for labels in (Labels.characters(["co je to za divnou loď"]), Labels.phonemes(corpus.lexicon())):
         batch = next(batches(SpeechDataset(corpus.cuts("test"), labels), seconds=10))
         assert batch.texts == ("co je to za divnou loď",)
@@ -109,6 +113,27 @@ def test_interrupted_conversion_goes_on_without_fetching_again(tmp_path, tools, 
     before = done[0].stat().st_mtime_ns
     assert prepare_recorded("cs", tmp_path / "root", progress=False).splits["train"]["utterances"] == 1
     assert done[0].stat().st_mtime_ns == before
+
+
+def test_the_other_language_in_the_same_folder(tmp_path, tools, monkeypatch):
+    root = tmp_path / "root"
+    with monkeypatch.context() as patch:
+        patch.setattr(Corpus, "save", lambda self: 1 / 0)  # fetched and converted, but not complete
+        with pytest.raises(ZeroDivisionError):
+            prepare_recorded("cs", root, progress=False)
+    (tmp_path / "calls").unlink()
+    corpus = prepare_recorded("nl", root, progress=False)
+    assert (tmp_path / "calls").read_text().split() == ["fillets-ng-data", "fillets-ng-data-nl"]
+    alone = prepare_recorded("nl", tmp_path / "alone", progress=False)
+    assert corpus.fingerprint == alone.fingerprint
+
+
+def test_another_conversion_takes_no_audio_of_the_one_before(tmp_path, tools, monkeypatch):
+    before = prepare_recorded("cs", tmp_path / "root", progress=False)
+    monkeypatch.setattr(recorded, "CONVERSION", "other")
+    monkeypatch.setattr(recorded, "resample", lambda signal, rate: resample(signal, rate) / 2)
+    assert prepare_recorded("cs", tmp_path / "root", progress=False).fingerprint != before.fingerprint
+    assert len(list((tmp_path / "root" / "audio").iterdir())) == 1
 
 
 def test_unknown_language(tmp_path):

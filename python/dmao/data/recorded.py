@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from dmao.data.acoustics import resample
-from dmao.data.corpus import LEXICON, STAMP, Corpus, installed_versions, preparing
+from dmao.data.corpus import LEXICON, STAMP, Corpus, installed_versions, preparing, replacing
 from dmao.data.espeak import Espeak
 from dmao.data.features import add_features, feature_version
 from dmao.data.manifests import MonoCut, make_cut
@@ -92,16 +92,20 @@ def prepare_recorded(language: str, root: str | Path, *, progress: bool = True) 
         if corpus := Corpus.find(root, name, arguments, versions):
             return corpus
         (root / STAMP).unlink(missing_ok=True)
-        unpacked = fetch(("fillets-ng-data", f"fillets-ng-data-{language}"), root / "debian", progress=progress)
+        packages = root / f"debian-{language}"
+        unpacked = fetch(("fillets-ng-data", f"fillets-ng-data-{language}"), packages, progress=progress)
         clips = list(find_clips(unpacked, language))
         if not clips:
             raise UserError(f"the packages in {unpacked} hold no {LANGUAGES[language]} recordings with texts")
         lexicon = pronounce(clips, language)
         write_atomically(root / LEXICON, json.dumps(lexicon, ensure_ascii=False, indent=0))
         spoken = [clip for clip in clips if all(word in lexicon for word in clip.text.split())]
-        corpus = _convert_all(root, spoken, Corpus(root, name, arguments, versions, {}, ""), progress)
-        corpus.save()
-        shutil.rmtree(root / "debian")
+        made = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:12]
+        audio = Path("audio") / f"{language}-{made}"  # what decides the samples: others are never taken for them
+        with replacing(root / audio):
+            corpus = _convert_all(audio, spoken, Corpus(root, name, arguments, versions, {}, ""), progress)
+            corpus.save()
+        shutil.rmtree(packages)
         return corpus
 
 
@@ -177,11 +181,12 @@ def _plausible(text: str, seconds: float) -> bool:
     return _SECONDS[0] < seconds < _SECONDS[1] and slow < len(text) / seconds < fast
 
 
-def _convert_all(root: Path, clips: list[Clip], corpus: Corpus, progress: bool) -> Corpus:
+def _convert_all(audio: Path, clips: list[Clip], corpus: Corpus, progress: bool) -> Corpus:
+    root = corpus.root
     cuts: dict[str, list[MonoCut]] = {split: [] for split in SPLITS}
     digests = {split: hashlib.sha256() for split in SPLITS}
     for clip in bar(clips, "recordings", "utt", shown=progress):
-        file = Path("audio") / f"{clip.id}.flac"
+        file = audio / f"{clip.id}.flac"
         samples = _convert(clip.path, root / file)
         digests[clip.split].update(samples.astype("<i2").tobytes())
         cut = make_cut(
