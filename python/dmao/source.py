@@ -64,8 +64,19 @@ def saved_source(state: Mapping[str, Any], config: TrainConfig) -> CorpusSource:
     return CorpusSource(config, Labels.from_state_dict(state["labels"]))
 
 
+def same_data(state: Mapping[str, Any], source: Source) -> bool | None:
+    """Whether a checkpoint's state is of a training on what `source` trains on; None where one of them does not tell.
+
+    A source tells by an attribute `fingerprint`; checkpoints of earlier versions have none.
+    """
+    kept, found = state.get("data"), getattr(source, "fingerprint", None)
+    return kept == found if isinstance(kept, str) and isinstance(found, str) else None
+
+
 class CorpusSource:
     """A prepared corpus as `config` asks for it. Splits are opened when they are first needed.
+
+    fingerprint: of the training split alone, so that other splits may be added to the corpus.
 
     Raises UserError where the corpus is missing, damaged, or holds nothing that the model can use.
     """
@@ -76,6 +87,8 @@ class CorpusSource:
 
         self.config = config
         self.corpus = Corpus.load(config.data.root)
+        described = self.corpus.splits.get(config.data.train)
+        self.fingerprint = described.get("sha256") if isinstance(described, Mapping) else None
         self.inputs = BINS
         lexicon = self.corpus.lexicon()
         if labels is None:

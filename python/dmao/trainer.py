@@ -28,7 +28,7 @@ from dmao.files import remove_partial
 from dmao.metrics import Recorder, read_json_lines
 from dmao.parsing import from_mapping
 from dmao.signals import NotedSignals
-from dmao.source import CorpusSource, Source, with_steps
+from dmao.source import CorpusSource, Source, same_data, with_steps
 from dmao.step import (
     StepResult,
     TrainingStep,
@@ -348,6 +348,7 @@ class _Training:
             "config": self.config.to_dict(),
             "labels": self.source.labels.state_dict(),
             "inputs": self.source.inputs,
+            "data": getattr(self.source, "fingerprint", None),
             "place": vars(self.place),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -359,6 +360,11 @@ class _Training:
     def _restore(self, state: dict[str, Any]) -> None:
         if state.get("labels") != self.source.labels.state_dict():
             raise UserError(f"train: {self.run_dir} was trained with other labels than the data has now")
+        if same_data(state, self.source) is False:  # the place counts batches, which would be others
+            raise UserError(
+                f"train: {self.run_dir} was trained on another split '{self.config.data.train}' than "
+                f"{self.config.data.root} holds now; prepare that one again, or choose another folder for the run"
+            )
         with checkpoint.used(state):
             load_state(state, self.model, self.optimizer, self.controller)
         _log.info("train: resuming %s at step %d", self.run_dir, self.place.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from dmao import checkpoint
 from dmao.data.labels import Labels
 from dmao.errors import UserError
 from dmao.evaluate import evaluate, evaluate_model
@@ -80,6 +81,27 @@ def test_a_corpus_that_cannot_be_used(corpus, tmp_path):
         train(tiny_config(f"data={{root: {corpus}, train: dev}}"), tmp_path / "run")
     with pytest.raises(UserError, match="none of 1 utterances can be used"):
         train(tiny_config(f"data={{root: {corpus}, train: none}}"), tmp_path / "run")
+
+
+def test_a_training_does_not_go_on_with_another_corpus(tmp_path):
+    """Its batches are not those that were counted. Other splits may come; a checkpoint from before names no data."""
+    corpora = {
+        "first": {"train": ["a", "b"]},
+        "more": {"train": ["a", "b"], "dev": ["c"]},
+        "other": {"train": ["a", "c"]},
+    }
+    first, more, other = (
+        tiny_config(f"data.root={make_tones(tmp_path / name, splits)}", "steps=18") for name, splits in corpora.items()
+    )
+    run_dir, old = tmp_path / "run", tmp_path / "old"
+    done = train(first, run_dir)
+    assert train(more, run_dir).steps == 18
+    with pytest.raises(UserError, match=rf"{run_dir} was trained on another split 'train' than .*other holds now"):
+        train(other, run_dir)
+    state = checkpoint.load(done.checkpoint)
+    del state["data"]
+    checkpoint.save(old / "checkpoints", 18, state)
+    assert train(other, old).steps == 18
 
 
 def test_the_first_epochs_may_begin_with_short_utterances(corpus):

@@ -22,7 +22,7 @@ def make_tones(root: Path, splits: Mapping[str, Sequence[str]]) -> Path:
         cuts = [_speak(root, f"{split}-{name}", TEXTS[name], SECONDS[name]) for name in names]
         add_features(root, split, cuts, content=split, progress=False)
     write_atomically(root / LEXICON, '{"ab": ["a", "b"], "ba": ["b", "a"]}')
-    described = {split: {"utterances": 0, "seconds": 0.0, "sha256": ""} for split in splits}
+    described = {split: {"utterances": 0, "seconds": 0.0, "sha256": " ".join(names)} for split, names in splits.items()}
     Corpus(root, "tones", {}, {}, described, "").save()
     return root
 
