@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
+from dmao.config import TrainConfig
 from dmao.data import FRAME_SHIFT
 from dmao.data.labels import Labels
 from dmao.decode import LexiconDecoder, PrefixDecoder, Scales, greedy, mean_posterior
@@ -25,7 +26,7 @@ from dmao.parsing import from_mapping
 from dmao.progress import bar
 from dmao.scoring import Normaliser, Report, Segment, Utterance, align, write_ctm, write_stm, write_trn
 from dmao.scoring.files import TimedWord
-from dmao.source import Source
+from dmao.source import Source, same_data
 
 _log = logging.getLogger(__name__)
 TUNED = "tuned.json"
@@ -82,6 +83,8 @@ class Recogniser:
         self.model, self.source, self.config = open_checkpoint(state, data, root)
         self.frame_seconds = FRAME_SHIFT * self.model.config.subsampling
         self.prior_file = self.checkpoint.with_suffix(".prior.json")
+        same = same_data(state, self.source)
+        self._own_data = _same_root(state, root) if same is None else same
 
     def hear(self, split: str) -> Iterator[Heard]:
         """The model's outputs on a split, in the order of its batches; what it cannot process stands first."""
@@ -100,17 +103,24 @@ class Recogniser:
     def prior(self, batches: int | None = None) -> np.ndarray:
         """The labels' prior, from the file beside the checkpoint; where there is none, it is estimated and written.
 
-        batches: of the training data, without augmentation; None: all. A checkpoint may lie where nothing can be
-        written: then the prior is not kept.
+        batches: of the training data, without augmentation; None: all. The prior is not kept where a checkpoint lies
+        where nothing can be written, nor where it comes from another corpus than the model.
         """
         if self.prior_file.exists():
             return _kept(self.prior_file, lambda found: np.array(found["prior"], np.float64))
+        if against := self._against_keeping():
+            _log.warning("the prior is estimated, and not kept: %s", against)
+        return self.estimate_prior(batches, keep=not against)
+
+    def _against_keeping(self) -> str:
+        """Why a prior must not stay beside the checkpoint, where all later commands take it; "" where it may."""
+        if not self._own_data:
+            return f"{self.config.data.root} is not what the model was trained on; `dmao prior --root` keeps it"
         try:
             require_writable(self.prior_file)
         except UserError as error:
-            _log.warning("the prior is estimated, and not kept: %s", error)
-            return self.estimate_prior(batches, keep=False)
-        return self.estimate_prior(batches)
+            return str(error)
+        return ""
 
     @torch.no_grad()
     def estimate_prior(self, batches: int | None = None, keep: bool = True) -> np.ndarray:
@@ -179,6 +189,10 @@ class Recogniser:
         return lambda frames: [
             TimedWord(word, begin * seconds, end * seconds) for word, begin, end in decoder.decode_words(frames)
         ]
+
+
+def _same_root(state: Mapping[str, Any], root: str | None) -> bool:
+    return root is None or Path(root).resolve() == Path(TrainConfig.from_dict(state["config"]).data.root).resolve()
 
 
 def check_search(search: Search, source: Source) -> None:

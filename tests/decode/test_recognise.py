@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
+from dmao import checkpoint
 from dmao.data.labels import BLANK, Labels
 from dmao.decode import LexiconDecoder, Scales, write_arpa
 from dmao.errors import UserError
@@ -16,6 +18,7 @@ from dmao.trainer import train
 from dmao.tune import descend, tune
 
 from tests.trainer.tiny import WORDS, TinySource, tiny_config
+from tests.trainer.tones import make_tones
 
 LEXICON = {"cab": ["k", "æ", "b"], "a": ["ə"]}
 
@@ -64,6 +67,24 @@ def test_prior_of_some_batches_is_not_of_the_shortest(run, monkeypatch):
     monkeypatch.setattr(run.source, "train_batches", lambda epoch: (epochs.append(epoch), batches(epoch))[1])
     run.estimate_prior(1, keep=False)
     assert epochs == [2]
+
+
+def test_the_prior_of_another_corpus_is_not_kept(tmp_path, caplog):
+    """A corpus that has moved is known by what it holds; where a checkpoint is older than that, by its root."""
+    own, other = (make_tones(tmp_path / name, {"train": names}) for name, names in (("own", "ab"), ("other", "ac")))
+    moved = shutil.copytree(own, tmp_path / "moved")
+    settings = ("steps=2", "eval_splits=[]", "grow_and_drop.schedule=null")
+    made = train(tiny_config(f"data={{root: {own}, batch_seconds: 2.0}}", *settings), tmp_path / "run")
+    state = checkpoint.load(made.checkpoint)
+    del state["data"]
+    older = checkpoint.save(tmp_path / "older" / "checkpoints", 2, state)
+    for path, strange, known in ((made.checkpoint, other, moved), (older, moved, own)):
+        caplog.clear()
+        Recogniser(path, root=str(strange)).prior()
+        assert f"{strange} is not what the model was trained on" in caplog.text
+        assert not path.with_suffix(".prior.json").exists()
+        Recogniser(path, root=str(known)).prior()
+        assert path.with_suffix(".prior.json").exists()
 
 
 def test_decode_writes_a_report(run, tmp_path):
