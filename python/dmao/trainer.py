@@ -6,6 +6,7 @@ It can be killed at any moment and continues with the losses of an uninterrupted
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import signal
 import sys
@@ -148,9 +149,9 @@ def check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Pa
 
     Raises ConfigError where they are of different trainings.
     """
-    if config.epochs is not None:
-        config = replace(config, steps=stored["steps"])
     complete = TrainConfig.from_dict(stored)  # keys that are newer than the run have their defaults
+    if config.epochs is not None:
+        config = replace(config, steps=complete.steps)
     wanted, found = _flatten(config.to_dict()), _flatten(complete.to_dict())
     different = [key for key in sorted({*wanted, *found} - _FREE_KEYS) if wanted.get(key) != found.get(key)]
     if different and set(different) <= {"threads", "device"}:
@@ -379,7 +380,8 @@ class _Training:
         return self._structure().live_parameters()
 
     def _evaluations(self) -> dict[str, dict[str, Any]]:
-        """The recorded results of this step, by split."""
+        """The recorded results of this step, by split. JSON has null for the cross-entropy of nothing, which is NaN."""
         rows = read_json_lines(self.run_dir / "metrics.jsonl")
         here = [row for row in rows if row.get("kind") == "eval" and row["step"] == self.place.step]
-        return {row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in here}
+        numbers = ({**row, "ce": math.nan if row.get("ce") is None else row["ce"]} for row in here)
+        return {row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in numbers}

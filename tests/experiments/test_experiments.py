@@ -25,6 +25,7 @@ from dmao.recipes.embedded.demo import demo_config
 from dmao.recognise import Search
 from dmao.scoring import Normaliser
 from dmao.step import build_model, make_controller, make_optimizer
+from dmao.trainer import train
 from scipy import stats
 
 from dmao_kernels.structure import Elastic
@@ -144,6 +145,47 @@ def test_phonemes_are_told_before_a_training(tmp_path):
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "names", "message"),
+    [
+        (["grow_and_drop.budget=0.9"], ("baseline", "dmao_paper"), "budget needs selection: exact"),
+        (["grow_and_drop.storage=slots"], ("baseline", "random"), "ranking: random needs storage: tight"),
+        ([], ("baseline", "scratch"), "the widths of .*dmao_exact/seed-0 are needed"),
+    ],
+)
+def test_an_arm_that_is_refused_is_told_before_a_training(changes, names, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "train", lambda *_: pytest.fail("it was trained"))
+    plan = Plan(tmp_path, tuple(TABLES["main"]))
+    with pytest.raises(UserError, match=message):
+        run_arms(plan, chosen("main", names), [0], lambda arm: configure((*changes, *arm)), lambda config: TinySource())
+
+
+class Unspelled(TinySource):
+    """None of what is decoded can be written in the labels."""
+
+    def eval_batches(self, split):
+        for batch in super().eval_batches(split):
+            yield dataclasses.replace(
+                batch, targets=batch.targets[:0], target_lengths=torch.zeros_like(batch.target_lengths)
+            )
+
+
+def test_a_split_that_the_labels_do_not_spell(tmp_path):
+    """It has no cross-entropy, and word errors all the same; twice, as what is finished is read again."""
+    plan = Plan(tmp_path, tuple(TABLES["main"]), search=Search("greedy"))
+    for _ in range(2):
+        run_arms(plan, chosen("main", ("baseline",)), [0], configure, lambda config: Unspelled())
+        found = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)["arms"]["baseline"]
+        assert found["ce"] == [None]
+        assert np.isfinite(found["wer"]).all()
+    assert "| nan |" in (tmp_path / "results.md").read_text()
+    assert np.isnan(
+        train(
+            configure(["grow_and_drop.schedule=null", "eval_splits=[test]"]), plan.run_dir("baseline", 0), Unspelled()
+        ).evaluations["test"]["ce"]
+    )
+
+
 def test_where_the_width_went(table):
     plan, _ = table
     found = json.loads((plan.folder / "results.json").read_text())["widths"]
@@ -155,6 +197,28 @@ def test_where_the_width_went(table):
     drawn = (plan.folder / "widths.svg").read_text()
     for text in ("published", *found, *found["ffn1"], "width, relative to uniform"):
         assert f">{text}<" in drawn
+
+
+def test_widths_are_of_the_same_uniform_model(table, tmp_path):
+    """Half as many components of twice the width are no change; nothing is relative to a module without components."""
+    plan, _ = table
+    copy = Plan(tmp_path, plan.order, search=plan.search)
+    for name in ("baseline", "dmao_exact", "random"):
+        shutil.copytree(plan.run_dir(name, 0), copy.run_dir(name, 0))
+    before = write_results(copy)["widths"]
+    assert all(arms.keys() == {"dmao_exact", "random"} for arms in before.values())
+    _change_outcome(copy, "random", lambda outcome: outcome["config"]["model"].update(components=2))
+    after = write_results(copy)["widths"]
+    assert after == {family: {"dmao_exact": arms["dmao_exact"]} for family, arms in before.items()}
+    _change_outcome(copy, "baseline", lambda outcome: outcome["components"].update({"blocks.0.ffn1": 0}))
+    assert write_results(copy)["widths"] == {}
+
+
+def _change_outcome(plan, arm, change):
+    path = plan.run_dir(arm, 0) / "outcome.json"
+    outcome = json.loads(path.read_text())
+    change(outcome)
+    path.write_text(json.dumps(outcome))
 
 
 def test_published_widths_are_of_our_modules():
@@ -188,8 +252,8 @@ def test_what_is_finished_is_not_repeated(table, tmp_path, monkeypatch):
         before = (plan.folder / "results.json").read_bytes()
         run_arms(one, arms, range(2), configure)
         assert (one.folder / "results.json").read_bytes() == before
-    with pytest.raises(UserError, match=r"baseline/seed-0 was trained with another config: steps is 7, there 24"):
-        run_arms(copy, arms, [0], lambda changes: configure((*changes, "steps=7")))
+    with pytest.raises(UserError, match=r"baseline/seed-0 was trained with another config: steps is 30, there 24"):
+        run_arms(copy, arms, [0], lambda changes: configure((*changes, "steps=30")))
 
 
 def test_outcomes_of_another_split_are_refused(table):
@@ -218,13 +282,51 @@ def test_outcomes_of_another_decoding_are_refused(table, changes, message, monke
         )
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '{"split": "test"}', '{"split": 3}'])
+GOOD = {"split": "test", "ce": 1, "wer": 2.0, "parameters": 3, "components": {"blocks.0.a": 1}, "config": {}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"split": "test"}',
+        '{"split": 3}',
+        *(
+            json.dumps({**GOOD, **wrong})
+            for wrong in (
+                {"decoding": 5},
+                {"components": {"blocks.0.a": "x"}},
+                {"components": {"blocks.0.a": -1}},
+                {"parameters": 10**400},
+                {"config": {"model": {"width": "wide"}}},
+            )
+        ),
+    ],
+)
 def test_outcomes_of_strangers_are_refused(tmp_path, content):
     plan = Plan(tmp_path, ("baseline",))
     plan.run_dir("baseline", 0).mkdir(parents=True)
     (plan.run_dir("baseline", 0) / "outcome.json").write_text(content)
     with pytest.raises(UserError, match=r"experiment: .*baseline/seed-0/outcome.json"):
         write_results(plan)
+
+
+def test_an_outcome_that_names_no_steps(tmp_path):
+    plan = Plan(tmp_path, ("baseline",))
+    plan.run_dir("baseline", 0).mkdir(parents=True)
+    (plan.run_dir("baseline", 0) / "outcome.json").write_text(json.dumps(GOOD))
+    with pytest.raises(UserError, match=r"baseline/seed-0 was trained with another config"):
+        run_arms(plan, chosen("main", ("baseline",)), [0], lambda changes: configure((*changes, "epochs=2")))
+
+
+def test_copies_that_were_set_aside_are_no_runs(table, tmp_path):
+    plan, _ = table
+    copy = Plan(tmp_path, plan.order, search=plan.search)
+    for name in ("seed-0", "seed-0.bak", "seed-1-old", "seed-01"):
+        shutil.copytree(plan.run_dir("baseline", 0), tmp_path / "baseline" / name)
+    assert write_results(copy)["arms"]["baseline"]["seeds"] == [0]
 
 
 def test_part_of_a_table(table, tmp_path):

@@ -9,8 +9,10 @@ FOLDER/widths.svg        where the width went, beside the published pattern
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +28,7 @@ from dmao.errors import UserError, first_line
 from dmao.experiments.redistribution import Curves, redistribution_plot, relative_widths
 from dmao.experiments.tables import Arm
 from dmao.files import read_json, require_writable, write_atomically
+from dmao.metrics import finite
 from dmao.recognise import Recogniser, Search, check_search, decode
 from dmao.schedule import Schedule
 from dmao.scoring import Normaliser
@@ -35,15 +38,25 @@ from dmao.trainer import TrainResult, check_same_training, train
 from dmao.tune import tune
 
 _log = logging.getLogger(__name__)
-_NUMBER = (int, float)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_count(value)
+
+
 # What must be in the outcome of a run, whoever wrote it.
-_OUTCOME: Mapping[str, type | tuple[type, ...]] = {
-    "split": str,
-    "ce": _NUMBER,
-    "wer": _NUMBER,
-    "parameters": int,
-    "components": dict,
-    "config": dict,
+_OUTCOME: Mapping[str, Callable[[Any], bool]] = {
+    "split": lambda value: isinstance(value, str),
+    "ce": lambda value: value is None or _is_number(value),  # null where the labels spell no utterance
+    "wer": _is_number,
+    "parameters": _is_count,
+    "components": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    "config": lambda value: isinstance(value, dict),
+    "decoding": lambda value: isinstance(value, dict),
 }
 
 
@@ -90,6 +103,9 @@ def run_arms(
         raise UserError("experiment: takes one process; train runs with several by `dmao train`, then start this")
     require_writable(plan.folder / "results.json")
     _finished(plan)  # the table is to have them all: what does not fit is told before a training
+    for seed, arm in itertools.product(seeds, arms.values()):
+        if arm.widths_of not in arms:  # else its widths are still to come
+            _configured(plan, arm, seed, configure)
     checked = False
     for seed in seeds:
         for name, arm in arms.items():
@@ -156,15 +172,18 @@ def _read(plan: Plan, run_dir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = read_json(path)
-        wrong = [key for key, kind in _OUTCOME.items() if not isinstance(found.get(key), kind)]
-    except (OSError, ValueError, AttributeError) as error:
+        found: dict[str, Any] = {"decoding": {}, **read_json(path)}  # outcomes of earlier versions have none
+        wrong = [key for key, fits in _OUTCOME.items() if not fits(found.get(key))]
+        if not wrong:
+            found["ce"] = math.nan if found["ce"] is None else found["ce"]
+            found["config"] = TrainConfig.from_dict(found["config"]).to_dict()  # with the keys that are newer than it
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"experiment: cannot read {path}: {first_line(error)}") from error
     if wrong:
         raise UserError(f"experiment: {path} is not the outcome of a run: {wrong[0]} is {found.get(wrong[0])!r}")
     if found["split"] != plan.split:
         raise UserError(f"experiment: {path} is of the split {found['split']}, expected {plan.split}")
-    had = found.get("decoding", {})  # outcomes of earlier versions have none
+    had = found["decoding"]
     for key, wanted in plan.decoding().items():
         if key in had and had[key] != wanted:
             raise UserError(
@@ -179,9 +198,11 @@ def _finished(plan: Plan) -> dict[str, dict[int, dict[str, Any]]]:
     finished: dict[str, dict[int, dict[str, Any]]] = {}
     for name in plan.order:
         for path in (plan.folder / name).glob("seed-[0-9]*/outcome.json"):
-            seed = int(path.parent.name.removeprefix("seed-"))
+            seed = path.parent.name.removeprefix("seed-")
+            if not seed.isdecimal() or path.parent != plan.run_dir(name, int(seed)):
+                continue  # a copy that somebody has set aside
             if (found := _read(plan, path.parent)) is not None:
-                finished.setdefault(name, {})[seed] = found
+                finished.setdefault(name, {})[int(seed)] = found
     return finished
 
 
@@ -201,7 +222,7 @@ def _decode(plan: Plan, result: TrainResult, source: Source | None) -> None:
         "config": load_config(result.run_dir / "config.yaml").to_dict(),
         "utterances": report.to_dict()["utterances"],
     }
-    write_atomically(_outcome(result.run_dir), json.dumps(outcome) + "\n")
+    write_atomically(_outcome(result.run_dir), json.dumps(finite(outcome)) + "\n")
 
 
 def write_results(plan: Plan) -> dict[str, Any]:
@@ -226,7 +247,7 @@ def write_results(plan: Plan) -> dict[str, Any]:
         "against": against,
         "widths": widths,
     }
-    write_atomically(plan.folder / "results.json", _lists_in_lines(json.dumps(results, indent=1)) + "\n")
+    write_atomically(plan.folder / "results.json", _lists_in_lines(json.dumps(finite(results), indent=1)) + "\n")
     write_atomically(plan.folder / "results.md", results_table(results))
     if widths:
         write_atomically(plan.folder / "widths.svg", redistribution_plot(widths))
@@ -234,13 +255,19 @@ def write_results(plan: Plan) -> dict[str, Any]:
 
 
 def _widths(base: str, finished: Mapping[str, Mapping[int, Any]]) -> Curves:
-    """Widths relative to the first arm's, of the arms with the same modules; those with another's widths left out."""
-    uniform: dict[str, int] = next((run["components"] for run in finished.get(base, {}).values()), {})
-    others = {name: [runs[seed]["components"] for seed in sorted(runs)] for name, runs in finished.items()}
+    """Widths relative to the first arm's, of the arms with the same uniform model: elsewhere a component is another
+    width. Arms with the widths of one before are left out, and all where the first one has a module without components.
+    """
+    first = next(iter(finished.get(base, {}).values()), None)
+    if first is None or 0 in first["components"].values():
+        return {}
+    uniform = first["components"]
     shown: dict[str, list[dict[str, int]]] = {}
-    for name, runs in others.items():
-        if runs not in shown.values() and all(run.keys() == uniform.keys() for run in runs):
-            shown[name] = runs
+    for name, runs in finished.items():
+        counts = [runs[seed]["components"] for seed in sorted(runs)]
+        same = all(run["config"]["model"] == first["config"]["model"] for run in runs.values())
+        if same and counts not in shown.values() and all(count.keys() == uniform.keys() for count in counts):
+            shown[name] = counts
     return relative_widths(shown, uniform)
 
 
