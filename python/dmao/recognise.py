@@ -255,8 +255,14 @@ def decode(
 
 
 def _describe(search: Search) -> str:
-    model = f", {Path(search.lm).name}" if search.lm else ""
-    return f"{search.kind} search{model}, beam {search.beam}, {search.scales}"
+    """What the search uses, and nothing else."""
+    model, scales = [Path(search.lm).name] if search.lm else [], str(search.scales).split(", ")
+    used = {
+        "greedy": [],
+        "prefix": [f"beam {search.beam}", scales[1]],
+        "lexicon": [*model, f"beam {search.beam}", *scales[0 if model else 1 :]],
+    }
+    return ", ".join([f"{search.kind} search", *used[search.kind]])
 
 
 def _score(

@@ -111,11 +111,12 @@ def _reference(segments: Mapping[str, Segment], heard: Heard) -> str:
 
 
 def _spread(heard: Iterable[Heard], total: int, most: int | None) -> Iterator[Heard]:
-    """About `most` of `total`, from first to last: what is not taken need not stay in memory."""
+    """About `most` of `total`, from first to last. Frames are copied: views would keep whole batches in memory."""
     if most is None or most >= total:
         return iter(heard)
     kept = {i * total // most for i in range(most)}
-    return (one for place, one in enumerate(heard) if place in kept)
+    taken = (one for place, one in enumerate(heard) if place in kept)
+    return (dataclasses.replace(one, frames=one.frames.copy()) for one in taken)
 
 
 def _plain(found: Tuned) -> dict[str, Any]:

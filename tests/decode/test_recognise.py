@@ -12,10 +12,10 @@ from dmao import checkpoint
 from dmao.data.labels import BLANK, Labels
 from dmao.decode import LexiconDecoder, Scales, write_arpa
 from dmao.errors import UserError
-from dmao.recognise import Recogniser, Search, decode
+from dmao.recognise import Heard, Recogniser, Search, decode
 from dmao.scoring import ErrorCount
 from dmao.trainer import train
-from dmao.tune import descend, tune
+from dmao.tune import _spread, descend, tune
 
 from tests.trainer.tiny import WORDS, TinySource, tiny_config
 from tests.trainer.tones import make_tones
@@ -97,6 +97,20 @@ def test_decode_writes_a_report(run, tmp_path):
     assert "lm.arpa, beam 100, LM scale 0.9, prior scale 0.3, word score 0" in report.title
 
 
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        (Search("greedy"), "greedy search"),
+        (Search("prefix", beam=7), "prefix search, beam 7, prior scale 0.3"),
+        (Search(), "lexicon search, beam 100, prior scale 0.3, word score 0"),
+    ],
+)
+def test_a_report_names_what_its_search_used(tmp_path, search, said):
+    source = TinySource(utterances=3)
+    train(tiny_config("steps=2", "grow_and_drop.schedule=null"), tmp_path, source)
+    assert decode(Recogniser(tmp_path, source), "test", search).title.endswith(f".pt, test: {said}")
+
+
 @pytest.mark.parametrize("work", [decode, tune])
 def test_a_missing_split_is_told_before_a_prior_is_estimated(run, monkeypatch, work):
     def missing(split):
@@ -129,6 +143,13 @@ def test_tuned_scales_belong_to_a_checkpoint(run):
     assert decode(run, "dev", whole.search).total.errors == whole.count.errors
     (run.folder / "tuned.json").write_text(json.dumps({**kept, "checkpoint": "another"}))
     assert run.tuned() is None
+
+
+def test_what_is_not_tuned_on_leaves_the_memory():
+    batch = np.zeros((10, 5, 3), np.float32)
+    taken = list(_spread((Heard(str(i), "", frames[:4]) for i, frames in enumerate(batch)), 10, 3))
+    assert [one.id for one in taken] == ["0", "3", "6"]
+    assert not any(np.shares_memory(one.frames, batch) for one in taken)
 
 
 def test_tuning_scores_against_the_marked_reference(run, monkeypatch):
