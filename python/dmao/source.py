@@ -50,6 +50,11 @@ class Source(Protocol):
         """Where the utterances of a split come from, and who speaks, by their ids."""
 
 
+def _channel(number: int, channels: int) -> str:
+    """As NIST's files name it: two are the sides of a call."""
+    return "AB"[number] if channels == 2 else str(number + 1)
+
+
 def with_steps(config: TrainConfig, source: Source) -> TrainConfig:
     """`config` with as many steps as its epochs are on this data; as it is where it counts steps."""
     if config.epochs is None:
@@ -138,7 +143,7 @@ class CorpusSource:
                 recording=cut.recording_id,
                 start=cut.start,
                 end=cut.end,
-                channel="1" if cut.recording.num_channels == 1 else "AB"[cut.channel],  # as NIST's files have it
+                channel=_channel(cut.channel, cut.recording.num_channels),
                 speaker=cut.supervisions[0].speaker or "unknown",
                 reference=(cut.supervisions[0].custom or {}).get("reference", ""),
             )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from dmao import checkpoint
+from dmao.data.corpus import Corpus
 from dmao.data.labels import Labels
+from dmao.data.manifests import CutSet, Span, make_cut, write_manifest
 from dmao.errors import UserError
 from dmao.evaluate import evaluate, evaluate_model
 from dmao.metrics import read_json_lines
@@ -72,6 +76,21 @@ def test_order_of_batches_depends_on_seed_and_epoch_alone(corpus):
     assert orders == [order(second, epoch) for epoch in range(6)]
     assert order(second, 3, start=1) == orders[3][1:]
     assert len({str(ids) for ids in orders}) > 1
+
+
+@pytest.mark.parametrize(("channels", "names"), [(1, "1"), (2, "AB"), (3, "123")])
+def test_channels_of_a_recording(tmp_path, channels, names):
+    corpus = Corpus(tmp_path, "array", {}, {}, {"test": {}}, "")
+    place = Path("audio.wav")
+    cuts = [
+        make_cut(name, place, 16000, text="ab", speaker="s", language="en", span=Span("r", 0, 16000, channel, channels))
+        for channel, name in enumerate(names)
+    ]
+    write_manifest(corpus.manifest("test"), CutSet.from_cuts(cuts))
+    (tmp_path / "lexicon.json").write_text('{"ab": ["a", "b"]}')
+    corpus.save()
+    found = CorpusSource(tiny_config(f"data.root={tmp_path}")).segments("test")
+    assert {id: segment.channel for id, segment in found.items()} == {name: name for name in names}
 
 
 def test_a_corpus_that_cannot_be_used(corpus, tmp_path):
