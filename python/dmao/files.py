@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,8 +45,8 @@ def cannot_write(path: Path | str, error: OSError) -> UserError:
 
 def require_writable(path: Path) -> None:
     """Raises UserError where the file `path` could not be written now: to be asked before the work, not after it."""
-    target = _target(path)
     with writing(path):
+        target = _target(path)
         folder = next(folder for folder in target.parents if folder.exists())
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))  # a full disk still makes files, as long as they are empty
@@ -56,9 +57,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Several processes may write the same file: the last one's stays. Raises UserError where it cannot be written.
     """
-    target = _target(path)
-    partial = target.with_name(f"{target.name}.{os.getpid()}{PARTIAL}")
     with writing(path):
+        target = _target(path)
+        partial = target.with_name(f"{target.name}.{secrets.token_hex(8)}{PARTIAL}")  # machines may share a folder
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -115,6 +116,27 @@ def test_asking_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*file/file: "):
         write_atomically(tmp_path / "file" / "file", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_name_that_the_system_refuses(tmp_path):
+    for write in (require_writable, lambda path: write_atomically(path, "x")):
+        with pytest.raises(UserError, match=r"cannot write .*: File name too long; mend that"):
+            write(tmp_path / ("x" * 300))
+
+
+def test_two_machines_write_the_same_file(tmp_path, monkeypatch):
+    """At the same moment, and with the same number of their process."""
+    path, replace, others = tmp_path / "file", Path.replace, ["the other's"]
+
+    def with_another(partial, target):
+        if others:
+            write_atomically(path, others.pop())
+            assert path.read_text() == "the other's"
+        return replace(partial, target)
+
+    monkeypatch.setattr(Path, "replace", with_another)
+    write_atomically(path, "mine")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("file", "mine")]
 
 
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
