@@ -13,7 +13,7 @@ from dmao.cli_completion import completion
 from dmao.cli_options import (
     CHECKPOINT,
     CONFIG,
-    Number,
+    NumberRange,
     json_option,
     root_option,
     run_dir_option,
@@ -84,6 +84,8 @@ def train(
     from dmao.config import load_config
     from dmao.trainer import train as run
 
+    if baseline and widths_of is not None:
+        raise click.UsageError("--baseline is the uniform model; --widths-of is another, without events as well")
     settings = load_config(config, overrides)
     if widths_of is not None:
         from dmao.evaluate import load_widths
@@ -104,7 +106,7 @@ def train(
 @run_dir_option("Folder of both runs, summary.json and report.html.", default=Path("runs/demo"), show_default=True)
 @click.option(
     "--hours",
-    type=Number(min=0, min_open=True),
+    type=NumberRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="Hours of training speech.",

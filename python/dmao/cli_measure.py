@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dmao.cli_options import CONFIG, FOLDER, Number, json_option, set_option
+from dmao.cli_options import CONFIG, FOLDER, NumberRange, json_option, set_option
 from dmao.console import print_json
 from dmao.errors import UserError
 from dmao.files import require_writable
@@ -135,7 +135,7 @@ def info(as_json: bool) -> None:
 )
 @click.option(
     "--seconds",
-    type=Number(min=0),
+    type=NumberRange(min=0),
     default=180.0,
     show_default=True,
     help="After so many no new problem is begun.",

@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
+from click.types import FloatParamType
 
 
-class Number(click.FloatRange):
-    """A float that is finite; click's own takes nan, within any range."""
+class Number(FloatParamType):
+    """A float that is finite; click's own may be nan."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number."""
@@ -21,6 +22,10 @@ class Number(click.FloatRange):
         if not math.isfinite(found):
             self.fail(f"{value} is not finite.", param, ctx)
         return found
+
+
+class NumberRange(Number, click.FloatRange):
+    """The same within a range; click's own takes nan, within any range."""
 
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -101,8 +106,8 @@ def search_options(tuned: bool) -> Decorator:
     return together(
         click.option("--lm", type=FILE, help=f"Word n-gram model (ARPA, also packed).  {default('none')}"),
         click.option("--beam", type=click.IntRange(min=1), help=f"Hypotheses kept per frame.  {default(100)}"),
-        click.option("--lm-scale", type=Number(min=0), help=f"Weight of the language model.  {default(0.9)}"),
-        click.option("--prior-scale", type=Number(min=0), help=f"Weight of the labels' prior.  {default(0.3)}"),
+        click.option("--lm-scale", type=NumberRange(min=0), help=f"Weight of the language model.  {default(0.9)}"),
+        click.option("--prior-scale", type=NumberRange(min=0), help=f"Weight of the labels' prior.  {default(0.3)}"),
         click.option("--word-score", type=Number(), help=f"Added per word.  {default(0)}"),
     )
 

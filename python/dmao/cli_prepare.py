@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dmao.cli_options import FILE, FOLDER, HERE, Number, json_option
+from dmao.cli_options import FILE, FOLDER, HERE, NumberRange, json_option
 from dmao.console import print_json
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _say(made: Corpus, as_json: bool) -> None:
 
 @prepare.command(short_help="Synthetic English, generated here.")
 @_root("embedded")
-@click.option("--hours", type=Number(min=0, min_open=True), default=1.0, help="Hours of training speech.")
+@click.option("--hours", type=NumberRange(min=0, min_open=True), default=1.0, help="Hours of training speech.")
 @click.option("--words", type=click.IntRange(min=20), default=150, help="Size of the vocabulary.")
 @_jobs("speak")
 @json_option

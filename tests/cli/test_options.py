@@ -32,6 +32,14 @@ def test_all_results_are_told_in_json_too():
     assert without == [("completion",)]
 
 
+def test_a_number_without_bounds_shows_none():
+    for command in ("decode", "tune", "experiment"):
+        shown = CliRunner().invoke(main, [command, "--help"]).stdout
+        assert "--word-score FLOAT" in shown
+        assert "--lm-scale FLOAT RANGE" in shown
+        assert "None" not in shown
+
+
 def test_every_option_is_explained():
     undescribed = [
         (*words, option.name)

@@ -125,6 +125,15 @@ def test_interrupted_training_goes_on_with_the_command_that_it_prints(dmao, corp
     assert run(*arguments).stdout == resumed.stdout  # finished: says so, trains nothing
 
 
+def test_uniform_and_of_other_widths_at_once_is_refused(demo, tmp_path):
+    run = str(demo[0] / "dmao")
+    arguments = [f"{run}/config.yaml", "--run-dir", str(tmp_path / "run"), "--baseline", "--widths-of", run]
+    result = CliRunner().invoke(main, ["train", *arguments])
+    assert result.exit_code == 2
+    assert "--baseline is the uniform model; --widths-of is another" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("more", [["--no-resume"], ["--set", "seed=1"]])
 def test_a_folder_with_another_training_is_refused(demo, more):
     folder = demo[0] / "dmao"
