@@ -9,6 +9,7 @@ from dmao import inspect
 from dmao.cli import main
 from dmao.config import ConfigError, load_config, save_config
 from dmao.evaluate import evaluate, load_model, load_widths
+from dmao.recipes.embedded.summary import parameters
 from dmao.step import build_model, elastic_of
 from dmao.trainer import train
 
@@ -50,6 +51,13 @@ def test_another_seed_draws_other_weights():
     weights = [m.blocks[0].ffn1.w1.weight for m in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_summary_counts_as_the_training_does(tmp_path):
+    """Where a module has no components, too."""
+    config = tiny_config("steps=2", "grow_and_drop.schedule=null").with_widths(WIDTHS)
+    made = train(config, tmp_path, TinySource())
+    assert parameters(tmp_path) == made.parameters
 
 
 def test_from_scratch_at_found_widths(tmp_path):

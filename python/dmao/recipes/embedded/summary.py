@@ -111,11 +111,10 @@ def _results(folder: Path) -> dict[str, Any]:
 
 def parameters(folder: Path) -> int:
     """Parameters in use of the newest checkpoint of a run."""
-    from dmao.step import restore
-    from dmao_kernels.structure import Elastic
+    from dmao.step import elastic_of, restore
 
-    model, _, controller, _ = restore(load(list_checkpoints(folder / "checkpoints")[0]))
-    return (controller.elastic if controller else Elastic(model)).live_parameters()
+    model, _, controller, config = restore(load(list_checkpoints(folder / "checkpoints")[0]))
+    return elastic_of(model, controller, config).live_parameters()
 
 
 def _structure(folder: Path) -> dict[str, Any]:
