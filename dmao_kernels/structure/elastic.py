@@ -202,8 +202,9 @@ class Elastic:
         moments of these stay zero under any optimizer that leaves zeros with zero gradients alone. Dropout rates stay
         what they are, since a rate is a constant of a compiled graph.
 
-        Raises ValueError, and changes nothing, where a module cannot be kept so: under gates, with a LayerNorm over
-        its components (which would count dead ones), or where ``headroom`` is below 1 or gives less than there is.
+        Raises ValueError, and changes nothing, where a module cannot be kept so: under gates, with a LayerNorm or
+        GroupNorm over its components (which would count dead ones), or where ``headroom`` is below 1 or gives less
+        than there is.
         """
         enter_slots(self, headroom, optimizer, companions)
 

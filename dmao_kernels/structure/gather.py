@@ -92,11 +92,9 @@ def share(whole: Tensor, split: Split, random: Tensor | None) -> Tensor:
     """
     part = whole.to(torch.promote_types(whole.dtype, torch.float32))
     if random is None:
-        part = part / 2
-    elif split == "uniform":
-        part = part * random.to(part.device)  # an average may lie elsewhere
-    else:
-        part = part / 2 + random.to(part.device)
+        return (part / 2).to(whole.dtype)
+    random = random.to(part.device)  # an average may lie elsewhere
+    part = part * random if split == "uniform" else part / 2 + random
     return part.to(whole.dtype)
 
 

@@ -27,7 +27,7 @@ def _lengths(padding: Tensor | None, attn_mask: Tensor | None, is_causal: bool) 
     They can where the padding (bool, True; or float, -inf) stands behind the frames, and the attention mask is none or
     said to be causal. Whether it stands behind them is looked up on the CPU only, where it costs no wait.
     """
-    if (attn_mask is None) == is_causal:  # that causality is a hint about a mask, and alone an error
+    if (attn_mask is None) == bool(is_causal):  # that causality is a hint about a mask, and alone an error
         return False, None
     if padding is None:
         return True, None

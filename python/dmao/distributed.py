@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -65,9 +66,8 @@ def wrap(model: nn.Module) -> nn.Module:
     if not several():
         return model
     # A module without components leaves its shared parameters without gradients.
-    wrapped = DistributedDataParallel(model, find_unused_parameters=_has_empty(model))
-    wrapped.broadcast_buffers = False  # they are equal on all ranks; PyTorch 2.13 warns of the argument
-    return wrapped
+    # Buffers are equal on all ranks.
+    return _wrapped(model, broadcast_buffers=False, find_unused_parameters=_has_empty(model))
 
 
 def rewrap(wrapped: DistributedDataParallel) -> DistributedDataParallel:
@@ -76,7 +76,7 @@ def rewrap(wrapped: DistributedDataParallel) -> DistributedDataParallel:
     Parameters without gradients are looked for where a module has lost all its components. Communication hooks and
     mixed_precision are not carried over: a hook is to be registered again, and a compiled wrapper compiled.
     """
-    anew = DistributedDataParallel(
+    return _wrapped(
         wrapped.module,
         device_ids=wrapped.device_ids,
         output_device=wrapped.output_device,
@@ -86,9 +86,15 @@ def rewrap(wrapped: DistributedDataParallel) -> DistributedDataParallel:
         find_unused_parameters=wrapped.find_unused_parameters or _has_empty(wrapped.module),
         gradient_as_bucket_view=wrapped.gradient_as_bucket_view,
         static_graph=wrapped.static_graph,
+        broadcast_buffers=wrapped.broadcast_buffers,
     )
-    anew.broadcast_buffers = wrapped.broadcast_buffers
-    return anew
+
+
+def _wrapped(model: nn.Module, **options: Any) -> DistributedDataParallel:
+    with warnings.catch_warnings():
+        # PyTorch 2.13 would rather have another argument, which still copies the first rank's buffers when it is made
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        return DistributedDataParallel(model, **options)
 
 
 def _has_empty(model: nn.Module) -> bool:

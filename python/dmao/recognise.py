@@ -115,7 +115,7 @@ class Recogniser:
     def _against_keeping(self) -> str:
         """Why a prior must not stay beside the checkpoint, where all later commands take it; "" where it may."""
         if not self._own_data:
-            return f"{self.config.data.root} is not what the model was trained on; `dmao prior --root` keeps it"
+            return f"{self.config.data.root} may not be what the model was trained on; `dmao prior --root` keeps it"
         try:
             require_writable(self.prior_file)
         except UserError as error:

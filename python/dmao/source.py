@@ -72,10 +72,16 @@ def saved_source(state: Mapping[str, Any], config: TrainConfig) -> CorpusSource:
 def same_data(state: Mapping[str, Any], source: Source) -> bool | None:
     """Whether a checkpoint's state is of a training on what `source` trains on; None where one of them does not tell.
 
-    A source tells by an attribute `fingerprint`; checkpoints of earlier versions have none.
+    Checkpoints of earlier versions have no fingerprint.
     """
-    kept, found = state.get("data"), getattr(source, "fingerprint", None)
-    return kept == found if isinstance(kept, str) and isinstance(found, str) else None
+    kept, found = state.get("data"), fingerprint(source)
+    return kept == found if isinstance(kept, str) and found is not None else None
+
+
+def fingerprint(source: Source) -> str | None:
+    """Of what a source trains on: its attribute `fingerprint`, where that is there and a string."""
+    found = getattr(source, "fingerprint", None)
+    return found if isinstance(found, str) else None
 
 
 class CorpusSource:

@@ -29,7 +29,7 @@ from dmao.files import remove_partial
 from dmao.metrics import Recorder, read_json_lines
 from dmao.parsing import from_mapping
 from dmao.signals import NotedSignals
-from dmao.source import CorpusSource, Source, same_data, with_steps
+from dmao.source import CorpusSource, Source, fingerprint, same_data, with_steps
 from dmao.step import (
     StepResult,
     TrainingStep,
@@ -349,7 +349,7 @@ class _Training:
             "config": self.config.to_dict(),
             "labels": self.source.labels.state_dict(),
             "inputs": self.source.inputs,
-            "data": getattr(self.source, "fingerprint", None),
+            "data": fingerprint(self.source),
             "place": vars(self.place),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -81,7 +81,7 @@ def test_the_prior_of_another_corpus_is_not_kept(tmp_path, caplog):
     for path, strange, known in ((made.checkpoint, other, moved), (older, moved, own)):
         caplog.clear()
         Recogniser(path, root=str(strange)).prior()
-        assert f"{strange} is not what the model was trained on" in caplog.text
+        assert f"{strange} may not be what the model was trained on" in caplog.text
         assert not path.with_suffix(".prior.json").exists()
         Recogniser(path, root=str(known)).prior()
         assert path.with_suffix(".prior.json").exists()

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmao_kernels
 from dmao_kernels.structure import ComponentGates, Elastic, Scores, apply_plan, given_plan
+from dmao_kernels.structure.elastic import ElasticModule
 from tests.structure import plain
 from tests.structure.plain import build, inputs, plan_for
 
@@ -284,3 +285,11 @@ def test_scores_go_where_the_model_goes():
     model.to("meta")
     tensors, arguments = scores.begin_update()
     assert {t.device.type for t in (*tensors, arguments["ema"], arguments["inverse_count"])} == {"meta"}
+
+
+def test_scores_go_with_parameters_that_stay_the_same_objects(monkeypatch):
+    """As on the way to a GPU, where a module keeps its parameters and gives them other data."""
+    scores = Scores(Elastic(build()))
+    monkeypatch.setattr(ElasticModule, "device", torch.device("meta"))
+    _, arguments = scores.begin_update()
+    assert arguments["ema"].device == arguments["inverse_count"].device == torch.device("meta")

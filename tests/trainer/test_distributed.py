@@ -166,15 +166,25 @@ def test_one_process_goes_on_with_sharded_parameters(sharded: Path, capsys: pyte
     assert "1 ranks, 8 steps: equal" in capsys.readouterr().out
 
 
-def test_a_wrapper_made_anew_has_the_options_and_warns_of_nothing(workers: None) -> None:
+def test_a_wrapper_made_anew_has_the_options_and_warns_of_nothing(
+    workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        for options in ({}, {"find_unused_parameters": True, "bucket_cap_mb": 3, "gradient_as_bucket_view": True}):
-            wrapped = DistributedDataParallel(nn.Linear(2, 2), **options)
-            wrapped.broadcast_buffers = not options
+        made = []
+        init = DistributedDataParallel.__init__
+        monkeypatch.setattr(
+            DistributedDataParallel, "__init__", lambda *args, **given: (made.append(given), init(*args, **given))[1]
+        )
+        several = {"find_unused_parameters": True, "bucket_cap_mb": 3, "gradient_as_bucket_view": True}
+        for options in ({}, several, {"broadcast_buffers": False}):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                wrapped = DistributedDataParallel(nn.Linear(2, 2), **options)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 anew = rewrap(wrapped)
+            assert options.items() <= made[-1].items()  # also what matters while it is made
             assert anew is not wrapped
             assert anew.module is wrapped.module
             for option in (

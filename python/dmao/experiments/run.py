@@ -173,7 +173,7 @@ def _read(plan: Plan, run_dir: Path) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = {"decoding": {}, **read_json(path)}  # outcomes of earlier versions have none
-        wrong = [key for key, fits in _OUTCOME.items() if not fits(found.get(key))]
+        wrong = [key for key, fits in _OUTCOME.items() if key not in found or not fits(found[key])]
         if not wrong:
             found["ce"] = math.nan if found["ce"] is None else found["ce"]
             found["config"] = TrainConfig.from_dict(found["config"]).to_dict()  # with the keys that are newer than it

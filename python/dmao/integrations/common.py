@@ -13,10 +13,13 @@ from dmao.optimizers import require_optimizers
 from dmao_kernels.structure import ScoringAdamW
 
 
-def attach(controller: GrowAndDrop, optimizers: Sequence[Optimizer], step: int, last: float) -> None:
+def attach(
+    controller: GrowAndDrop, optimizers: Sequence[Optimizer], step: int, last: float, *, late: bool = False
+) -> None:
     """Let events edit the optimizer's state, too; a ScoringAdamW takes the scores. To be called before the first step.
 
-    step: at which the training begins.  last: at which it ends, as far as that is known.
+    step: at which the training begins.  last: at which it ends, as far as that is known.  late: whether checkpoints may
+    be saved between a step of the optimizer and the callback's look at it.
 
     Raises ValueError unless there is one optimizer, of the controller's model, with gates that do not decay; where
     step or last are not the controller's; and on several processes in tight storage.
@@ -27,7 +30,7 @@ def attach(controller: GrowAndDrop, optimizers: Sequence[Optimizer], step: int, 
     optimizer = getattr(optimizers[0], "optimizer", optimizers[0])
     require_optimizers(optimizer, controller.elastic)
     _require_gates(controller, optimizer)
-    _require_steps(controller, step, last)
+    _require_steps(controller, step, last, late)
     if several() and controller.elastic.storage == "tight":
         raise ValueError(
             "GrowAndDrop: on several processes this callback needs storage='slots': DistributedDataParallel does not "
@@ -54,9 +57,8 @@ def _require_gates(controller: GrowAndDrop, optimizer: Optimizer) -> None:
         )
 
 
-def _require_steps(controller: GrowAndDrop, step: int, last: float) -> None:
-    # a checkpoint may have been saved between a step of the optimizer and the callback's look at it
-    if step not in (controller.step, controller.step + 1):
+def _require_steps(controller: GrowAndDrop, step: int, last: float, late: bool) -> None:
+    if step != controller.step and not (late and step == controller.step + 1):
         raise ValueError(
             f"GrowAndDrop: the training begins at step {step}, but the callback is at step {controller.step}: a new "
             "training needs a new model and a new callback, a resumed one the callback's state (transformers: resume=)"

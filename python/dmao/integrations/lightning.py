@@ -54,7 +54,7 @@ class GrowAndDropCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The optimizer is there."""
         last = trainer.estimated_stepping_batches
-        attach(self._controller(), trainer.optimizers, trainer.global_step, last)
+        attach(self._controller(), trainer.optimizers, trainer.global_step, last, late=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Gradients are complete, and unscaled."""
