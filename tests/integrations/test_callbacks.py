@@ -89,11 +89,11 @@ def test_steps_of_the_training():
     with pytest.raises(ValueError, match="total_steps must be at least 5, which the training has, got 4"):
         attach(controller, [optimizer], 0, 5)
     controller.due(1)
-    for step in (1, 2):
-        attach(controller, [optimizer], step, 4)
-    for step in (0, 3):
+    for step, late in ((1, False), (1, True), (2, True)):
+        attach(controller, [optimizer], step, 4, late=late)
+    for step, late in ((0, True), (2, False), (3, True)):
         with pytest.raises(ValueError, match=f"begins at step {step}, but the callback is at step 1"):
-            attach(controller, [optimizer], step, 4)
+            attach(controller, [optimizer], step, 4, late=late)
 
 
 def test_several_processes(monkeypatch):

@@ -68,9 +68,8 @@ def compare(
             raise UserError(f"compare: {path} is of other utterances than {first[0]}")
     _warn_of_searches(reports)
     counts = np.array([[[reports[path][name] for name in units] for path in side] for side in (first, second)], float)
-    errors, words = np.ascontiguousarray(
-        np.moveaxis(counts, -1, 0)
-    )  # [2, pairs, units]; words differ where alternatives were taken
+    # [2, pairs, units] each; words differ where alternatives were taken
+    errors, words = np.ascontiguousarray(np.moveaxis(counts, -1, 0))
     for side, paths in zip(words, (first, second), strict=True):
         if not side.sum():
             raise UserError(f"compare: the references in {paths[0]} hold no word")
