@@ -160,7 +160,7 @@ def resize(
 def _followed(optimizer: Optimizer | Sequence[Optimizer] | None, elastic: Elastic) -> list[Optimizer]:
     """The optimizers whose state follows. Raises ValueError where one keeps state that cannot."""
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
-    for each in holders(elastic, optimizers):
+    for each in holders(optimizers, elastic):
         refuse_flat_state(each)
     return optimizers
 

@@ -26,7 +26,7 @@ Values = dict[str, Callable[[], Tensor]]
 def check_state(elastic: Elastic, optimizers: Sequence[Optimizer]) -> None:
     """Raise ValueError where an optimizer keeps what could not follow the components at an edit."""
     tight = elastic.storage == "tight"
-    for optimizer in holders(elastic, optimizers):
+    for optimizer in holders(optimizers, elastic):
         refuse_flat_state(optimizer)
         for m in elastic.modules.values():
             for name, tensor in m.tensors():
@@ -36,10 +36,11 @@ def check_state(elastic: Elastic, optimizers: Sequence[Optimizer]) -> None:
                         expect(m, name, value, f"optimizer state '{key}'", in_place=not tight)
 
 
-def holders(elastic: Elastic, optimizers: Sequence[Optimizer]) -> list[Optimizer]:
-    """The optimizers that hold tensors of elastic modules."""
-    tensors = {id(tensor) for m in elastic.modules.values() for _, tensor in m.tensors()}
-    return [o for o in optimizers if any(id(p) in tensors for group in o.param_groups for p in group["params"])]
+def holders(optimizers: Sequence[Optimizer], elastic: Elastic, trained: bool = False) -> list[Optimizer]:
+    """The optimizers that hold tensors of elastic modules.  trained: of those, only what is not frozen counts."""
+    tensors = [tensor for m in elastic.modules.values() for _, tensor in m.tensors()]
+    wanted = {id(tensor) for tensor in tensors if tensor.requires_grad or not trained}
+    return [o for o in optimizers if any(id(p) in wanted for group in o.param_groups for p in group["params"])]
 
 
 def _is_factor(key: str, state: Mapping[str, Any]) -> bool:

@@ -242,9 +242,10 @@ def chosen_search(start: Search, given: dict[str, Any]) -> Search:
 
 def _refuse_idle(kind: str, given: dict[str, Any]) -> None:
     """An option that the search has no use for would stand in the report as if it had been used."""
-    used = {"greedy": (), "prefix": ("beam", "prior_scale")}.get(kind, tuple(given))
+    from dmao.recognise import SEARCHES
+
     for name, value in given.items():
-        if value is not None and name not in used:
+        if value is not None and name not in SEARCHES[kind]:
             raise click.UsageError(f"--{name.replace('_', '-')} has no effect on the {kind} search")
 
 

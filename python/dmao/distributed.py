@@ -65,8 +65,7 @@ def wrap(model: nn.Module) -> nn.Module:
     """
     if not several():
         return model
-    # A module without components leaves its shared parameters without gradients.
-    # Buffers are equal on all ranks.
+    # Buffers are equal on all ranks. A module without components leaves its shared parameters without gradients.
     return _wrapped(model, broadcast_buffers=False, find_unused_parameters=_has_empty(model))
 
 

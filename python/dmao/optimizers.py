@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from dmao.arguments import require_kinds
 from dmao_kernels.structure import ComponentGates, Elastic
-from dmao_kernels.structure.moments import check_state
+from dmao_kernels.structure.moments import check_state, holders
 from dmao_kernels.structure.slots.storage import OptimizerOrMany
 
 
@@ -18,12 +18,10 @@ def require_optimizers(optimizer: OptimizerOrMany, elastic: Elastic) -> None:
     if optimizer is None:
         return
     require_kinds(optimizer=(optimizer, Optimizer, Sequence))
-    trained: set[int] = set()
     for each in _listed(optimizer):
         require_kinds(optimizer=(each, Optimizer))
-        trained |= {id(parameter) for group in each.param_groups for parameter in group["params"]}
-    tensors = [tensor for m in elastic.modules.values() for _, tensor in m.tensors() if tensor.requires_grad]
-    if tensors and not any(id(tensor) in trained for tensor in tensors):
+    trains = any(tensor.requires_grad for m in elastic.modules.values() for _, tensor in m.tensors())
+    if trains and not holders(_listed(optimizer), elastic, trained=True):
         raise ValueError(
             "GrowAndDrop: optimizer must hold parameters of the model's elastic modules, but holds none: is it of "
             "another copy of the model?"

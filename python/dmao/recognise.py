@@ -30,6 +30,12 @@ from dmao.source import Source, same_data
 
 _log = logging.getLogger(__name__)
 TUNED = "tuned.json"
+# The searches, and the options that they have a use for.
+SEARCHES: Mapping[str, tuple[str, ...]] = {
+    "greedy": (),
+    "prefix": ("beam", "prior_scale"),
+    "lexicon": ("lm", "beam", "lm_scale", "prior_scale", "word_score"),
+}
 T = TypeVar("T")
 
 
@@ -256,13 +262,14 @@ def decode(
 
 def _describe(search: Search) -> str:
     """What the search uses, and nothing else."""
-    model, scales = [Path(search.lm).name] if search.lm else [], str(search.scales).split(", ")
-    used = {
-        "greedy": [],
-        "prefix": [f"beam {search.beam}", scales[1]],
-        "lexicon": [*model, f"beam {search.beam}", *scales[0 if model else 1 :]],
+    parts = {
+        "lm": Path(search.lm).name if search.lm else "",
+        "beam": f"beam {search.beam}",
+        "lm_scale": f"LM scale {search.scales.lm:g}" if search.lm else "",
+        "prior_scale": f"prior scale {search.scales.prior:g}",
+        "word_score": f"word score {search.scales.word:g}",
     }
-    return ", ".join([f"{search.kind} search", *used[search.kind]])
+    return ", ".join([f"{search.kind} search", *(parts[name] for name in SEARCHES[search.kind] if parts[name])])
 
 
 def _score(
