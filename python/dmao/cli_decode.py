@@ -121,7 +121,7 @@ def tune(
     if as_json:
         print_json({"wer": found.count.percent, "trials": len(found.trials), **found.search.to_dict()})
     else:
-        click.echo(f"{split}: WER {found.count} with {found.search.scales}, best of {len(found.trials)}")
+        click.echo(f"{split}: WER {found.count}, best of {len(found.trials)} trials: {found.search}")
         click.echo(f"kept in {recogniser.folder / TUNED}")
 
 

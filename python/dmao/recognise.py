@@ -57,6 +57,17 @@ class Search:
         if self.beam < 1:
             raise ValueError(f"beam must be 1 or more, got {self.beam}")
 
+    def __str__(self) -> str:
+        """What the search uses, and nothing else."""
+        parts = {
+            "lm": Path(self.lm).name if self.lm else "",
+            "beam": f"beam {self.beam}",
+            "lm_scale": f"LM scale {self.scales.lm:g}" if self.lm else "",
+            "prior_scale": f"prior scale {self.scales.prior:g}",
+            "word_score": f"word score {self.scales.word:g}",
+        }
+        return ", ".join([f"{self.kind} search", *(parts[name] for name in SEARCHES[self.kind] if parts[name])])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
@@ -246,30 +257,18 @@ def decode(
     segments = _segments(recogniser.source, split, plain)
     texts = {id: " ".join(word for word, _, _ in found) for id, found in words.items()}
     references = {id: segments[id].reference or text for id, text in plain.items()}
-    report = _score(
-        references, texts, segments, normaliser, f"{recogniser.checkpoint.name}, {split}: {_describe(search)}"
-    )
+    report = _score(references, texts, segments, normaliser, f"{recogniser.checkpoint.name}, {split}: {search}")
     report.write(out)
     write_stm(out / "ref.stm", segments, references)
     write_trn(out / "ref.trn", segments, references)
     write_trn(out / "hyp.trn", segments, texts)
     if search.kind == "lexicon":
         write_ctm(out / "hyp.ctm", segments, words)
+    else:  # an earlier search's words are not this one's
+        (out / "hyp.ctm").unlink(missing_ok=True)
     made = search.to_dict() | {"normalisation": str(normaliser)}
     write_atomically(out / "search.json", json.dumps(made, indent=1) + "\n")
     return report
-
-
-def _describe(search: Search) -> str:
-    """What the search uses, and nothing else."""
-    parts = {
-        "lm": Path(search.lm).name if search.lm else "",
-        "beam": f"beam {search.beam}",
-        "lm_scale": f"LM scale {search.scales.lm:g}" if search.lm else "",
-        "prior_scale": f"prior scale {search.scales.prior:g}",
-        "word_score": f"word score {search.scales.word:g}",
-    }
-    return ", ".join([f"{search.kind} search", *(parts[name] for name in SEARCHES[search.kind] if parts[name])])
 
 
 def _score(

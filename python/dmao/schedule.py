@@ -185,8 +185,8 @@ class LearningRate:
             raise ValueError(f"LearningRate: shape must be one-cycle, piecewise or constant, got {self.shape!r}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"LearningRate: warmup must lie in [0, 1), got {self.warmup!r}")
-        if min(self.first, self.last) < 0:
-            raise ValueError(f"LearningRate: first and last must not be negative, got {self.first}, {self.last}")
+        if not all(math.isfinite(factor) and factor >= 0 for factor in (self.first, self.last)):
+            raise ValueError(f"LearningRate: first and last must be 0 or more, got {self.first}, {self.last}")
         if self.shape == "piecewise":
             _check_points(self.points)
 

@@ -55,6 +55,7 @@ def test_tune_on_dev_and_decode_test(trained, arpa):
 
 @pytest.mark.parametrize("kind", ["greedy", "prefix"])
 def test_searches_without_a_lexicon(trained, tmp_path, kind):
+    (tmp_path / "hyp.ctm").write_text("of an earlier lexicon search")
     found = json.loads(run("decode", trained, "--search", kind, "--out", tmp_path, "--json").stdout)
     assert found["search"]["kind"] == kind
     assert found["words"] > 0
@@ -68,6 +69,16 @@ def test_searches_without_a_lexicon(trained, tmp_path, kind):
 def test_options_without_effect_are_refused(trained, kind, idle):
     found = run("decode", trained, "--search", kind, idle, 1, status=2)
     assert f"{idle} has no effect on the {kind} search" in found.stderr
+
+
+def test_tune_tells_only_the_scales_that_the_search_uses(trained):
+    kept = (trained / "tuned.json").read_text()
+    try:
+        told = run("tune", trained, "--utterances", 2).stdout
+    finally:
+        (trained / "tuned.json").write_text(kept)
+    assert "lexicon search, beam 100, prior scale" in told
+    assert "LM scale" not in told
 
 
 def test_a_scale_of_no_model_is_refused(trained):
