@@ -226,6 +226,11 @@ def test_companions_are_looked_at_before_the_training():
             check_companions(elastic, [copy.deepcopy(model), companion], in_place=False)
     with pytest.raises(TypeError, match=r"companions must be a list such as \[average\], got a PlainFeedForward"):
         check_companions(elastic, plain.PlainFeedForward(), in_place=False)
+    check_companions(elastic, [copy.deepcopy(model)], in_place=True)
+    elsewhere = copy.deepcopy(model).to("meta")
+    check_companions(elastic, [elsewhere], in_place=False)
+    with pytest.raises(ValueError, match="companions must be on the model's device in slots storage, cpu, got .*meta"):
+        check_companions(elastic, [elsewhere], in_place=True)
 
 
 def test_attributes_and_dropout_follow():
