@@ -58,9 +58,8 @@ LinearProduct<E> over_hidden_units(LinearRun& run, const FfnLayer<E>& layer) {
     p.scale = static_cast<float>(1.0 / (1.0 - layer.p));
     auto* bits = run.take<unsigned char>(static_cast<std::int64_t>(p.rows) * p.bits_width);
     p.bits = bits;
-    const std::int64_t threads = static_cast<std::int64_t>(p.rows) * quads;
     run.launch<dropout_bits_kernel<kRowThreads>>(
-        (threads + kRowThreads - 1) / kRowThreads, 1, kRowThreads, 0, layer.seed, layer.live,
+        thread_blocks(p.rows, quads), 1, kRowThreads, 0, layer.seed, layer.live,
         dropout_threshold(layer.p), p.rows, groups, Divisor(quads), bits, p.bits_width);
     return p;
 }

@@ -15,12 +15,12 @@ struct alignas(8) GatherRow {
     std::int32_t source, value;
 };
 
-inline constexpr int kRowThreads = 128;
+inline constexpr int kIndexThreads = 128;
 
 // Rows of indices, into the memory of the device.
-static __global__ void __launch_bounds__(kRowThreads)
+static __global__ void __launch_bounds__(kIndexThreads)
     write_rows(DMAO_BY_VALUE(Table<GatherRow>) table, GatherRow* rows) {
-    const int i = static_cast<int>(blockIdx.x) * kRowThreads + static_cast<int>(threadIdx.x);
+    const int i = static_cast<int>(blockIdx.x) * kIndexThreads + static_cast<int>(threadIdx.x);
     if (i < table.count) rows[i] = table.entries[i];
 }
 
@@ -69,12 +69,7 @@ struct Gather {
 
 template <class E>
 __device__ __forceinline__ E subtract(E whole, E part) {
-    const float rest = ptx::widen(whole) - ptx::widen(part);
-    if constexpr (sizeof(E) == 4) {
-        return rest;
-    } else {
-        return E{static_cast<std::uint16_t>(ptx::round_pair(E{}, rest, 0.0f))};
-    }
+    return ptx::narrow<E>(ptx::widen(whole) - ptx::widen(part));
 }
 
 // Bits of what is not subtracted are kept.

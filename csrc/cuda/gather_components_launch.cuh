@@ -51,8 +51,8 @@ class GatherLaunch {
         GatherRow* next = rows;
         by_tables(rows_, [&](const Table<GatherRow>& table) {
             const auto blocks =
-                static_cast<unsigned>((table.count + kRowThreads - 1) / kRowThreads);
-            launch<write_rows>(gpu, Grid{blocks}, kRowThreads, 0, table, next);
+                static_cast<unsigned>((table.count + kIndexThreads - 1) / kIndexThreads);
+            launch<write_rows>(gpu, Grid{blocks}, kIndexThreads, 0, table, next);
             next += table.count;
         });
         for_each_element_type([&](auto element) {

@@ -60,16 +60,22 @@ struct Rows {
     }
 };
 
-// For kernels of RowPlace.
-inline Divisor eights_of(int columns) { return Divisor((columns + kEight - 1) / kEight); }
-inline std::int64_t row_blocks(int rows, int columns) {
-    const std::int64_t eights = (columns + kEight - 1) / kEight;
-    if (rows * eights > INT32_MAX) {
+// Of kernels with so many threads for a row, which they number in 32 bits.
+inline std::int64_t thread_blocks(int rows, int threads_of_row) {
+    const std::int64_t threads = std::int64_t{rows} * threads_of_row;
+    if (threads > INT32_MAX) {
         throw std::runtime_error(
-            "a linear layer has more than 2^31 - 1 pieces of eight elements: " +
-            std::to_string(rows) + " rows of " + std::to_string(columns) + " columns");
+            "a linear layer needs more than 2^31 - 1 threads: " + std::to_string(rows) +
+            " rows with " + std::to_string(threads_of_row) + " each");
     }
-    return (rows * eights + kRowThreads - 1) / kRowThreads;
+    return (threads + kRowThreads - 1) / kRowThreads;
+}
+
+// For kernels of RowPlace.
+inline int eights(int columns) { return (columns + kEight - 1) / kEight; }
+inline Divisor eights_of(int columns) { return Divisor(eights(columns)); }
+inline std::int64_t row_blocks(int rows, int columns) {
+    return thread_blocks(rows, eights(columns));
 }
 
 // The listed columns of a matrix, by position, in rows that are aligned.

@@ -225,24 +225,6 @@ struct TileProduct {
         }
     }
 
-    // Calls visit(row, column, first, second) for two neighbouring sums of this thread at a time.
-    template <class Visit>
-    __device__ __forceinline__ void visit(const Visit& visit) const {
-        const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-        for (int i = 0; i < kHigh; ++i) {
-#pragma unroll
-            for (int j = 0; j < kWide; ++j) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    visit(first_row() + i * 16 + half * 8 + lane / 4,
-                          first_column() + j * 8 + lane % 4 * 2, sums[i][j][2 * half],
-                          sums[i][j][2 * half + 1]);
-                }
-            }
-        }
-    }
-
     // Calls visit(row, column, run) for kRun neighbouring sums of a row at a time, which are in
     // shared memory at `run`. Nobody else may use that until a __syncthreads().
     template <int kRun, class Visit>

@@ -2,7 +2,8 @@
 // averages.
 //
 // Floor of the averages: one read of the sums, one number per 8192 entries of a tensor of few long
-// runs, one per 32 entries of another one: at most 3 % of what was read for them.
+// runs, one per column and 32 rows of another one (cuts.h). That is little beside what was read for
+// them, but for matrices of a single short row per piece (biases, gains): a sum for every entry.
 #pragma once
 
 #include <limits>

@@ -133,6 +133,29 @@ def test_nothing_to_do() -> None:
     check(make(2, 20, 3, 4, reach=3), head_mask=torch.zeros(3, dtype=torch.bool))
 
 
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_mask_without_live_blocks_hides_all(dtype: torch.dtype) -> None:
+    """Its list of ids is an empty tensor, which lies nowhere."""
+    mask = BlockMask.from_dense(torch.zeros(2, 2, dtype=torch.bool), 16)
+    problem = make(2, 20, 2, 16, dtype, reach=19)
+    check(problem, block_mask=mask)
+    check(packed(problem, ids(20, 7)), block_mask=mask)
+    assert not block_attention(**problem, block_mask=mask).any()
+
+
+@pytest.mark.usefixtures("emulated")
+def test_the_operator_refuses_a_mask_that_is_not_square() -> None:
+    """Called by itself: the size of one list bounds what is read of the other."""
+    q, utterances = torch.randn(20, 1, 16), ids(0, 20).reshape(1, 2)
+    small, large = (BlockMask.from_dense(torch.ones(n, n, dtype=torch.bool), 16) for n in (1, 2))
+    lists = small.row_offsets, small.column_ids, large.column_offsets, large.row_ids
+    with pytest.raises(RuntimeError, match="as many rows as columns, and as many ids in both"):
+        torch.ops.dmao_cuda.block_attention(
+            q, q, q, utterances, 20, *lists, 16, -1, -1, 0, -1, None, None, None, None, 0.0, None, 1.0
+        )
+
+
 SIZES = [
     (1, 1, 1, 1),
     (2, 3, 2, 5),

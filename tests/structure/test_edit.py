@@ -229,7 +229,7 @@ def test_companions_are_looked_at_before_the_training():
     check_companions(elastic, [copy.deepcopy(model)], in_place=True)
     elsewhere = copy.deepcopy(model).to("meta")
     check_companions(elastic, [elsewhere], in_place=False)
-    with pytest.raises(ValueError, match="companions must be on the model's device in slots storage, cpu, got .*meta"):
+    with pytest.raises(ValueError, match=r"companions must be on the model's device in slots storage, cpu, got .*meta"):
         check_companions(elastic, [elsewhere], in_place=True)
 
 

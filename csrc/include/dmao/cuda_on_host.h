@@ -141,9 +141,6 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
 inline unsigned atomicAdd(unsigned* p, unsigned value) {
     return __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
 }
-struct alignas(16) float4 {
-    float x, y, z, w;
-};
 struct alignas(8) uint2 {
     unsigned x, y;
 };

@@ -72,6 +72,9 @@ struct Inputs {
                        a.key_lines);
             read_lines("column_offsets", column_offsets_, column_offsets, row_ids_, row_ids,
                        a.query_lines);
+            check(row_offsets->numel() == column_offsets->numel() &&
+                      column_ids->numel() == row_ids->numel(),
+                  kOp, ": a mask must have as many rows as columns, and as many ids in both");
         }
         if (head_mask_.has_value()) {
             head_mask = torch::stable::contiguous(*head_mask_);

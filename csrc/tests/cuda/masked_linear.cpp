@@ -122,13 +122,13 @@ void check(const Case& c) {
     });
 }
 
-// 2^31 - 1 pieces of eight, and one more.
+// 2^31 - 1 threads, and one more.
 void check_most_rows() {
     if (row_blocks(INT32_MAX, 8) < 1) throw std::logic_error("wrong: rows that still fit");
     try {
         row_blocks(INT32_MAX / 2 + 1, 9);
     } catch (const std::runtime_error& error) {
-        if (std::strstr(error.what(), "1073741824 rows of 9 columns") != nullptr) return;
+        if (std::strstr(error.what(), "1073741824 rows with 2 each") != nullptr) return;
     }
     throw std::logic_error("wrong: too many rows are not told");
 }

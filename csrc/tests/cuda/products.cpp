@@ -50,12 +50,13 @@ void multiply(Matrix<E, a> left, Matrix<E, b> right, float* c) {
     right.first = static_cast<int>(blockIdx.x) * kColumns;
     Product<E, a, b> product;
     product.add(shared, (left.deep + kDepth - 1) / kDepth, left, right);
-    product.visit([&](int row, int column, float first, float second) {
+    product.template visit_runs<8>(shared, [&](int row, int column, const float* run) {
         row += left.first;
         column += right.first;
         if (row >= left.wide) return;
-        if (column < right.wide) c[row * right.wide + column] = first;
-        if (column + 1 < right.wide) c[row * right.wide + column + 1] = second;
+        for (int i = 0; i < 8 && column + i < right.wide; ++i) {
+            c[row * right.wide + column + i] = run[i];
+        }
     });
 }
 
