@@ -1,4 +1,5 @@
-// Activations with their derivatives, in float. NaN stays NaN.
+// Activations with their derivatives, in float. NaN stays NaN, and its slope under relu is 1, as
+// in PyTorch.
 #pragma once
 
 #include "dmao/types.h"
@@ -32,7 +33,7 @@ struct Relu {
 
     static ValueAndSlope value_and_slope(Vec h) {
         const decltype(Vec::v) one = Vec(1.0f).v, zero = Vec(0.0f).v;
-        return {value(h), Vec(h.v > zero ? one : zero)};
+        return {value(h), Vec(h.v <= zero ? zero : one)};
     }
 };
 

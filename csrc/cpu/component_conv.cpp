@@ -70,10 +70,10 @@ void gate(const ComponentConv& f, const T* x, float* row, float* gates) {
     const T *next = x + input_width(f), *gates_in = x + f.stored_channels;
     gather(f, row, [&](std::int64_t channel, std::int64_t place, std::int64_t count) {
         prefetch(next + channel);
-        const Vec value = load_first(x + channel, count);
+        const Vec value = load_some(x + channel, count);
         if (!f.gated) return value;
         prefetch(next + f.stored_channels + channel);
-        const Vec open = sigmoid(load_first(gates_in + channel, count));
+        const Vec open = sigmoid(load_some(gates_in + channel, count));
         if (gates != nullptr) store(gates + place, open);
         return value * open;
     });
@@ -91,13 +91,13 @@ void finish(const ComponentConv& f, const Parameters& p, float* row, T* kept, fl
     }
     if (kept != nullptr) {
         for (std::int64_t i = 0; i < f.channels; i += Vec::width) {
-            store_first(kept + i, load(row + i), f.channels - i);
+            store_some(kept + i, load(row + i), f.channels - i);
         }
     }
     zero_dead(f, y, f.stored_channels);
     each_vector(f, [&](std::int64_t channel, std::int64_t place, std::int64_t count) {
         const Vec h = fma(load(row + place), load(p.gain + place), load(p.shift + place));
-        store_first(y + channel, Activate::value(h), count);
+        store_some(y + channel, Activate::value(h), count);
     });
 }
 
@@ -226,13 +226,13 @@ void differentiate(const ComponentConv& f, const Parameters& p, const T* grad_y,
                    const float* scale, float* row, float* grad_gain, float* grad_shift) {
     gather(f, row, [&](std::int64_t channel, std::int64_t, std::int64_t count) {
         prefetch(grad_y + f.stored_channels + channel);
-        return load_first(grad_y + channel, count);
+        return load_some(grad_y + channel, count);
     });
     if (kept == nullptr) return;
     Vec total(0.0f), product(0.0f);
     for (std::int64_t i = 0; i < f.channels; i += Vec::width) {
         prefetch(kept + f.channels + i);
-        const Vec normed = load_first(kept + i, f.channels - i), gain = load(p.gain + i);
+        const Vec normed = load_some(kept + i, f.channels - i), gain = load(p.gain + i);
         const Vec slope = Activate::value_and_slope(fma(normed, gain, load(p.shift + i))).slope;
         const Vec grad = load(row + i) * slope;
         store(grad_shift + i, load(grad_shift + i) + grad);
@@ -245,7 +245,7 @@ void differentiate(const ComponentConv& f, const Parameters& p, const T* grad_y,
     if (!f.normed) return;
     const Vec sum_grads(sum(total)), sum_products(sum(product));
     for (std::int64_t i = 0; i < f.channels; i += Vec::width) {
-        const Vec normed = load_first(kept + i, f.channels - i);
+        const Vec normed = load_some(kept + i, f.channels - i);
         const Vec through_statistics = fma(normed, sum_products, sum_grads) * load(p.share + i);
         store(row + i, (load(row + i) - through_statistics) * Vec(*scale));
     }
@@ -258,11 +258,11 @@ void ungate(const ComponentConv& f, const float* grad, const float* gated, const
     zero_dead(f, grad_x, input_width(f));
     each_vector(f, [&](std::int64_t channel, std::int64_t place, std::int64_t count) {
         const Vec g = load(grad + place);
-        if (!f.gated) return store_first(grad_x + channel, g, count);
+        if (!f.gated) return store_some(grad_x + channel, g, count);
         const Vec open = load(gates + place);
-        store_first(grad_x + channel, g * open, count);
-        store_first(grad_x + f.stored_channels + channel,
-                    g * load(gated + place) * (Vec(1.0f) - open), count);
+        store_some(grad_x + channel, g * open, count);
+        store_some(grad_x + f.stored_channels + channel,
+                   g * load(gated + place) * (Vec(1.0f) - open), count);
     });
 }
 
@@ -352,7 +352,7 @@ void store_sums(const ComponentConvBackward& problem, const BackwardScratch& scr
     const auto store_row = [&](const float* row, void* gradient) {
         if (gradient == nullptr) return;
         each_vector(f, [&](std::int64_t channel, std::int64_t place, std::int64_t count) {
-            store_first(static_cast<T*>(gradient) + channel, load(row + place), count);
+            store_some(static_cast<T*>(gradient) + channel, load(row + place), count);
         });
     };
     store_row(sums.bias(), problem.grad_bias);

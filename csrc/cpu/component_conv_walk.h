@@ -82,16 +82,6 @@ T* offset(T* data, std::int64_t i) {
     return data == nullptr ? nullptr : data + i;
 }
 
-template <class T>
-Vec load_first(const T* p, std::int64_t count) {
-    return count >= Vec::width ? load(p) : load(p, static_cast<int>(count));
-}
-
-template <class T>
-void store_first(T* p, Vec x, std::int64_t count) {
-    count >= Vec::width ? store(p, x) : store(p, x, static_cast<int>(count));
-}
-
 // body(channel, its place among the live ones, how many of them), at most a vector at a time.
 template <class Body>
 void each_vector(const ComponentConv& f, const Body& body) {
@@ -190,7 +180,7 @@ struct Parameters {
             for (std::int64_t i = 0; i < stride; ++i) row[i] = source == nullptr ? otherwise : 0.0f;
             if (source == nullptr) return;
             gather(f, row, [&](std::int64_t channel, std::int64_t, std::int64_t count) {
-                return load_first(static_cast<const T*>(source) + channel, count);
+                return load_some(static_cast<const T*>(source) + channel, count);
             });
         };
         fill_row(f.bias, 0.0f, bias);

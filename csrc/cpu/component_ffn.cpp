@@ -119,7 +119,6 @@ constexpr std::int64_t kSumTokens = kSpan / kRows * kRows;
 constexpr std::int64_t kBlockPerWorker = 128;  // tokens whose panels and strips are kept for pass 2
 constexpr std::int64_t kGradRows = 192;  // of a weight gradient, per task: their strips fit in L2
 constexpr std::int64_t kTasks = 8;       // of these that a worker takes at a time
-constexpr std::int64_t kSumDepth = 16;   // words that a bias gradient sums one by one
 static_assert(kGradRows % kRows == 0);
 
 // Tokens [first, first + count).
@@ -302,23 +301,6 @@ struct BackwardTokens {
     }
 };
 
-// The sum over words of the first count columns, by halves: less rounding than one by one.
-template <class E>
-Vec sum_halves(const E* values, std::int64_t stride, std::int64_t words, int count) {
-    if (words > kSumDepth) {
-        const std::int64_t half = words / 2;
-        return sum_halves(values, stride, half, count) +
-               sum_halves(values + half * stride, stride, words - half, count);
-    }
-    const Vec ones = word_of_ones(values);
-    Vec sum(0.0f);
-    for (std::int64_t i = 0; i < words; ++i) {
-        const float* word = reinterpret_cast<const float*>(values + i * stride);
-        sum = multiply_add(values, load(word, count), ones, sum);
-    }
-    return sum;
-}
-
 // Pass 2 over a block: adds its part of the weight gradients to the sums. A task is a panel of
 // hidden units and a group of rows.
 template <class T>
@@ -353,8 +335,8 @@ struct BackwardWeights {
         const std::int64_t depth = smaller(kSumTokens, block.count - token);
         for (std::int64_t column = 0; column < count; column += Vec::width) {
             const int n = static_cast<int>(smaller(Vec::width, count - column));
-            const Vec sum = sum_halves(values + token * width + column * kPerWord<E>,
-                                       width * kPerWord<E>, divide_up(depth, kPerWord<E>), n);
+            const Vec sum = sum_words(values + token * width + column * kPerWord<E>,
+                                      width * kPerWord<E>, divide_up(depth, kPerWord<E>), n);
             const float* before = start(token);
             store(sums + column, load(before == nullptr ? sums + column : before, n) + sum, n);
         }

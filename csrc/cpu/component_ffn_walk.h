@@ -86,10 +86,7 @@ void finish(float*, std::int64_t, std::int64_t, std::int64_t, const float*, std:
 void finish(bfloat16* target, std::int64_t stride, std::int64_t rows, std::int64_t columns,
             const float* sums, std::int64_t sums_stride) {
     for (std::int64_t row = 0; row < rows; ++row, target += stride, sums += sums_stride) {
-        for (std::int64_t i = 0; i < columns; i += Vec::width) {
-            const int n = static_cast<int>(smaller(Vec::width, columns - i));
-            store(target + i, load(sums + i, n), n);
-        }
+        convert(sums, columns, target);
     }
 }
 

@@ -41,6 +41,24 @@ inline Vec word_of_ones(const bfloat16*) { return make_pairs(Vec(1.0f), Vec(1.0f
 inline Vec multiply_add(const bfloat16*, Vec a, Vec b, Vec sum) { return dot(a, b, sum); }
 #endif
 
+// The sum over words of the first `columns` columns, by halves: less rounding than one by one.
+template <class E>
+Vec sum_words(const E* values, std::int64_t stride, std::int64_t words, std::int64_t columns) {
+    constexpr std::int64_t one_by_one = 16;
+    if (words > one_by_one) {
+        const std::int64_t half = words / 2;
+        return sum_words(values, stride, half, columns) +
+               sum_words(values + half * stride, stride, words - half, columns);
+    }
+    const Vec ones = word_of_ones(values);
+    Vec sum(0.0f);
+    for (std::int64_t i = 0; i < words; ++i) {
+        const float* word = reinterpret_cast<const float*>(values + i * stride);
+        sum = multiply_add(values, load_some(word, columns), ones, sum);
+    }
+    return sum;
+}
+
 // The sums of a block += the products of one word of k.
 template <Order order, int rows, int vecs, class E>
 inline void multiply_word(const E* a, std::int64_t stride, const E* b,

@@ -75,9 +75,9 @@ void activate(const float* sums, const float* gates, std::int64_t count, std::in
     } else {
         for (std::int64_t i = 0; i < count; i += Vec::width) {
             const std::int64_t rest = count - i;
-            const Vec h = load_words<float>(sums + i, rest);
+            const Vec h = load_some(sums + i, rest);
             if constexpr (kGated<Activate>) {
-                store_some(y + i, h * sigmoid(load_words<float>(gates + i, rest)), rest);
+                store_some(y + i, h * sigmoid(load_some(gates + i, rest)), rest);
             } else {
                 store_some(y + i, Activate::value(h), rest);
             }
@@ -100,10 +100,10 @@ void add_dots(const Rows<T>& x, std::int64_t tokens, const Rows<T>& w, std::int6
     const auto add = [&](std::int64_t k, std::int64_t count) {
 #pragma GCC unroll 4
         for (int j = 0; j < kOutputs; ++j) {
-            const Vec b = load_words<float>(right[j] + k, count);
+            const Vec b = load_some(right[j] + k, count);
 #pragma GCC unroll 2
             for (int i = 0; i < kTokens; ++i) {
-                dots[i][j] = fma(load_words<float>(left[i] + k, count), b, Vec(dots[i][j])).v;
+                dots[i][j] = fma(load_some(left[i] + k, count), b, Vec(dots[i][j])).v;
             }
         }
     };
@@ -185,7 +185,6 @@ constexpr std::int64_t kChunk = 128;      // tokens between two visits of the su
 constexpr std::int64_t kStrip = 32;       // columns of a packed strip
 constexpr std::int64_t kPackTokens = 8;   // read side by side
 constexpr std::int64_t kGrain = 1 << 14;  // elements worth a task
-constexpr std::int64_t kSumWords = 16;    // that a bias gradient sums one by one
 static_assert(kBlock % kChunk == 0 && kBlockPerWorker % kChunk == 0 && kChunk % kPackTokens == 0);
 static_assert(kStrip % Vec::width == 0 && kPackTokens % 2 == 0);
 
@@ -239,10 +238,10 @@ template <class Activate, class T, class E>
 void differentiate(const T* grad_y, const T* pre_activation, std::int64_t half, E* grad) {
     for (std::int64_t i = 0; i < half; i += Vec::width) {
         const std::int64_t rest = half - i;
-        const Vec g = load_words<float>(grad_y + i, rest);
-        const Vec h = load_words<float>(pre_activation + i, rest);
+        const Vec g = load_some(grad_y + i, rest);
+        const Vec h = load_some(pre_activation + i, rest);
         if constexpr (kGated<Activate>) {
-            const Vec s = sigmoid(load_words<float>(pre_activation + half + i, rest));
+            const Vec s = sigmoid(load_some(pre_activation + half + i, rest));
             store_some(grad + i, g * s, rest);
             store_some(grad + half + i, g * h * s * (Vec(1.0f) - s), rest);
         } else {
@@ -265,22 +264,6 @@ void pack_tokens(const Rows<T>& rows, std::int64_t count, std::int64_t first, st
     }
 }
 
-// The sum of Vec::width neighbouring columns over words, by halves: less rounding than one by one.
-template <class E>
-Vec sum_words(const E* words, std::int64_t stride, std::int64_t count) {
-    if (count > kSumWords) {
-        const std::int64_t half = count / 2;
-        return sum_words(words, stride, half) +
-               sum_words(words + half * stride, stride, count - half);
-    }
-    const Vec ones = word_of_ones(words);
-    Vec sum(0.0f);
-    for (; count > 0; --count, words += stride) {
-        sum = multiply_add(words, load(reinterpret_cast<const float*>(words)), ones, sum);
-    }
-    return sum;
-}
-
 // sums += the sum of the strips of a group over `depth` tokens.
 template <class E>
 void add_tokens(const E* strips, std::int64_t depth, const OutputGroup& group, float* sums) {
@@ -291,7 +274,7 @@ void add_tokens(const E* strips, std::int64_t depth, const OutputGroup& group, f
             float* sum = sums + group.first + i + j;
             const Vec more =
                 sum_words(words + j * kPerWord<E>, padded_columns(columns) * kPerWord<E>,
-                          divide_up(depth, kPerWord<E>));
+                          divide_up(depth, kPerWord<E>), Vec::width);
             store_some(sum, load_some(sum, columns - j) + more, columns - j);
         }
     }

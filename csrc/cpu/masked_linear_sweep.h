@@ -37,9 +37,7 @@ float* in_place(bfloat16*) { return nullptr; }
 template <class T>
 void store_row(const float* sums, std::int64_t count, T* out) {
     if (static_cast<const void*>(out) == sums) return;
-    for (std::int64_t i = 0; i < count; i += Vec::width) {
-        store_some(out + i, load_words<float>(sums + i, count - i), count - i);
-    }
+    convert(sums, count, out);
 }
 
 constexpr std::int64_t kLongRun = 128;  // columns that the hardware fetches ahead by itself

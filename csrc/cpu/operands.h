@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "convert.h"
 #include "dmao/integers.h"
 #include "simd.h"
 
@@ -51,9 +52,8 @@ constexpr std::int64_t padded_depth(std::int64_t depth) {
 // The first count elements of a row as words; `count` in [0, Vec::width * kPerWord<E>].
 template <class E, class T>
 Vec load_words(const T* p, std::int64_t count) {
-    constexpr int most = Vec::width * kPerWord<E>;
     if constexpr (kPerWord<E> == 1) {
-        return count >= most ? load(p) : load(p, static_cast<int>(count));
+        return load_some(p, count);
     } else {
         return load_pairs(p, static_cast<int>(count));
     }
@@ -73,10 +73,7 @@ inline const bfloat16* as_operand(const bfloat16* source, std::int64_t, bfloat16
     return source;
 }
 inline const float* as_operand(const bfloat16* source, std::int64_t count, float* buffer) {
-    for (std::int64_t i = 0; i < count; i += Vec::width) {
-        const int n = static_cast<int>(smaller(Vec::width, count - i));
-        store(buffer + i, load(source + i, n), n);
-    }
+    convert(source, count, buffer);
     return buffer;
 }
 

@@ -27,7 +27,7 @@ __device__ __forceinline__ void activate(Activation activation, float (&values)[
     }
 }
 
-// values = the derivative of the activation at them; 0 at 0 for relu.
+// values = the derivative of the activation at them; for relu 0 at 0 and 1 at NaN.
 template <int count>
 __device__ __forceinline__ void replace_by_slope(Activation activation, float (&values)[count]) {
     if (activation == Activation::silu) {
@@ -38,7 +38,7 @@ __device__ __forceinline__ void replace_by_slope(Activation activation, float (&
         }
     } else if (activation == Activation::relu) {
 #pragma unroll
-        for (float& h : values) h = h > 0.0f ? 1.0f : 0.0f;
+        for (float& h : values) h = h <= 0.0f ? 0.0f : 1.0f;
     } else if (activation == Activation::gelu) {
 #pragma unroll
         for (float& h : values) {

@@ -118,11 +118,15 @@ struct Inputs {
         check(spans.dim() == 2 && spans.size(1) == 2, kOp, ": utterances must be [B, 2]");
         attention.utterances = spans.size(0);
         attention.spans = spans.const_data_ptr<std::int32_t>();
+        // Packed rows are all of some utterance. Padded ones are more than the frames of one, or
+        // are those of a single utterance, as which nobody hands over packed ones.
+        const bool packed = frames == attention.rows && frames > 0 && attention.utterances != 1;
         std::int64_t end = 0;
         for (std::int64_t i = 0; i < attention.utterances; ++i) {
             const std::int64_t first = attention.spans[2 * i], length = attention.spans[2 * i + 1];
             check(length >= 0 && length <= frames, kOp, ": the length of utterance ", i,
                   " must be in [0, ", frames, "], got ", length);
+            check(!packed || first <= end, kOp, ": offsets must begin at 0, got ", first);
             check(first >= end, kOp, ": utterance ", i, " begins at row ", first,
                   ", before the end of the one before it, ", end);
             end = first + length;
@@ -130,6 +134,8 @@ struct Inputs {
                   attention.rows);
             attention.longest = std::max(attention.longest, length);
         }
+        check(!packed || end == attention.rows, kOp, ": offsets must end at the ", attention.rows,
+              " rows of q, got ", end);
     }
 
     void read_mask(const Tensor& offsets, const Tensor& ids, std::int64_t block) {

@@ -61,6 +61,8 @@ struct Inputs {
         conv.normed = around.normed;
         conv.activation = around.activation;
         conv.eps = around.eps;
+        check(conv.normed || !(around.norm_weight.has_value() || around.norm_bias.has_value()), op,
+              ": norm_weight and norm_bias must be None without a norm");
         check_tensor(op, "weight", weight, x.scalar_type());
         check(weight.dim() == 2 && weight.size(1) % 2 == 1, op,
               ": weight must be [C, k] with an odd k");

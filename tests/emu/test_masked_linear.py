@@ -18,6 +18,7 @@ from tests.triton.test_masked_linear import (  # noqa: F401
     test_lists_out_of_range_read_nothing_out_of_bounds,
     test_odd_sizes,
     test_only_the_gradient_that_is_wanted,
+    test_relu_hands_on_the_gradient_of_nan,
     test_sums_over_several_spans_of_tokens,
     test_training_step,
 )

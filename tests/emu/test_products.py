@@ -30,7 +30,7 @@ MUTANTS = {
     "stage too early": ("plain", "fetch(step + kStages - 1,", "fetch(step + kStages,", "wrong"),
     "too little shared memory": ("memory", "kStages * kStageBytes;\n    static", "64;\n    static", "shared memory"),
     "bound": ("memory", "i < wide", "i <= wide", "the source is out of bounds"),
-    "lanes of the sums": ("plain", "half * 8 + lane / 4", "half * 8 + lane % 8", "wrong"),
+    "lanes of the sums": ("plain", "slab + lane / 4 * stride", "slab + lane % 8 * stride", "wrong"),
     "rows of A": ("plain", "lines(tile, first), lane % 16", "lines(tile, first), lane / 2", "wrong"),
     "fragments of B": ("plain", "left[1] = words[1];", "left[1] = words[2];", "wrong"),
 }

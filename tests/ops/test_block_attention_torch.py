@@ -234,7 +234,10 @@ def test_a_dense_mask_is_refused() -> None:
         {"lengths": ids(-1, 6)},
         dict.fromkeys("qkv", ROWS) | {"offsets": ids(0, 13)},
         dict.fromkeys("qkv", ROWS) | {"offsets": ids(0, 8, 4, 12)},
-        dict.fromkeys("qkv", ROWS) | {"offsets": ids(-2, 12)},
+        *(
+            dict.fromkeys("qkv", ROWS) | {"offsets": ids(*offsets)}
+            for offsets in [(-2, 12), (2, 12), (0, 11), (0,), (0, 0), (0, 5, 11), (1, 5, 12)]
+        ),
     ],
 )
 def test_wrong_utterances(changes: dict[str, Any]) -> None:

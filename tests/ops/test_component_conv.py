@@ -264,6 +264,14 @@ def test_compile_without_recompiling_for_new_lengths_or_live_lists(backend: str)
 
 
 @native
+def test_the_operator_refuses_a_gain_without_a_norm() -> None:
+    """Called by itself: its backward pass would leave the gain out."""
+    x, *vectors = make(1, 6, 1, 4, 3)
+    with pytest.raises(RuntimeError, match="norm_weight and norm_bias must be None without a norm"):
+        torch.ops.dmao.component_conv(x, *vectors, None, None, 1, None, None, "none", 1e-5, "none", True)
+
+
+@native
 def test_compiled_training_gives_the_same_gradients() -> None:
     inputs = make(2, 30, 3, 5, 7)
 

@@ -214,6 +214,10 @@ def test_nan_and_infinity_go_where_pytorch_puts_them() -> None:
         assert torch.equal(ours.isnan(), expected.isnan())
         assert ours[3].isnan().all()
         assert not ours[:3].isnan().any()
+    functions = component_ffn, component_ffn_reference
+    grads = [outputs_and_gradients(f, x, w1, b1, w2, b2, activation="relu")[1][0] for f in functions]
+    torch.testing.assert_close(*grads)  # the slope of relu is 1 at NaN
+    assert grads[0][3].isfinite().all()
 
 
 # --- Dropout

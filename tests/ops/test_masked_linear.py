@@ -241,6 +241,11 @@ def test_nan_and_infinity_go_where_pytorch_puts_them() -> None:
         expected = masked_linear_reference(x, w, b, activation=activation)
         assert torch.equal(ours.isnan(), expected.isnan())
         assert not ours[:3].isnan().any()
+    grads = [
+        outputs_and_gradients(f, x, w, b, activation="relu")[1][0] for f in (masked_linear, masked_linear_reference)
+    ]
+    torch.testing.assert_close(*grads)  # the slope of relu is 1 at NaN
+    assert grads[0][3].isfinite().all()
 
 
 # --- Threads and instruction sets

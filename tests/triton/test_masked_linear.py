@@ -80,6 +80,12 @@ def test_training_step(device, block, activation, dtype):
     check(inputs, random_mask(inputs[1], block, static=True) if block else None, activation)
 
 
+def test_relu_hands_on_the_gradient_of_nan(device):
+    x = torch.tensor([[torch.nan, 1.0]], device=device, requires_grad=True)
+    masked_linear(x, torch.eye(2, device=device), activation="relu").sum().backward()
+    assert x.grad.tolist() == [[1, 1]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -28,12 +28,12 @@ def activate(h, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def slope(h, ACTIVATION: tl.constexpr):
-    """The derivative of `activate` at h, of "none" as well; 0 at 0 for relu."""
+    """The derivative of `activate` at h, of "none" as well; for relu 0 at 0 and 1 at NaN."""
     if ACTIVATION == "silu":
         s = tl.sigmoid(h)
         rate = s + h * s * (1 - s)
     elif ACTIVATION == "relu":
-        rate = tl.where(h > 0, 1.0, 0.0)
+        rate = tl.where(h <= 0, 0.0, 1.0)
     elif ACTIVATION == "gelu":
         rate = _normal_distribution(h) + h * tl.exp(-0.5 * h * h) * 0.3989422804014327
     else:

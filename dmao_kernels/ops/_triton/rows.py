@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dmao_kernels.ops._triton.config import cdiv, power_of_2
+import torch
+
+from dmao_kernels.ops._triton.config import architecture, cdiv, power_of_2
 
 NORM_TILE = 512  # elements that a program holds per array, at least: one warp, which waits for no other
 NORM_BACKWARD_TILE = 2048  # where programs add up many tiles: fewer of them, with more to wait for at once
@@ -15,11 +17,12 @@ def columns_of(width: int) -> int:
     return max(64, power_of_2(width))
 
 
-def row_tile(width: int, tile: int) -> tuple[int, int, int]:
+def row_tile(width: int, tile: int, device: torch.device) -> tuple[int, int, int]:
     """Rows and columns of a tile of at least `tile` elements, and warps: 16 elements a thread, as far as that goes."""
     columns = columns_of(width)
     rows = max(1, tile // columns)
-    return rows, columns, min(32, rows * columns // 512)
+    most = 32 if isinstance(architecture(device), int) else 16  # 1,024 threads; AMD's warps have 64
+    return rows, columns, min(most, rows * columns // 512)
 
 
 def row_parts(rows: int, tile_rows: int) -> tuple[int, int]:

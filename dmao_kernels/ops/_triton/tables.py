@@ -54,8 +54,8 @@ class Uploaded:
     def tensor(self, values: list[Any], finish: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
         """The numbers, a list (of lists), as `finish` makes them of a tensor on the CPU."""
         if values != self._values:
-            self._values = values
             self._tensor = upload(finish(torch.tensor(values, dtype=self._dtype)), self._device)
+            self._values = values  # last: an upload that failed has changed nothing
         return self._tensor
 
 

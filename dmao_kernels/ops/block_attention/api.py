@@ -171,8 +171,13 @@ def block_attention(
 
 
 def _utterances(q: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
-    """int32 [B, 2]: first row and length of each utterance."""
+    """int32 [B, 2]: first row and length of each utterance.
+
+    Of packed rows never a single one, for kernels to know the forms apart: an empty one stands behind it.
+    """
     if offsets is not None:
+        if offsets.shape[0] == 2:
+            offsets = torch.cat([offsets, offsets[1:]])
         return torch.stack([offsets.narrow(0, 0, offsets.shape[0] - 1), offsets.diff()], 1)
     batch, frames = q.shape[:2]
     first = torch.arange(batch, dtype=torch.int32, device=q.device) * frames

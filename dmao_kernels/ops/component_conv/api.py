@@ -62,8 +62,9 @@ def component_conv(
     the layer without them.
 
     With gradients the convolution's output, normed, and one scale per row are kept. Results are bit-identical for
-    any number of threads, and for the packed and the padded form of a batch. Under torch.autocast all floating
-    point inputs are cast, as F.conv1d does; statistics are computed in float32.
+    any number of threads, and for the packed and the padded form of a batch (by Triton but for the gradients of
+    parameters, whose sums are cut by rows). Under torch.autocast all floating point inputs are cast, as F.conv1d
+    does; statistics are computed in float32.
 
     Floor on time: 2 N n k flops forward and 4 N n k backward at the peak of the cores, for N rows and n live
     channels, and beside them two sigmoids per element each way; bfloat16 is stored as such and computed in

@@ -60,7 +60,7 @@ def component_conv(
     convolved = x.new_empty((rows, channels.listed))
     taps = gather_taps(weight, bias, channels)
     convolve(_gated(x.contiguous(), channels, utterances), taps, convolved, utterances)
-    tile_rows, columns, warps = row_tile(channels.listed, NORM_TILE)
+    tile_rows, columns, warps = row_tile(channels.listed, NORM_TILE, x.device)
     _norm[(cdiv(rows, tile_rows),)](
         convolved,
         *_vectors(norm_weight, norm_bias, statistics_weight),
@@ -111,7 +111,7 @@ def component_conv_backward(
         return grads
     x = x.contiguous()
     grad = x.new_empty((rows, channels.listed))
-    tile_rows, columns, warps = row_tile(channels.listed, NORM_BACKWARD_TILE)
+    tile_rows, columns, warps = row_tile(channels.listed, NORM_BACKWARD_TILE, x.device)
     parts, part_tiles = row_parts(rows, tile_rows)
     partial = torch.empty((parts, 2, channels.listed), dtype=torch.float32, device=x.device)
     _norm_backward[(parts,)](

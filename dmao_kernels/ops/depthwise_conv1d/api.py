@@ -33,8 +33,9 @@ def depthwise_conv1d(
     """y[t, c] = bias[c] + sum over j of x[t + j - k // 2, c] weight[c, j], as long as x ("same").
 
     The taps never cross the ends of an utterance: beyond them there are zeros. Results are bit-identical for
-    any number of threads, and for the packed and the padded form of a batch. Under torch.autocast all floating
-    point inputs are cast, as F.conv1d does.
+    any number of threads, and for the packed and the padded form of a batch (by Triton but for the gradients of
+    parameters, whose sums are cut by rows). Under torch.autocast all floating point inputs are cast, as F.conv1d
+    does.
 
     Floor on time: 2 N C k flops for each of y, dx and dweight, for N rows in all, at the peak of the cores;
     bfloat16 is stored as such and computed in float32.

@@ -56,7 +56,7 @@ def dropout_add_layer_norm(
     if total.numel() == 0:
         return total, norm, statistics
     rows, width = statistics.shape[0], x.shape[-1]
-    tile_rows, columns, warps = row_tile(width, NORM_TILE)
+    tile_rows, columns, warps = row_tile(width, NORM_TILE, x.device)
     _layer_norm[(cdiv(rows, tile_rows),)](
         x.contiguous(),
         y.contiguous(),
@@ -96,7 +96,7 @@ def dropout_add_layer_norm_backward(
     if sum.numel() == 0:
         return grad_x, grad_y, grad_weight, grad_bias
     rows, width = statistics.shape[0], sum.shape[-1]
-    tile_rows, columns, warps = row_tile(width, NORM_BACKWARD_TILE)
+    tile_rows, columns, warps = row_tile(width, NORM_BACKWARD_TILE, sum.device)
     parts, part_tiles = row_parts(rows, tile_rows)
     partial = torch.empty((parts, 2, width), dtype=torch.float32, device=sum.device)
     _layer_norm_backward[(parts,)](

@@ -40,7 +40,7 @@ def pack(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: an argument's dtype, shape or device is not as above.
-        RuntimeError: a length is out of range (the reference: IndexError or RuntimeError).
+        RuntimeError: a length is out of range (CPU kernels; the reference: IndexError or RuntimeError).
     """
     if x.dim() < 2:
         raise ValueError(f"pack: x must be [B, T, ...], got {list(x.shape)}")
@@ -71,8 +71,8 @@ def unpack(packed: Tensor, offsets: Tensor, frames: int) -> Tensor:
 
     Raises:
         ValueError: an argument's dtype, shape or device is not as above.
-        RuntimeError: offsets do not ascend from 0 to N, or an utterance is longer than `frames` (the reference:
-            IndexError or RuntimeError).
+        RuntimeError: offsets do not ascend from 0 to N, or an utterance is longer than `frames` (CPU kernels; the
+            reference: IndexError or RuntimeError).
     """
     if packed.dim() < 1:
         raise ValueError("unpack: packed must be [N, ...], got a scalar")
