@@ -14,7 +14,7 @@ struct AttentionRows {
 
 // Which blocks of a mask live in each of its lines: CSR of rows, or CSC of columns.
 struct AttentionLines {
-    const std::int32_t *offsets, *ids;
+    const std::int32_t *offsets, *ids;  // null: no mask; not null where no block lives
 };
 
 // All tensors are of one dtype; pointers of what is absent are null. What depends on the values of
@@ -27,7 +27,7 @@ struct Attention {
     const bool* head_mask;                     // [heads]
     const std::int64_t* seed;                  // null: no dropout
     int utterances, rows, heads, width, frames;
-    int block, mask_lines, mask_count;  // block 0: no mask
+    int block, mask_lines, mask_count;
     // Query i sees key j if i - left <= j <= i + right and
     // i / chunk - left_chunks <= j / chunk <= i / chunk: all bounded, see `set_bounds`.
     int left, right, chunk, left_chunks;

@@ -106,8 +106,8 @@ class Walk {
           block_(a.block),
           end_(range.begin < range.end ? (range.end + kTile - 1) / kTile : 0) {
         static_assert(kRows % 16 == 0 && kRows <= 32 * 16 && kTile % 16 == 0);
-        if (masked()) {
-            const int line = (own + 16 * lane()) / block_;
+        if (lines.offsets != nullptr) {
+            const int line = (own + 16 * lane()) / a.block;
             if (lane() < kRows / 16 && line < a.mask_lines) {
                 at_ = clamp(lines.offsets[line], 0, a.mask_count);
                 last_ = clamp(lines.offsets[line + 1], at_, a.mask_count);
@@ -121,6 +121,8 @@ class Walk {
                     high = middle;
                 }
             }
+        } else {
+            ids_ = nullptr;
         }
         seek(range.begin / kTile);
     }
@@ -131,7 +133,7 @@ class Walk {
     // The next live tile from `tile` on.
     __device__ __forceinline__ void seek(int tile) {
         tile_ = tile;
-        if (!masked()) return;
+        if (ids_ == nullptr) return;
         int found = end_;
         while (at_ < last_ && (ids_[at_] + 1) * block_ <= tile * kTile) ++at_;
         if (at_ < last_) found = larger(tile, ids_[at_] * block_ / kTile);
@@ -151,11 +153,11 @@ class Walk {
 
     // Bit i: whether the i-th 16 positions of the tile live for these 16 rows of the own side.
     __device__ __forceinline__ unsigned live(int rows) const {
-        return masked() ? __shfl_sync(0xFFFFFFFF, live_, rows) : ~0u;
+        return ids_ == nullptr ? ~0u : __shfl_sync(0xFFFFFFFF, live_, rows);
     }
     // The same from the other side: bit i, the i-th 16 of the own rows.
     __device__ __forceinline__ unsigned live_across(int positions) const {
-        if (!masked()) return ~0u;
+        if (ids_ == nullptr) return ~0u;
         unsigned bits = 0;
 #pragma unroll
         for (int i = 0; i < kRows / 16; ++i) bits |= (live(i) >> positions & 1) << i;
@@ -163,9 +165,6 @@ class Walk {
     }
 
   private:
-    // The ids do not tell: those of a mask without live blocks may be null as well.
-    __device__ __forceinline__ bool masked() const { return block_ != 0; }
-
     const std::int32_t* ids_;
     int block_, end_, tile_ = 0, at_ = 0, last_ = 0;
     unsigned live_ = 0;
