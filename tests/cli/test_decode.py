@@ -71,12 +71,9 @@ def test_options_without_effect_are_refused(trained, kind, idle):
     assert f"{idle} has no effect on the {kind} search" in found.stderr
 
 
-def test_tune_tells_only_the_scales_that_the_search_uses(trained):
-    kept = (trained / "tuned.json").read_text()
-    try:
-        told = run("tune", trained, "--utterances", 2).stdout
-    finally:
-        (trained / "tuned.json").write_text(kept)
+def test_tune_tells_only_the_scales_that_the_search_uses(trained, tmp_path):
+    own = shutil.copytree(trained, tmp_path / "run")
+    told = run("tune", own, "--utterances", 2).stdout
     assert "lexicon search, beam 100, prior scale" in told
     assert "LM scale" not in told
 
