@@ -99,8 +99,8 @@ def _candidates(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, str]]
             continue
         if type(module) is not nn.Linear:
             refused[name] = f"a class derived from Linear ({type(module).__name__})"
-        elif users[id(module.weight)] > 1:
-            refused[name] = "its weight is tied to another"
+        elif tied := [key for key, tensor in module.named_parameters() if users[id(tensor)] > 1]:
+            refused[name] = f"its {tied[0]} is tied to another"
         else:
             linears[name] = module
     return linears, refused

@@ -116,8 +116,11 @@ class ElasticModule:
         return tensor.reshape(self.layout.pattern(tensor_name).triple(self.stored, self.sizes))
 
     def check(self, module: nn.Module | None = None) -> None:
-        """Raise ValueError unless tensors and attributes (of ``module``, a copy) are as the layout says."""
+        """Raise ValueError unless tensors and attributes (of ``module``, a copy) fit the layout and can follow."""
         where = module or self.module
+        for part, masked in where.named_modules():
+            if getattr(masked, "live_blocks", None) is not None:
+                raise ValueError(f"{self.name}: {part or 'it'} has a block mask, which cannot follow its components")
         for name, tensor in self.tensors(where):
             pattern: Pattern = self.layout.pattern(name)
             expected = pattern.shape(self.stored, self.sizes)

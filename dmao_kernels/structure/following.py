@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -71,6 +72,9 @@ class Follower(TorchFunctionMode):
         given = list(tensors_in((args, kwargs or {})))
         name = getattr(func, "__name__", str(func)).strip("_")
         made = list(tensors_in(result))
+        if name == "setitem":
+            self._assigned(*args)
+            return result
         if not made and name not in _READERS:
             return result  # a shape, a dtype
         if func is F.linear:
@@ -116,6 +120,14 @@ class Follower(TorchFunctionMode):
             self.calls[name] += 1
             self._remember(made, Hidden(frozenset({(name, WHOLE)})))
 
+    def _assigned(self, target: Tensor, index: Any, value: Any) -> None:
+        """Units that are assigned to a part of something, and units of which a part is assigned, are lost; frames of
+        theirs may become a number."""
+        if isinstance(value, Tensor) and (found := self.hidden(value)) is not None:
+            self._lose(found.makers, "its output is assigned to a part of another tensor")
+        if (found := self.hidden(target)) is not None and not (_is_number(value) and _leaves_units(target, index)):
+            self._lose(found.makers, "a part of its output is assigned")
+
     def _follow(
         self, name: str, hidden: list[tuple[Tensor, Hidden]], given: list[Tensor], made: list[Tensor]
     ) -> list[Hidden] | None:
@@ -152,6 +164,21 @@ class Follower(TorchFunctionMode):
     def _lose(self, names: Iterable[str], reason: str) -> None:
         for name in names:
             self.gone.setdefault(name, reason)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _leaves_units(target: Tensor, index: Any) -> bool:
+    """Whether an index takes the last axis whole: slices, numbers and masks of axes before it."""
+    axes = 0
+    for each in index if isinstance(index, tuple) else (index,):
+        mask = isinstance(each, Tensor) and each.dtype == torch.bool
+        if not (mask or isinstance(each, slice | int)):
+            return False
+        axes += each.dim() if mask else 1
+    return axes < target.dim()
 
 
 def _half(x: Tensor, part: Tensor) -> str | None:

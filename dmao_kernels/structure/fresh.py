@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,7 @@ def fresh_values(m: ElasticModule, count: int, seed: int) -> dict[str, Tensor]:
     devices = sorted({t.device.index or 0 for _, t in m.tensors() if t.device.type == "cuda"})
     values: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(seed ^ zlib.crc32(m.name.encode()))  # modules of one shape shall not begin alike
         templates: dict[int, nn.Module] = {}
         for name, tensor in m.tensors():
             pattern = m.layout.pattern(name)

@@ -201,6 +201,44 @@ def test_tied_and_derived_linears() -> None:
     assert discovery.refused["0"] == discovery.refused["2"] == "its weight is tied to another"
     assert "a class derived from Linear (Own)" in discovery.refused["3.0"]
 
+    two = nn.Sequential(*(nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, D)) for _ in range(2)))
+    two[1][0].bias = two[0][0].bias
+    discovery = discover(two, X)
+    assert discovery.found == ()
+    assert discovery.refused["0.0"] == discovery.refused["1.0"] == "its bias is tied to another"
+
+
+def assigned(index: object, value: object = 0.0) -> Callable[..., Tensor]:
+    def forward(m: Block, x: Tensor) -> Tensor:
+        h = F.relu(m.a(x)).clone()
+        h[index] = value
+        return m.c(h)
+
+    return forward
+
+
+@pytest.mark.parametrize("index", [0, slice(1), (slice(None), 2), torch.tensor([True, False]), X[..., 0] > 0])
+def test_frames_may_be_assigned(index: object) -> None:
+    assert len(discover(Block(assigned(index)), X).found) == 1
+    refused = discover(Block(assigned(index, torch.arange(H, dtype=torch.float32))), X).refused
+    assert refused["a"] == "a part of its output is assigned"
+
+
+@pytest.mark.parametrize("index", [(..., 0), (0, 0, 0), (slice(None), slice(None), slice(2)), X.new_ones(2, 5, H) > 0])
+def test_units_may_not_be_assigned(index: object) -> None:
+    assert discover(Block(assigned(index)), X).refused["a"] == "a part of its output is assigned"
+
+
+def test_units_that_are_kept_elsewhere_leave() -> None:
+    kept = torch.zeros(2, 5, H)
+
+    def forward(m: Block, x: Tensor) -> Tensor:
+        h = F.relu(m.a(x))
+        kept[:] = h
+        return m.c(h)
+
+    assert discover(Block(forward), X).refused["a"] == "its output is assigned to a part of another tensor"
+
 
 def test_one_module_may_be_registered() -> None:
     model = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, D))

@@ -418,6 +418,16 @@ def test_a_bias_behind_a_module_with_one_component_stays():
     assert bias.any()
 
 
+def test_modules_that_are_revived_together_do_not_begin_alike():
+    model = nn.Sequential(*(plain.PlainFeedForward() for _ in range(2)))
+    elastic = Elastic(model)
+    apply_plan(plan_for(elastic, ()), elastic)
+    apply_plan(plan_for(elastic, (-1,)), elastic)
+    first, second = (m.w1.weight for m in model)
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
+
+
 def test_copies_and_fresh_components_in_one_event():
     model = build(plain.PlainFeedForward, plain.LinearConvolution)
     ff, conv = model.branches

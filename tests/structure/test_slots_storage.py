@@ -211,8 +211,13 @@ def test_what_cannot_be_kept_in_slots():
     with pytest.raises(ValueError, match=r"shaw has 6 components, more than a headroom of 1\.5 has room for: 5"):
         elastic.to_slots(1.5)
     model.shaw.q.mask = BlockMask.full(model.shaw.q.weight, 16)
-    with pytest.raises(ValueError, match="shaw: q has a block mask, which cannot follow its slots"):
+    with pytest.raises(ValueError, match="shaw: q has a block mask, which cannot follow its components"):
         elastic.to_slots()
+    with pytest.raises(ValueError, match="shaw: q has a block mask"):
+        apply_plan(given_plan({"shaw": (0, 1, 2)}, elastic.counts()), elastic)
+    with pytest.raises(ValueError, match="shaw: q has a block mask"):
+        Elastic(copy.deepcopy(model))
+    model.shaw.q.mask = None
     with pytest.raises(ValueError, match="split must be one of asymmetric, halves, uniform, got 'half'"):
         apply_slot_plan(plan, elastic, split="half")
     ComponentGates(gated := Elastic(encoder()))

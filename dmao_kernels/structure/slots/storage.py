@@ -98,9 +98,7 @@ def _capacity(m: ElasticModule, headroom: float) -> int:
             f"to_slots: {m.name}: {over[0].rpartition('.')[0]} is a norm over all components, "
             "whose statistics would count dead slots"
         )
-    for name, part in m.module.named_modules():
-        if getattr(part, "live_blocks", None) is not None:
-            raise ValueError(f"to_slots: {m.name}: {name} has a block mask, which cannot follow its slots")
+    m.check()
     capacity = math.ceil(headroom * m.standard)
     if capacity < m.stored:
         raise ValueError(
