@@ -2,7 +2,8 @@
 
 Compared are ratios to peers that were measured within each run, which is why the runs may be of different days.
 Listed are rows whose ratio has grown by more than the tolerance and by more than the spread of both runs explains,
-rows whose gate turned red, and rows that are gone. Exit code: 1 if there is any of these, else 0.
+rows whose gate turned red, new rows whose gate is red, and rows that are gone or lost their peer. Exit code: 1 if there
+is any of these, else 0.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ def regressions(old: Report, new: Report, tolerance: float = TOLERANCE) -> list[
         found = after[key]
         if row["gate"] == "green" and found["gate"] != "green":
             lines.append(f"{name}: the gate is {found['gate']}")
-        elif row["ratio"] is not None and found["ratio"] is not None:
+        elif row["ratio"] is not None and found["ratio"] is None:
+            lines.append(f"{name}: no longer measured" + (f" ({found['note']})" if found["note"] else ""))
+        elif row["ratio"] is not None:
             allowed = 1 + max(tolerance, 2 * _spread(row), 2 * _spread(found))
             if found["ratio"] > allowed * row["ratio"]:
                 lines.append(
                     f"{name}: {row['ratio']:.3f} -> {found['ratio']:.3f} (allowed {allowed * row['ratio']:.3f})"
                 )
-    return lines
+    new_and_red = (key for key, row in after.items() if key not in before and row["gate"] != "green")
+    return lines + [f"{' / '.join(key)}: new, the gate is {after[key]['gate']}" for key in new_and_red]
 
 
 def _spread(row: Mapping[str, Any]) -> float:
@@ -63,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"note: {name} differs: {old.conditions[name]} and {new.conditions[name]}")
     found = regressions(old, new, options.tolerance)
     common = by_key(old).keys() & by_key(new).keys()
-    print("\n".join([*found, f"{len(found)} regressions in {len(common)} rows that both runs have"]))
+    print("\n".join([*found, f"{len(found)} regressions; both runs have {len(common)} rows"]))
     return 1 if found else 0
 
 

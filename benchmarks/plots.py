@@ -23,7 +23,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
 def _targets(rows: Sequence[Row], path: Path) -> Path | None:
     from matplotlib import pyplot
 
-    judged = [row for row in rows if row["met"] is not None]
+    judged = [row for row in rows if row["ratio"] is not None and row["target"] is not None]
     if not judged:
         return None
     figure, axes = pyplot.subplots(figsize=(9, 1 + 0.16 * len(judged)))

@@ -27,6 +27,7 @@ from dmao_kernels.info import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dmao-kernels", "torch", "numpy", "scipy", "torch-pruning", "pytest-benchmark")
+HEADER = ("machine", "cores", "capability", "run", "python", "packages")  # what a report says once, of all its rows
 COLUMNS = ("case", "peer", "ours ms", "peer ms", "ratio", "target", "met", "limit share", "gate")
 
 
@@ -61,7 +62,11 @@ def rows_of(
     rows = []
     for peer, timing in [*peers.items(), *((name, None) for name in problem.absent)]:
         ratio = ours.median / timing.median if ours and timing else None
-        target = case.targets.get(peer)
+        target, met = case.targets.get(peer), None
+        if target is not None and ratio is not None:
+            met = ratio <= target
+        elif target is not None and gate != "green" and peer not in problem.absent:
+            met = False
         rows.append(
             {
                 **common,
@@ -70,7 +75,7 @@ def rows_of(
                 "peer_spread": timing.spread if timing else None,
                 "ratio": ratio,
                 "target": target,
-                "met": None if ratio is None or target is None else ratio <= target,
+                "met": met,
                 "note": problem.absent.get(peer, ""),
             }
         )
@@ -120,7 +125,14 @@ class Report:
         return cls(found["conditions"], found["rows"])
 
     def with_later(self, later: Report) -> Report:
-        """This run, with the cases of a later one in place of its own; the conditions name them."""
+        """This run, with the cases of a later one in place of its own; the conditions name them.
+
+        Raises ValueError for a run under other conditions, and for one with other cases.
+        """
+        for name in HEADER:
+            first, other = self.conditions[name], later.conditions[name]
+            if first != other:
+                raise ValueError(f"report: {name} of the first run is {first!r}, of a later one {other!r}")
         again: dict[str, list[dict[str, Any]]] = {}
         for row in later.rows:
             again.setdefault(row["case"], []).append(row)

@@ -46,8 +46,24 @@ def test_no_ratio_behind_a_red_gate() -> None:
     case, problem = make_case()
     rows = rows_of(case, 1, problem, gate="red: too far off")
     assert rows
-    assert all(row["ratio"] is None and row["met"] is None and row["ours_ms"] is None for row in rows)
+    assert all(row["ratio"] is None and row["ours_ms"] is None for row in rows)
+    assert {row["peer"]: row["met"] for row in rows} == {"eager": False, "limit": False, "other": None}
     assert "red: too far off" in markdown(report(rows), [])
+
+
+def test_a_red_gate_meets_no_target(tmp_path: Path) -> None:
+    red = [{**row, "case": "op large fp32 T1"} for row in run(1.0, "red: too far off")]
+    report([*run(0.25), *red]).write(tmp_path)
+    assert "Targets met: 2 of 4." in (tmp_path / "latest.md").read_text()
+    shown = (tmp_path / "targets.svg").read_text()
+    assert "op small" in shown
+    assert "op large" not in shown, "there is no ratio to plot"
+
+
+def test_a_peer_that_cannot_run_has_nothing_to_miss() -> None:
+    problem = Problem({"ours": nothing, "eager": nothing}, nothing, absent={"other": "not installed"})
+    case = Case("op", "small", lambda: problem, targets={"other": 0.5})
+    assert {row["met"] for row in rows_of(case, 1, problem, gate="red: too far off")} == {None}
 
 
 def test_the_floor_is_the_slower_of_arithmetic_and_memory() -> None:
@@ -95,6 +111,18 @@ def test_compare_flags_what_got_slower_wrong_or_lost(tmp_path: Path) -> None:
     assert compare.main([str(paths[0]), str(paths[0])]) == 0
 
 
+def test_compare_flags_lost_peers_and_new_cases_with_a_red_gate() -> None:
+    old = report(run(1.0))
+    lost = [{**row, "ratio": None, "note": "gone"} if row["peer"] == "eager" else row for row in run(1.0)]
+    assert compare.regressions(old, report(lost)) == ["op small fp32 T1 / eager: no longer measured (gone)"]
+    assert compare.regressions(report(lost), old) == []
+    red = [{**row, "case": "op large fp32 T1"} for row in run(1.0, "red: too far off")]
+    found = compare.regressions(old, report([*run(1.0), *red]))
+    assert found[0] == "op large fp32 T1 / eager: new, the gate is red: too far off"
+    assert len(found) == len(red)
+    assert compare.regressions(report(red), report([*run(1.0), *red])) == []
+
+
 def test_a_report_is_written_and_read_again(tmp_path: Path) -> None:
     made = report(run(1.0))
     assert [path.name for path in made.write(tmp_path)] == ["latest.json", "latest.md", "targets.svg"]
@@ -112,6 +140,15 @@ def test_cases_that_were_run_again_replace_the_first() -> None:
     assert "Run again, later, commit fix: op small fp32 T1." in markdown(merged, [])
     with pytest.raises(ValueError, match="has no case 'op large fp32 T1'"):
         report(first).with_later(report(other))
+
+
+@pytest.mark.parametrize(
+    "other", [{"machine": "n"}, {"cores": 64}, {"capability": "avx512"}, {"run": "quick"}, {"packages": {"torch": "3"}}]
+)
+def test_cases_run_under_other_conditions_are_not_merged(other: dict[str, Any]) -> None:
+    (name,) = other
+    with pytest.raises(ValueError, match=f"{name} of the first run"):
+        report(run(1.0)).with_later(report(run(1.0), **other))
 
 
 def test_cases_are_registered() -> None:
