@@ -24,8 +24,9 @@ from dmao.memory import expected_memory
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.recipes import configs
 from dmao.step import TrainingStep, autocast, build_model, make_controller, make_optimizer
-from torch import nn
+from torch import Tensor, nn
 
+from benchmarks._gradients import assert_as_good, gradients
 from dmao_kernels import compact
 
 WARM, ROUNDS = 3, 15
@@ -61,6 +62,14 @@ def random_batch(seconds: float, seed: int = 0) -> Batch:
     )
 
 
+def loss_of(model: nn.Module, batch: Batch, precision: str) -> Tensor:
+    device = next(model.parameters()).device
+    features = batch.features.to(device)
+    with autocast(precision, device):
+        log_probs, lengths = model(features, batch.feature_lengths)
+    return ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths).loss
+
+
 def our_step(model: ConformerCTC, config: TrainConfig) -> Step:
     optimizer = make_optimizer(model, config.optimizer)
     step = TrainingStep(model, optimizer, config, make_controller(model, optimizer, config))
@@ -70,14 +79,10 @@ def our_step(model: ConformerCTC, config: TrainConfig) -> Step:
 def plain_step(model: nn.Module, config: TrainConfig) -> Step:
     """Also the loss and the gradients' norm are fetched, as a trainer that looks at them does."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    device = next(model.parameters()).device
 
     def step(batch: Batch) -> None:
-        features = batch.features.to(device)
         optimizer.zero_grad(set_to_none=True)
-        with autocast(config.precision, device):
-            log_probs, lengths = model(features, batch.feature_lengths)
-        loss, _, _ = ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
+        loss = loss_of(model, batch, config.precision)
         loss.item()
         loss.backward()
         torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
@@ -86,16 +91,19 @@ def plain_step(model: nn.Module, config: TrainConfig) -> Step:
     return step
 
 
-def check(model: ConformerCTC, plain: nn.Module, batch: Batch) -> None:
-    """Raises AssertionError unless both say the same, without dropout."""
-    features = batch.features.to(next(model.parameters()).device)
-    with torch.no_grad():
-        ours, lengths = model.eval()(features, batch.feature_lengths)
-        theirs, _ = plain.eval()(features, batch.feature_lengths)
-    spoken = torch.arange(ours.shape[1], device=ours.device) < lengths.to(ours.device)[:, None]
-    ours, theirs = ours[spoken], theirs[spoken]  # nothing is said of padding
-    model.train(), plain.train()
-    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)  # TF32 on GPUs
+def check(model: ConformerCTC, plain: nn.Module, batch: Batch, precision: str) -> None:
+    """Raises AssertionError unless both have the same loss and gradients, without dropout.
+
+    In bf16 both are compared with the plain model in fp32, and ours may be three times as far from that: much of what
+    attention's queries and keys get in an untrained model is rounding, in both.
+    """
+
+    def found(module: nn.Module, precision: str) -> dict[str, Tensor]:
+        return gradients(module, lambda: loss_of(module, batch, precision))
+
+    coarse = found(plain, precision) if precision == "bf16" else None
+    exact = found(plain, "fp32")  # on GPUs some of it may be TF32
+    assert_as_good(found(model, precision), exact, 4e-2, coarse, factor=3.0)
 
 
 def measure(calls: dict[str, Step], seconds: float, device: torch.device) -> dict[str, Times]:
@@ -149,7 +157,7 @@ def run(config: TrainConfig) -> None:
     ours = our_step(model, config)
     peak = peak_memory(ours, batch, device)
     plain = compact(model).to(device).train()
-    check(model, plain, batch)
+    check(model, plain, batch, config.precision)
     found = measure({"ours": ours, "plain PyTorch": plain_step(plain, config)}, config.data.batch_seconds, device)
     for name, times in found.items():
         gpu = "" if times.gpu is None else f", GPU {times.gpu:.1f} ms in {times.kernels} kernels"
