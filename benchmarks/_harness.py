@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
-from typing import Any
-
-import torch
-
-from dmao_kernels import cpu_capability
 
 
 @dataclass(frozen=True)
@@ -47,39 +38,3 @@ def interleaved(candidates: dict[str, Callable[[], object]], seconds: float = 1.
             samples[name].append(time.perf_counter() - start)
         rounds += 1
     return {name: Timing.of(values) for name, values in samples.items()}
-
-
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks have."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--seconds", type=float, default=1.5, help="per comparison")
-    made.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the results")
-    return made
-
-
-def conditions() -> dict[str, Any]:
-    """What the figures depend on, apart from the machine."""
-    return {
-        "date": date.today().isoformat(),
-        "capability": cpu_capability(),
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def write_results(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows, which have the same keys, and their conditions to FOLDER/NAME.json and FOLDER/NAME.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = conditions()
-    (folder / f"{name}.json").write_text(json.dumps({"conditions": found, "rows": rows}, indent=2) + "\n")
-    columns = list(rows[0]) if rows else []
-    table = [columns, ["---"] * len(columns), *([_cell(value) for value in row.values()] for row in rows)]
-    lines = [f"# {name}", "", ", ".join(f"{key} {value}" for key, value in found.items()), ""]
-    lines += ["| " + " | ".join(cells) + " |" for cells in table]
-    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
-    print(f"results: {folder / name}.json, {folder / name}.md")
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
-"""Grow-and-drop beside pruning libraries: one model, one budget, one event in mid-training; writes docs/PEERS.md.
+"""Grow-and-drop beside pruning libraries: one model, one budget, one event in mid-training: docs/PEERS.md.
 
-python -m benchmarks.pruning_peers [--threads 2] [--seconds 6]
+python -m benchmarks.pruning_peers [--threads 2] [--seconds 6] [--out docs/PEERS.md]
 
 Six residual feed-forward blocks of width 256 and 1024 hidden units, AdamW, towards a random teacher. After 30 steps the
 hidden layers are cut to half, by each method as its own documentation does it. Then the same optimizer object goes on.
@@ -8,6 +8,7 @@ hidden layers are cut to half, by each method as its own documentation does it. 
 
 from __future__ import annotations
 
+import argparse
 import time
 import warnings
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from benchmarks._harness import interleaved, parser
+from benchmarks._harness import interleaved
 from dmao_kernels.info import processor
 from dmao_kernels.structure import Elastic, Scores, apply_plan, feedforward_layout, make_plan, register_family
 
@@ -370,18 +371,21 @@ def page(results: list[Result], times: dict[str, float], threads: int) -> str:
     )
 
 
-def main() -> None:
-    options = parser(__doc__)
-    options.set_defaults(threads=2, seconds=6.0)
-    arguments = options.parse_args()
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of timing the steps")
+    parser.add_argument("--out", type=Path, default=TARGET, help="the page")
+    arguments = parser.parse_args(given)
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     results = [measure(kind) for kind in METHODS]
     candidates = {"dense": new_training(), **{result.name: result.training for result in results}}
     timings = interleaved({n: partial(Training.step, t) for n, t in candidates.items()}, arguments.seconds)
     times = {name: timing.median for name, timing in timings.items()}
-    TARGET.write_text(page(results, times, arguments.threads), encoding="utf-8")
-    print(TARGET.read_text(encoding="utf-8"))
+    text = page(results, times, arguments.threads)
+    arguments.out.write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -48,3 +48,12 @@ def test_the_page_names_every_method(small):
     page = peers.page(results, {"dense": 2.0, **{result.name: 1.0 for result in results}}, 1)
     assert all(f"| {result.name} |" in page for result in results)
     assert "(2.00 x)" in page
+
+
+def test_the_page_is_written_where_it_is_asked_for(small, monkeypatch, tmp_path):
+    committed = peers.TARGET.read_text(encoding="utf-8")
+    monkeypatch.setattr(peers, "METHODS", (peers.Ours,))
+    threads = torch.get_num_threads()
+    peers.main(["--out", str(tmp_path / "page.md"), "--threads", str(threads), "--seconds", "0"])
+    assert f"| {peers.Ours.name} |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert peers.TARGET.read_text(encoding="utf-8") == committed
