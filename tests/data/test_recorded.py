@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import soundfile
-from dmao.data import recorded
+from dmao.data import features, recorded
 from dmao.data.acoustics import resample
 from dmao.data.corpus import Corpus
 from dmao.data.labels import Labels
@@ -134,6 +134,15 @@ def test_another_conversion_takes_no_audio_of_the_one_before(tmp_path, tools, mo
     monkeypatch.setattr(recorded, "resample", lambda signal, rate: resample(signal, rate) / 2)
     assert prepare_recorded("cs", tmp_path / "root", progress=False).fingerprint != before.fingerprint
     assert len(list((tmp_path / "root" / "audio").iterdir())) == 1
+
+
+def test_other_texts_are_another_corpus(tmp_path, tools, monkeypatch):
+    before = prepare_recorded("cs", tmp_path / "root", progress=False)
+    (tmp_path / "root" / "corpus.json").unlink()
+    monkeypatch.setattr(recorded, "normalise", lambda text: (plain := normalise(text)) and f"ano {plain}")
+    monkeypatch.setattr(features, "_write", lambda path, *rest: pytest.fail(f"{path} is made again"))
+    after = prepare_recorded("cs", tmp_path / "root", progress=False)
+    assert all(after.splits[split]["sha256"] != before.splits[split]["sha256"] for split in LEVELS)
 
 
 def test_unknown_language(tmp_path):

@@ -85,6 +85,28 @@ def test_features_that_are_there_are_not_computed_again(sources, tmp_path, monke
     assert set(again).isdisjoint(computed)
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("sw2005B-ms98-a-trans.text", b"<b_aside>", b"hello", {"train"}),
+        ("hub5.english.stm", b" (wh-)", b" (who-)", {"hub5-00", "hub5-00-swbd", "hub5-00-callhome"}),  # reference alone
+    ],
+)
+def test_other_texts_are_another_corpus_with_the_same_features(
+    breakable, tmp_path, monkeypatch, file, old, new, changed
+):
+    source, prepare = breakable("switchboard")
+    before = prepare()
+    path = next(source.rglob(file))
+    path.write_bytes(path.read_bytes().replace(old, new))
+    (tmp_path / "root" / "corpus.json").unlink()
+    monkeypatch.setattr(features, "_write", lambda path, *rest: pytest.fail(f"{path} is made again"))
+    after = prepare()
+    differ = {name for name in before.splits if before.splits[name]["sha256"] != after.splits[name]["sha256"]}
+    assert differ == changed
+    assert after.fingerprint != before.fingerprint
+
+
 def test_damaged_features_are_made_again_as_the_message_says(sources, tmp_path):
     cut = next(iter(prepare("librispeech", sources("librispeech"), tmp_path).cuts("train")))
     path = Path(cut.features.storage_path) / cut.features.storage_key

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,8 +43,8 @@ class Corpus:
     """A prepared corpus.
 
     splits: name, as "train" or "dev-other" -> {"utterances", "seconds", "sha256"}.
-    fingerprint: sha256 over all splits: over the PCM of their utterances where the audio was made here, over what is
-        cut from where otherwise.
+    fingerprint: sha256 over all splits: over the PCM of their utterances where the audio was made from the texts, over
+        audio (the PCM, or what is cut from where) and texts otherwise.
     sample_rate: of the audio, in Hz.
     problems: kind -> how many were found in the source, and left out.
     left_out: why -> how many segments hold nothing to learn: silence, noise, what is not to be scored.
@@ -125,6 +126,14 @@ class Corpus:
     def __str__(self) -> str:
         parts = [f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()]
         return f"{self.name}: {'; '.join(parts)}"
+
+
+def hash_of_split(audio: str, texts: Iterable[object]) -> str:
+    """Of the hash of its audio and of what is said there; features depend on the former alone.
+
+    texts: plain values, one an utterance.
+    """
+    return hashlib.sha256(json.dumps([audio, *texts]).encode()).hexdigest()
 
 
 def installed_versions(*packages: str) -> dict[str, str]:

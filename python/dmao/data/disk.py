@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmao.data.corpus import LEXICON, STAMP, Corpus, installed_versions, preparing, usable_cores
+from dmao.data.corpus import LEXICON, STAMP, Corpus, hash_of_split, installed_versions, preparing, usable_cores
 from dmao.data.problems import Findings, OnProblem
 from dmao.data.pronounce import pronounce, read_dictionary
-from dmao.data.segments import Recorded, Segment, check, normalise
+from dmao.data.segments import Recorded, Segment, check, normalise, recording_names
 from dmao.data.stages import Stages
 from dmao.errors import UserError
 from dmao.files import write_atomically
@@ -47,6 +47,7 @@ class DiskCorpus:
     clean: (text, split) -> text as it is trained or scored; "" where it holds no word.
     dictionary: file of pronunciations, and clean_word what becomes of its words; None: all words are guessed.
     scoring: files of the corpus for the official scoring, by their name in ROOT/scoring.
+    language: of the texts, as the manifests name it ("en").
     """
 
     name: str
@@ -58,6 +59,7 @@ class DiskCorpus:
     dictionary: Path | None = None
     clean_word: Callable[[str], str] = str.lower
     scoring: Callable[[], Mapping[str, bytes]] = field(default=dict)
+    language: str | None = None
 
 
 def prepare_from_disk(
@@ -187,12 +189,13 @@ class _Preparation:
         from dmao.data.manifests import CutSet, write_manifest
 
         splits: dict[str, dict[str, Any]] = {}
+        names = recording_names(item.segment.audio for item in items)
         for split in sorted({item.segment.split for item in items}, key=lambda name: (name != TRAIN, name)):
             mine = [item for item in items if item.segment.split == split]
             described = add_features(
                 self.root,
                 split,
-                [_cut(item, self.source.sample_rate) for item in mine],
+                [_cut(item, names[item.segment.audio], self.source) for item in mine],
                 _content(mine),
                 jobs=self.jobs,
                 on_unreadable=lambda cut, reason: findings.problem("unreadable audio", cut.id, reason),
@@ -220,7 +223,7 @@ def _speakable(segment: Segment, unspoken: set[str]) -> bool:
     return segment.split != TRAIN or unspoken.isdisjoint(segment.text.split())
 
 
-def _cut(item: Recorded, sample_rate: int) -> MonoCut:
+def _cut(item: Recorded, recording: str, source: DiskCorpus) -> MonoCut:
     from dmao.data.manifests import Span, make_cut
 
     segment = item.segment
@@ -230,10 +233,10 @@ def _cut(item: Recorded, sample_rate: int) -> MonoCut:
         item.samples,
         text=segment.text,
         speaker=segment.speaker,
-        language="en",
+        language=source.language,
         custom={"reference": segment.reference} if segment.reference else None,
-        sample_rate=sample_rate,
-        span=Span(segment.recording, item.start, item.recording_samples, segment.channel, item.channels),
+        sample_rate=source.sample_rate,
+        span=Span(recording, item.start, item.recording_samples, segment.channel, item.channels),
     )
 
 
@@ -249,4 +252,5 @@ def _content(items: list[Recorded]) -> str:
 
 def _describe(items: list[Recorded], cuts: list[MonoCut]) -> dict[str, Any]:
     seconds = round(sum(cut.duration for cut in cuts), 3)
-    return {"utterances": len(cuts), "seconds": seconds, "sha256": _content(items)}
+    texts = ([item.segment.text, item.segment.reference] for item in items)
+    return {"utterances": len(cuts), "seconds": seconds, "sha256": hash_of_split(_content(items), texts)}

@@ -41,7 +41,7 @@ def make_cut(
     *,
     text: str,
     speaker: str,
-    language: str,
+    language: str | None,
     custom: Mapping[str, Any] | None = None,
     sample_rate: int = SAMPLE_RATE,
     span: Span | None = None,

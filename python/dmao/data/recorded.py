@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from dmao.data.acoustics import resample
-from dmao.data.corpus import LEXICON, STAMP, Corpus, installed_versions, preparing, replacing
+from dmao.data.corpus import LEXICON, STAMP, Corpus, hash_of_split, installed_versions, preparing, replacing
 from dmao.data.espeak import Espeak
 from dmao.data.features import add_features, feature_version
 from dmao.data.manifests import MonoCut, make_cut
@@ -205,7 +205,7 @@ def _convert_all(audio: Path, clips: list[Clip], corpus: Corpus, progress: bool)
         splits[split] = {
             "utterances": len(group),
             "seconds": round(sum(cut.duration for cut in group), 3),
-            "sha256": content,
+            "sha256": hash_of_split(content, (cut.supervisions[0].text for cut in group)),
         }
     fingerprint = hashlib.sha256("".join(str(split["sha256"]) for split in splits.values()).encode()).hexdigest()
     return Corpus(root, corpus.name, corpus.arguments, corpus.versions, splits, fingerprint)

@@ -13,7 +13,7 @@ from typing import Any
 
 import soundfile
 
-from dmao.data import LONGEST
+from dmao.data import FRAME_SHIFT, LONGEST
 from dmao.data.problems import Findings
 from dmao.errors import first_line
 from dmao.files import is_plain_name
@@ -48,7 +48,7 @@ class Segment:
 
     @property
     def recording(self) -> str:
-        """Name of the recording."""
+        """Name of the recording; several may have the same (`recording_names`)."""
         return Path(self.audio).stem
 
 
@@ -71,6 +71,25 @@ def seconds(text: str) -> float:
     return value
 
 
+def recording_names(files: Iterable[str]) -> dict[str, str]:
+    """File -> name of its recording: the stem; where several files have the same, as many folders as tell them apart.
+
+    Blanks become "_", as they part the columns of NIST's files.
+    """
+    paths = {file: Path(file) for file in files}
+    sharing: dict[str, set[Path]] = defaultdict(set)
+    for path in paths.values():
+        sharing[path.stem].add(path)
+    found: dict[Path, str] = {}
+    for stem, group in sharing.items():
+        names, depth = dict.fromkeys(group, stem), 1
+        while len(set(names.values())) < len(group):
+            depth += 1
+            names = {path: "/".join(path.parts[-depth:]) for path in group}
+        found |= names
+    return {file: "_".join(found[path].split()) for file, path in paths.items()}
+
+
 def usable_id(id: str, where: str, findings: Findings) -> bool:
     """Whether an id may become the name of a file; one that may not is a problem."""
     if not (usable := is_plain_name(id)):
@@ -82,7 +101,7 @@ def check(segments: list[Segment], sample_rate: int, findings: Findings, progres
     """The segments that can be used; what is wrong with the others goes to `findings`.
 
     Reads the headers of all recordings. Looked for: missing and unreadable audio, another sample rate, channels that
-    are not there, ids given twice or unfit for a file name, segments without length, beyond the end of the recording
+    are not there, ids given twice or unfit for a file name, segments without a frame, beyond the end of the recording
     (by more than the rounding of hundredths), or overlapping within a channel.
     """
     headers = _headers({s.audio for s in segments}, sample_rate, findings, progress)
@@ -155,8 +174,9 @@ def _place(segment: Segment, header: _Header, sample_rate: int, findings: Findin
         findings.problem("outside of the audio", segment.where, detail)
         return None
     first, last = round(segment.start * sample_rate), min(round(end * sample_rate), header.samples)
-    if last <= first:
-        findings.problem("no length", segment.where, f"{segment.start:g} to {end:g} s")
+    if last - first < FRAME_SHIFT * sample_rate:
+        detail = f"{segment.start:g} to {end:g} s, less than a frame ({FRAME_SHIFT:g} s)"
+        findings.problem("no length", segment.where, detail)
         return None
     return Recorded(segment, first, last - first, header.samples, header.channels)
 

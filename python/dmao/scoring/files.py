@@ -36,7 +36,7 @@ class TimedWord(NamedTuple):
 def write_stm(path: Path, segments: Mapping[str, Segment], texts: Mapping[str, str]) -> None:
     """Segment time marks of the references: recording, channel, speaker, start, end, text; in order of time."""
     lines = [
-        f"{s.recording} {s.channel} {s.speaker} {s.start:.3f} {s.end:.3f} {texts[id]}"
+        f"{s.recording} {s.channel} {'_'.join(s.speaker.split())} {s.start:.3f} {s.end:.3f} {texts[id]}"
         for id, s in sorted(segments.items(), key=lambda item: _place(item[1]))
         if id in texts
     ]

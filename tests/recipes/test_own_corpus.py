@@ -1,0 +1,67 @@
+"""A corpus of one's own: what NIST's files call its recordings and speakers."""
+
+from __future__ import annotations
+
+import pytest
+import soundfile
+from dmao.config import DataConfig, TrainConfig
+from dmao.data.disk import DiskCorpus, prepare_from_disk
+from dmao.data.segments import Segment, recording_names
+from dmao.scoring.files import write_stm
+from dmao.source import CorpusSource
+
+from tests.recipes import corpora
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    for place in ("ann k/001", "ben/001", "ben/002"):
+        path = folder / f"{place}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, corpora.speech("hello", 16_000), 16_000)
+
+    def read(findings):
+        yield Segment("a", str(folder / "ann k" / "001.wav"), "hello", "ann k", "test", "table:1")
+        yield Segment("b", str(folder / "ben" / "001.wav"), "hello", "ben", "test", "table:2")
+        yield Segment("c", str(folder / "ben" / "002.wav"), "hello", "ben", "train", "table:3")
+
+    source = DiskCorpus(
+        name="own",
+        version="1",
+        sample_rate=16_000,
+        arguments={},
+        read=read,
+        clean=lambda text, split: text,
+        language="cs",
+    )
+    return prepare_from_disk(source, folder / "root", jobs=1, progress=False)
+
+
+def test_columns_of_the_references(corpus, tmp_path):
+    source = CorpusSource(TrainConfig(data=DataConfig(root=str(corpus.root))))
+    write_stm(tmp_path / "ref.stm", source.segments("test"), {"a": "hello", "b": "hello"})
+    assert (tmp_path / "ref.stm").read_text() == (
+        "ann_k/001.wav 1 ann_k 0.000 0.500 hello\nben/001.wav 1 ben 0.000 0.500 hello\n"
+    )
+    assert [segment.recording for segment in source.segments("train").values()] == ["002"]
+
+
+def test_language(corpus):
+    assert {cut.supervisions[0].language for cut in corpus.cuts("train")} == {"cs"}
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/c/ann/1.wav", "/c/ben/2.wav"], ["1", "2"]),
+        (["/c/ann/1.wav", "/c/ben/1.wav", "/c/2.wav"], ["ann/1.wav", "ben/1.wav", "2"]),
+        (["/c/ann/x/1.wav", "/c/ben/x/1.wav"], ["ann/x/1.wav", "ben/x/1.wav"]),
+        (["/c/1.wav", "/c/1.flac"], ["c/1.wav", "c/1.flac"]),
+        (["1.wav", "/c/1.wav"], ["1.wav", "c/1.wav"]),
+        (["/c/1.wav", "/c//1.wav", "/c/1.wav"], ["1", "1", "1"]),  # one file
+        (["/c/my talk.wav"], ["my_talk"]),
+    ],
+)
+def test_recordings_of_one_name_are_told_apart_by_their_folders(files, names):
+    assert recording_names(files) == dict(zip(files, names, strict=True))
