@@ -70,7 +70,9 @@ def test_marked_references_allow_what_they_say(heard):
         ("so i <unk> think that it {NOISE} is(2) great <sil>", "so i think that it is great"),
         ("it 's what we 've got do n't", "it's what we've got do n't"),
         ("{SMACK} <sil>", ""),
-        ("the 'seventies", "the 'seventies"),
+        ("six o 'clock rock 'n ' roll the kids ' things", "six o'clock rock'n' roll the kids' things"),
+        ("'til then the <unk> 's {NOISE} 's", "'til then the 's 's"),  # a mark is no word to be joined
+        ("it(2) <sil> 's", "it's"),
     ],
 )
 def test_talks(written, trained):
@@ -86,6 +88,9 @@ def test_segment_time_marks(tmp_path):
         "a 1 anna 2 3 ignore_time_segment_in_scoring\n"
         "a 1 inter_segment_gap 3 4 <o,,>\n"
         "a 1 anna 4 5\n"
+        "a 1 anna 5 6 <F0_M> ignore_time_segment_in_scoring\n"
+        "a 1 excluded_region 6 7 <NA> IGNORE_TIME_SEGMENT_IN_SCORING\n"
+        "a 1 anna 7 8 <o,f0,male>\tright here\n"
     )
     findings = Findings()
     lines = list(read_stm(path, findings))
@@ -93,8 +98,9 @@ def test_segment_time_marks(tmp_path):
         ("1", "anna", 0.5, 1.25, "<o,f0,male>", "hello there"),
         ("A", "a_A", 1.5, 2.0, "", "<unk> world"),
         ("1", "anna", 4.0, 5.0, "", ""),
+        ("1", "anna", 7.0, 8.0, "<o,f0,male>", "right here"),
     ]
-    assert findings.left_out == {"not to be scored": 2}
+    assert findings.left_out == {"not to be scored": 4}
     assert findings.problems == []
 
 
@@ -102,10 +108,14 @@ def test_dictionaries(tmp_path):
     path = tmp_path / "words.txt"
     path.write_text(
         "# comment\n;;; comment\nREAD R EH1 D\nREAD(2) R IY1 D\nREAD(3) R EH0 D\n[noise] nsn\n<sil> sil\nempty\n"
+        "GREEN G R IY1 N # color, english\nnothing # said\n"
     )
     findings = Findings()
-    assert read_dictionary(path, str.lower, findings) == {"read": [["R", "EH", "D"], ["R", "IY", "D"]]}
-    assert findings.counts() == {"bad line": 1}
+    assert read_dictionary(path, str.lower, findings) == {
+        "read": [["R", "EH", "D"], ["R", "IY", "D"]],
+        "green": [["G", "R", "IY", "N"]],
+    }
+    assert findings.counts() == {"bad line": 2}
 
 
 def test_guesses_have_the_phones_of_the_dictionary():
@@ -114,6 +124,16 @@ def test_guesses_have_the_phones_of_the_dictionary():
     assert found == {**known, "bottle": [["B", "AA", "T", "EL"]], "[noise]": [["[noise]"]]}
     assert guessed == {"bottle"}
     assert pronounce(["bottle"], {})[0] == {"bottle": [["B", "AA", "T", "AH", "L"]]}
+
+
+@pytest.mark.parametrize("word", ["'em", "’em", "-em", "em-"])
+def test_words_without_an_end_are_guessed(word):
+    assert pronounce([word], {}) == ({word: [["EH", "M"]]}, {word})
+
+
+@pytest.mark.parametrize("word", ["'", "--em", "''em"])
+def test_marks_are_not(word):
+    assert pronounce([word], {}) == ({}, set())
 
 
 def test_labels_are_as_many_as_published():

@@ -30,10 +30,10 @@ _ARPABET = {
 def pronounce(word: str, voice: str, phones: Collection[str]) -> tuple[str, ...]:
     """The pronunciation of `word` by `voice` ("en-us") in `phones`.
 
-    Raises Unspellable where the word is not made of letters (with apostrophes, hyphens and points between), where it
-    has no sound, or where a sound has no phone.
+    Raises Unspellable where the word is not made of letters (with apostrophes, hyphens and points between, or one at an
+    end: "'em", "-cept"), where it has no sound, or where a sound has no phone.
     """
-    if not re.fullmatch(r"[^\W\d_]+(?:['’.-]+[^\W\d_]+)*['’.-]?", word):
+    if not re.fullmatch(r"['’-]?[^\W\d_]+(?:['’.-]+[^\W\d_]+)*['’.-]?", word):
         raise Unspellable(f"word {word!r} is not in the lexicon and cannot be pronounced letter by letter")
     sounds = _say(word, voice)
     if not sounds:

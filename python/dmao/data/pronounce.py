@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 from dmao.data.g2p import pronounce as guess
@@ -25,13 +26,15 @@ _STRESS = re.compile(r"\d$")
 def read_dictionary(path: Path, clean: Callable[[str], str], findings: Findings) -> dict[str, Variants]:
     """word -> its pronunciations, of a file of `word phone phone ...`; "#" and ";;;" begin comments.
 
-    Phones lose their stress and become capitals; words become `clean(word)`, and those that become nothing are left.
+    Phones lose their stress, become capitals, and end before a "#", as CMUdict has comments there; words become
+    `clean(word)`, and those that become nothing are left.
     """
     found: dict[str, Variants] = {}
     for where, line in findings.lines(path):
         if line.startswith(("#", ";;;")):
             continue
-        written, *phones = line.split()
+        written, *rest = line.split()
+        phones = list(takewhile(lambda phone: not phone.startswith("#"), rest))
         word = clean(_NUMBER.sub("", written))
         if not phones:
             findings.problem("bad line", where, f"expected a word and its phones, got {line.strip()!r}")

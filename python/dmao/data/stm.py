@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmao.data.problems import Findings
 from dmao.data.segments import seconds
 
-NOT_SCORED = ("ignore_time_segment_in_scoring", "inter_segment_gap")
+NOT_SCORED = {"ignore_time_segment_in_scoring", "inter_segment_gap"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_stm(path: Path, findings: Findings) -> Iterator[StmLine]:
             findings.problem("bad line", where, f"expected times in seconds, got {fields[3]} {fields[4]}")
             continue
         labels, text = _labels(fields[5] if len(fields) > 5 else "")
-        if text.lower() in NOT_SCORED or fields[2].lower() == "inter_segment_gap":
+        if not NOT_SCORED.isdisjoint((fields[2].lower(), *text.lower().split())):
             findings.left_out["not to be scored"] += 1
             continue
         yield StmLine(fields[0], fields[1], fields[2], start, end, labels, text, where)
@@ -50,7 +50,13 @@ def read_stm(path: Path, findings: Findings) -> Iterator[StmLine]:
 
 def _labels(text: str) -> tuple[str, str]:
     """Labels and text: what begins with "<o," or "<O," is labels; "<unk>" is text."""
-    first, _, rest = text.strip().partition(" ")
+    first, *rest = text.split(maxsplit=1) or [""]
     if first.startswith("<") and first.endswith(">") and "," in first:
-        return first, rest.strip()
+        return first, "".join(rest).strip()
     return "", text.strip()
+
+
+def join_stm(paths: Iterable[Path]) -> bytes:
+    """The files one behind the other; the last line of each has an end."""
+    contents = (path.read_bytes() for path in paths)
+    return b"".join(content if content.endswith(b"\n") else content + b"\n" for content in contents)

@@ -47,12 +47,13 @@ def prepare_librispeech(
     parts = dict.fromkeys(SIZES[hours], TRAIN) | {part: part for part in evaluation}
     corpus = DiskCorpus(
         name="librispeech",
-        version="1",
+        version="2",
         sample_rate=16_000,
         arguments={"source": str(source), "hours": hours, "dictionary": dictionary and str(dictionary.resolve())},
         read=lambda findings: read_parts(source, parts, findings),
         clean=lambda text, split: text.lower(),
         dictionary=dictionary,
+        language="en",
     )
     return prepare_from_disk(corpus, root, on_problem=on_problem, jobs=jobs, progress=progress)
 

@@ -13,13 +13,13 @@ from dmao.data.corpus import Corpus
 from dmao.data.disk import DiskCorpus, prepare_from_disk
 from dmao.data.problems import Findings, OnProblem
 from dmao.data.segments import Segment
-from dmao.data.stm import read_stm
+from dmao.data.stm import join_stm, read_stm
 
 SPLITS = ("train", "dev", "test")
 DICTIONARY = "TEDLIUM.152k.dic"
-_VARIANT = re.compile(r"\(\d+\)")
-_MARK = re.compile(r"<[^>]*>|\{[^}]*\}|\[[^\]]*\]")  # <unk>, <sil>, {NOISE}, {SMACK}
-_SUFFIX = re.compile(r"(\w) +(?='(?:s|t|m|d|re|ve|ll)\b)")
+_UNHEARD = re.compile(r"\(\d+\)|<sil>")
+_MARK = re.compile(r"<[^>]*>|\{[^}]*\}|\[[^\]]*\]")  # <unk>, {NOISE}, {SMACK}
+_APART = re.compile(r"(?<=[^\s>}\]])\s+(?=')")  # between a word, no mark, and an apostrophe
 
 
 def prepare_tedlium2(
@@ -43,13 +43,14 @@ def prepare_tedlium2(
     dictionary = (dictionary or source / DICTIONARY).resolve()
     corpus = DiskCorpus(
         name="tedlium2",
-        version="1",
+        version="2",
         sample_rate=16_000,
         arguments={"source": str(source), "dictionary": str(dictionary)},
         read=lambda findings: read_talks(source, findings),
         clean=lambda text, split: clean(text),
         dictionary=dictionary,
         scoring=lambda: _references(source),
+        language="en",
     )
     return prepare_from_disk(corpus, root, on_problem=on_problem, jobs=jobs, progress=progress)
 
@@ -75,13 +76,13 @@ def read_talks(source: Path, findings: Findings) -> Iterator[Segment]:
 
 
 def clean(text: str) -> str:
-    """Lower-case words: without variants "(2)" and marks as <unk> and {NOISE}; "it 's" becomes "it's"."""
-    return _SUFFIX.sub(r"\1", _MARK.sub(" ", _VARIANT.sub("", text)).lower())
+    """Lower-case words: without variants "(2)" and marks as <unk> and {NOISE}; "it 's" becomes "it's".
+
+    Whatever begins with an apostrophe joins the word before it: "o 'clock", "kids '".
+    """
+    return _MARK.sub(" ", _APART.sub("", _UNHEARD.sub("", text.lower())))
 
 
 def _references(source: Path) -> Mapping[str, bytes]:
     splits = [split for split in SPLITS if split != "train"]
-    return {
-        f"{split}.stm": b"".join(path.read_bytes() for path in sorted((source / split / "stm").glob("*.stm")))
-        for split in splits
-    }
+    return {f"{split}.stm": join_stm(sorted((source / split / "stm").glob("*.stm"))) for split in splits}
