@@ -158,7 +158,7 @@ def tedlium2(
 )
 @click.option("--hub5-00", type=HERE, multiple=True, help="Folder of Hub5'00: recordings, references; repeatable.")
 @click.option("--hub5-01", type=HERE, multiple=True, help="The same for Hub5'01.")
-@click.option("--rt03s", type=HERE, multiple=True, help="The same for RT03S.")
+@click.option("--rt03s", type=HERE, multiple=True, help="The same for RT03S: its two folders english/cts.")
 @click.option("--dev-utterances", type=click.IntRange(min=1), default=4000, help="The first so many are the dev split.")
 @_root("switchboard")
 @_dictionary("that of the transcripts")
@@ -182,7 +182,10 @@ def switchboard(
     \b
     Example:
       dmao prepare switchboard --source LDC97S62 --source swb_ms98_transcriptions
-          --hub5-00 LDC2002S09 --hub5-00 LDC2002T43 --hub5-01 LDC2002S13 --rt03s LDC2007S10
+          --hub5-00 LDC2002S09 --hub5-00 LDC2002T43 --hub5-01 LDC2002S13
+          --rt03s LDC2007S10/data/audio/eval03/english/cts
+          --rt03s LDC2007S10/data/references/eval03/english/cts
+          --rt03s LDC2007S10/data/trans_rules
     """
     from dmao.recipes.switchboard.corpus import prepare_switchboard
 

@@ -139,6 +139,29 @@ def test_files_for_the_official_scoring(prepared, sources):
     assert (scoring / "hub5-00.stm").read_bytes() == reference.read_bytes()
 
 
+def test_references_of_rt03s_may_be_several_files(sources, tmp_path):
+    from dmao.recipes.switchboard.corpus import prepare_switchboard
+
+    folder = corpora.hub5(tmp_path / "cts", ("sw_45097", "fsh_60262"))
+    whole = folder / "reference" / "hub5.english.stm"
+    lines = whole.read_text().replace(" A ", " 1 ").replace(" B ", " 2 ").splitlines()
+    whole.unlink()
+    for name in ("fsh", "sw"):
+        mine = [line for line in lines if line.startswith(name)]
+        (folder / "reference" / f"{name}.stm").write_text("\n".join(mine))  # without an end of the last line
+    corpus = prepare_switchboard(
+        [sources("switchboard") / "swb1"],
+        tmp_path / "root",
+        evaluations={"rt03s": [folder]},
+        dev_utterances=4,
+        jobs=1,
+        progress=False,
+    )
+    counts = {name: split["utterances"] for name, split in corpus.splits.items() if name.startswith("rt03s")}
+    assert counts == {"rt03s": 8, "rt03s-fisher": 4, "rt03s-swbd": 4}
+    assert sorted((tmp_path / "root" / "scoring" / "rt03s.stm").read_text().splitlines()) == sorted(lines[1:])
+
+
 def test_words_beyond_the_dictionary_are_guessed(sources, tmp_path):
     source = sources("librispeech")
     short = tmp_path / "short.txt"

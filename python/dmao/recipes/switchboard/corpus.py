@@ -6,7 +6,9 @@ markup of the transcripts in, and makes no dev split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,7 @@ from dmao.data.corpus import Corpus
 from dmao.data.disk import TRAIN, DiskCorpus, prepare_from_disk
 from dmao.data.problems import Findings, OnProblem
 from dmao.data.segments import Segment, seconds
-from dmao.data.stm import StmLine, read_stm
+from dmao.data.stm import StmLine, join_stm, read_stm
 from dmao.errors import UserError
 from dmao.recipes.switchboard.text import clean, clean_reference, clean_word, marked, without_noises
 
@@ -27,6 +29,7 @@ PARTS: dict[str, dict[str, str]] = {
     "rt03s": {"sw": "swbd", "fsh": "fisher"},
 }
 _CHANNELS = {"a": 0, "b": 1, "1": 0, "2": 1}
+_SIDE = re.compile(r"sw(\d+)([AB])", re.IGNORECASE)  # sw2001A
 
 
 def prepare_switchboard(
@@ -45,7 +48,8 @@ def prepare_switchboard(
     Args:
         sources: folders that hold, at any depth, sw02001.sph and so on, sw2001A-ms98-a-trans.text and so on.
         root: folder of the prepared corpus; `scoring` in it gets NAME.stm and NAME.glm of the evaluations.
-        evaluations: hub5-00, hub5-01, rt03s -> folders that hold, at any depth, its .sph files and one .stm.
+        evaluations: hub5-00, hub5-01, rt03s -> folders that hold, at any depth, its .sph files and the .stm that name
+            them; of RT03S the two folders english/cts, as the package has other recordings too.
         dev_utterances: the first so many utterances (by recording, channel, time) are the dev split.
         dictionary: pronunciations; None takes sw-ms98-dict.text of the transcripts.
         on_problem, jobs, progress: see `prepare_from_disk`.
@@ -64,7 +68,7 @@ def prepare_switchboard(
 
     corpus = DiskCorpus(
         name="switchboard",
-        version="1",
+        version="2",
         sample_rate=8_000,
         arguments={
             "sources": list(map(str, sources)),
@@ -77,6 +81,7 @@ def prepare_switchboard(
         dictionary=dictionary,
         clean_word=clean_word,
         scoring=lambda: {name: content for evaluation in sets for name, content in evaluation.scoring().items()},
+        language="en",
     )
     return prepare_from_disk(corpus, root, on_problem=on_problem, jobs=jobs, progress=progress)
 
@@ -90,11 +95,13 @@ def read_conversations(sources: Sequence[Path], dev_utterances: int, findings: F
     utterances: list[Segment] = []
     sides = set()
     for path in transcripts.values():
-        side = path.name.split("-")[0]  # sw2001A
-        name = f"sw0{side[2:-1]}"
-        sides.add((name, side[-1].lower()))
+        if not (side := _SIDE.fullmatch(path.name.split("-")[0])):
+            findings.problem("bad name", path, "expected one as sw2001A-ms98-a-trans.text, with the channel, A or B")
+            continue
+        name, channel = f"sw0{side[1]}", side[2].lower()
+        sides.add((name, channel))
         recording = audio.get(name, sources[0] / f"{name}.sph")
-        utterances += _read_side(path, recording, f"{name}-{side[-1]}", _CHANNELS.get(side[-1].lower(), 0), findings)
+        utterances += _read_side(path, recording, f"{name}-{side[2]}", _CHANNELS[channel], findings)
     for name, path in audio.items():
         for channel in "ab":
             if (name, channel) not in sides:
@@ -139,7 +146,7 @@ class _Evaluation:
 
     def read(self, findings: Findings) -> Iterator[Segment]:
         seen = set()
-        for line in read_stm(self._references, findings):
+        for line in itertools.chain.from_iterable(read_stm(path, findings) for path in self._references):
             name = line.recording.lower()
             seen.add(name)
             channel = _CHANNELS.get(line.channel.lower())
@@ -149,14 +156,14 @@ class _Evaluation:
                 yield self._segment(line, name, channel)
         for name, path in self._audio.items():
             if name not in seen:
-                findings.problem("missing transcript", path, f"not in {self._references.name}")
+                findings.problem("missing transcript", path, f"not in {_names(self._references)}")
 
     def scoring(self) -> dict[str, bytes]:
         """The references, and the rules of which words count as the same."""
         rules = sorted(path for folder in self.folders for path in folder.rglob("*.glm"))
         names = [f"{self.name}.glm"] if len(rules) == 1 else [f"{self.name}-{path.stem}.glm" for path in rules]
-        files = {f"{self.name}.stm": self._references, **dict(zip(names, rules, strict=True))}
-        return {name: path.read_bytes() for name, path in files.items()}
+        files = {name: path.read_bytes() for name, path in zip(names, rules, strict=True)}
+        return {f"{self.name}.stm": join_stm(self._references), **files}
 
     def _segment(self, line: StmLine, name: str, channel: int) -> Segment:
         audio = self._audio.get(name, self.folders[0] / f"{line.recording}.sph")
@@ -181,14 +188,23 @@ class _Evaluation:
         return _by_name(self.folders, "*.sph")
 
     @cached_property
-    def _references(self) -> Path:
-        """The one .stm that names recordings that are here."""
+    def _references(self) -> list[Path]:
+        """The .stm that name recordings that are here; none of their segments is in two of them."""
         found = [path for folder in self.folders for path in sorted(folder.rglob("*.stm"))]
-        fitting = [p for p in found if any(line.recording.lower() in self._audio for line in read_stm(p, Findings()))]
-        if len(fitting) != 1:
+        here = {path: segments for path in found if (segments := self._segments_of(path))}
+        if not here or len(set().union(*here.values())) < sum(map(len, here.values())):
             raise UserError(
-                f"{self.name}: expected one .stm that names recordings below {', '.join(map(str, self.folders))}, "
-                f"got {', '.join(path.name for path in fitting) or 'none'} (of {len(found)} .stm and "
+                f"{self.name}: expected one .stm for each segment of the recordings below "
+                f"{', '.join(map(str, self.folders))}, got {_names(here) or 'none'} (of {len(found)} .stm and "
                 f"{len(self._audio)} .sph files)"
             )
-        return fitting[0]
+        return list(here)
+
+    def _segments_of(self, path: Path) -> set[tuple[str, str, float]]:
+        """Recording, channel and start of the segments of an .stm whose recordings are here."""
+        lines = ((line.recording.lower(), line.channel, line.start) for line in read_stm(path, Findings()))
+        return {segment for segment in lines if segment[0] in self._audio}
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in paths)
