@@ -48,7 +48,7 @@ class DataConfig:
     bpe_size: number of pieces, blank included.
     g2p: with phonemes: the voice of eSpeak NG that pronounces words beyond the lexicon ("en-us"); null: utterances with
         such words are left out.
-    batch_seconds: audio in one batch, padding included.
+    batch_seconds: audio that a batch aims at, padding included; a longer utterance that comes last may overshoot.
     shortest_first: so many epochs go from short utterances to long ones, with which a CTC model learns sooner.
     workers: processes that read batches ahead for the training; 0: none, it reads them itself.
     """

@@ -157,9 +157,10 @@ def epoch_plan(
 ) -> list[tuple[str, ...]]:
     """Decide the batches of one epoch: ids of utterances, every utterance once. Reads no features.
 
-    A batch holds at most `seconds` of audio; an utterance that is longer is a batch of its own. The same arguments
-    give the same plan; without `shuffle` the order does not depend on `seed` and `epoch`. With `shortest_first` the
-    batches are the same, and come by the length of their longest utterance (SortaGrad, arXiv 1512.02595, section 3.3).
+    A batch aims at `seconds` of audio, padding included: it is full when one more utterance, as long as its longest,
+    would not fit; a longer one that comes last may overshoot. The same arguments give the same plan; without `shuffle`
+    the order does not depend on `seed` and `epoch`. With `shortest_first` the batches are the same, and come by the
+    length of their longest utterance (SortaGrad, arXiv 1512.02595, section 3.3).
     """
     if not seconds > 0:
         raise UserError(f"a batch must hold more than 0 seconds, got {seconds}")
