@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from dmao_kernels.swaps.feedforward import activation_name, feed_forward
-from dmao_kernels.swaps.registry import class_path, register_named_swap, takes, why_not_plain
+from dmao_kernels.swaps.feedforward import feed_forward, why_not_ffn
+from dmao_kernels.swaps.registry import class_path, register_named_swap, takes, why_not_dtype, why_not_plain
 
 
 class _Parts(NamedTuple):
@@ -41,26 +41,30 @@ def _parts(module: nn.Module) -> _Parts:
 class _FastFeedForward(nn.Module):
     """Linear, activation, dropout, Linear as one operation."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the class's own."""
-        if not takes(x):
-            return super().forward(x)
-        parts = _parts(self)
-        up, activation, dropout, down = (getattr(self, name) for name in parts[:4])
-        y = feed_forward(x, up, activation_name(activation) or "", dropout, down)
-        return y if parts.last is None else getattr(self, parts.last)(y)
+        x = args[0] if len(args) == 1 and not kwargs else None
+        if not isinstance(x, Tensor) or not takes(x) or _why_not_fused(self) is not None:
+            return super().forward(*args, **kwargs)
+        y = feed_forward(x, *_ffn(self))
+        last = _parts(self).last
+        return y if last is None else getattr(self, last)(y)
+
+
+def _ffn(module: Any) -> tuple[Any, Any, Any, Any]:
+    up, activation, dropout, down = (getattr(module, name) for name in _parts(module)[:4])
+    return up, activation, dropout, down
+
+
+def _why_not_fused(module: Any) -> str | None:
+    norm = getattr(module, "norm", None)  # timm's, between dropout and the second Linear
+    if norm is not None and why_not_plain((norm, nn.Identity)) is not None:
+        return "a norm runs over the hidden units"
+    return why_not_ffn(*_ffn(module))
 
 
 def _why_not(module: Any) -> str | None:
-    up, activation, dropout, down = (getattr(module, name) for name in _parts(module)[:4])
-    if activation_name(activation) is None:
-        return "an activation other than ReLU, GELU and SiLU"
-    if any(True for _ in getattr(module, "norm", nn.Identity()).parameters()):
-        return "a norm runs over the hidden units"
-    reasons = (why_not_plain(up, nn.Linear), why_not_plain(dropout, nn.Dropout), why_not_plain(down, nn.Linear))
-    return next((reason for reason in reasons if reason), None) or (
-        "dropout of everything" if dropout.p >= 1.0 else None
-    )
+    return _why_not_fused(module) or why_not_dtype(module)
 
 
 for _path in _PARTS:

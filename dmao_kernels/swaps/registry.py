@@ -110,8 +110,10 @@ def accelerate(model: nn.Module) -> Acceleration:
     faster forward does not take, such as an arbitrary attention mask, go to PyTorch's as before.
 
     A module of a derived class, or with hooks or parametrizations inside of what would become one operation, is
-    left. Calling this twice changes nothing more. Save the state dict, not the pickled model, where the model is to
-    be read without this library.
+    left; where hooks or other modules come later, calls go to PyTorch's forward as long as they are there.
+
+    Calling this twice changes nothing more. Save the state dict, not the pickled model, where the model is to be
+    read without this library.
 
     Returns:
         The report; ``str`` of it is meant to be read.
@@ -151,14 +153,23 @@ def _decide(module: nn.Module) -> type[nn.Module] | str:
     return "no faster version of this class is known"
 
 
-def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str | None:
-    """Why ``module`` cannot become part of one operation: its class, hooks or dtype; None if it can."""
-    if type(module) not in kinds:
-        return f"{type(module).__name__} stands where {kinds[0].__name__} was expected"
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks):
-        return f"a {type(module).__name__} inside has hooks, which would not be run"
-    return why_not_dtype(module)
+def why_not_plain(*parts: tuple[Any, ...]) -> str | None:
+    """Why ``parts``, each with the classes that it may be of, cannot become one operation; None if they can.
+
+    Faster forwards ask this in every call, as modules are replaced and get hooks at any time.
+    """
+    for module, *kinds in parts:
+        if type(module) not in kinds:
+            return f"{type(module).__name__} stands where {kinds[0].__name__} was expected"
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+        ):
+            return f"a {type(module).__name__} inside has hooks, which would not be run"
+    return None
 
 
 def why_not_dtype(module: nn.Module) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from dmao_kernels.ops import (
     unpack,
 )
 from dmao_kernels.structure.multihead import ElasticMultiheadAttention, output_bias
-from dmao_kernels.swaps.feedforward import activation_name, feed_forward
+from dmao_kernels.swaps.feedforward import feed_forward, why_not_ffn
 from dmao_kernels.swaps.registry import register_swap, takes, why_not_dtype, why_not_plain
 
 
@@ -89,7 +89,7 @@ class FastTransformerEncoderLayer(nn.TransformerEncoderLayer):
     ) -> Tensor:
         """As nn.TransformerEncoderLayer's."""
         possible, lengths = _lengths(src_key_padding_mask, src_mask, is_causal)
-        if not possible or src.dim() != 3 or not takes(src):
+        if not possible or src.dim() != 3 or not takes(src) or _why_not_fused(self) is not None:
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         return _on_packed_frames(src, lengths, self.self_attn.batch_first, [self], src_mask is not None)
 
@@ -104,8 +104,7 @@ class FastTransformerEncoderLayer(nn.TransformerEncoderLayer):
         return self._add_and_norm(x, self._feed_forward(x), self.dropout2, self.norm2)[1]
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        name = cast(str, activation_name(self.activation))
-        return feed_forward(x, self.linear1, name, self.dropout, self.linear2)
+        return feed_forward(x, self.linear1, self.activation, self.dropout, self.linear2)
 
     @staticmethod
     def _add_and_norm(x: Tensor, y: Tensor, dropout: nn.Dropout, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -125,21 +124,19 @@ class FastTransformerEncoder(nn.TransformerEncoder):
     ) -> Tensor:
         """As nn.TransformerEncoder's."""
         possible, lengths = _lengths(src_key_padding_mask, mask, bool(is_causal))
-        layers = list(self.layers)
-        fast = all(type(layer) is FastTransformerEncoderLayer for layer in layers)
+        layers: list[Any] = list(self.layers)
+        fast = all(
+            why_not_plain((layer, FastTransformerEncoderLayer)) is None and _why_not_fused(layer) is None
+            for layer in layers
+        )
         if not possible or not fast or src.dim() != 3 or not takes(src):
             return super().forward(src, mask, src_key_padding_mask, is_causal)
-        batch_first = cast(FastTransformerEncoderLayer, layers[0]).self_attn.batch_first
-        return _on_packed_frames(src, lengths, batch_first, layers, mask is not None, self.norm)
+        x = _on_packed_frames(src, lengths, layers[0].self_attn.batch_first, layers, mask is not None)
+        return x if self.norm is None else self.norm(x)
 
 
 def _on_packed_frames(
-    src: Tensor,
-    lengths: Tensor | None,
-    batch_first: bool,
-    layers: list[Any],
-    causal: bool,
-    norm: nn.Module | None = None,
+    src: Tensor, lengths: Tensor | None, batch_first: bool, layers: list[Any], causal: bool
 ) -> Tensor:
     x, rows = src if batch_first else src.transpose(0, 1), {}
     frames = x.shape[1]
@@ -147,8 +144,6 @@ def _on_packed_frames(
         x, rows["offsets"] = pack(x, lengths)
     for layer in layers:
         x = layer.on_rows(x, causal, **rows)
-    if norm is not None:
-        x = norm(x)
     if lengths is not None:
         x = unpack(x, rows["offsets"], frames)
     return x if batch_first else x.transpose(0, 1)
@@ -166,31 +161,30 @@ def _why_not_attention(attention: nn.MultiheadAttention) -> str | None:
     return why_not_dtype(attention)
 
 
-def _why_not_layer(layer: nn.TransformerEncoderLayer) -> str | None:
-    if activation_name(layer.activation) is None:
-        return "an activation other than ReLU, GELU and SiLU"
-    if any(module.p >= 1.0 for module in (layer.dropout, layer.dropout1, layer.dropout2)):
-        return "dropout of everything"
-    parts = (
-        (layer.self_attn, nn.MultiheadAttention, ElasticMultiheadAttention, FastMultiheadAttention),
-        (layer.self_attn.out_proj, nn.modules.linear.NonDynamicallyQuantizableLinear),
-        (layer.linear1, nn.Linear),
-        (layer.linear2, nn.Linear),
-        (layer.norm1, nn.LayerNorm),
-        (layer.norm2, nn.LayerNorm),
-        (layer.dropout, nn.Dropout),
-        (layer.dropout1, nn.Dropout),
-        (layer.dropout2, nn.Dropout),
+def _why_not_fused(layer: nn.TransformerEncoderLayer) -> str | None:
+    """Of what can change at any time, and is asked in every call."""
+    attention, norms, dropouts = layer.self_attn, (layer.norm1, layer.norm2), (layer.dropout1, layer.dropout2)
+    reason = why_not_plain(
+        (attention, nn.MultiheadAttention, ElasticMultiheadAttention, FastMultiheadAttention),
+        (attention.out_proj, nn.modules.linear.NonDynamicallyQuantizableLinear),
+        *((norm, nn.LayerNorm) for norm in norms),
+        *((dropout, nn.Dropout) for dropout in dropouts),
     )
-    if any(norm.bias is None for norm in (layer.norm1, layer.norm2)):
+    if reason is not None:
+        return reason
+    if any(norm.bias is None for norm in norms):
         return "norms without weight or bias"
-    reasons = [why_not_plain(module, *kinds) for module, *kinds in parts]
-    return next((reason for reason in reasons if reason), None) or _why_not_attention(layer.self_attn)
+    if any(dropout.p >= 1.0 for dropout in dropouts):
+        return "dropout of everything"
+    return why_not_ffn(layer.linear1, layer.activation, layer.dropout, layer.linear2)
+
+
+def _why_not_layer(layer: nn.TransformerEncoderLayer) -> str | None:
+    return _why_not_fused(layer) or _why_not_attention(layer.self_attn) or why_not_dtype(layer)
 
 
 def _why_not_encoder(encoder: nn.TransformerEncoder) -> str | None:
-    reasons = [why_not_plain(layer, nn.TransformerEncoderLayer) for layer in encoder.layers]
-    reasons += [_why_not_layer(layer) for layer in encoder.layers]
+    reasons = (why_not_plain((layer, nn.TransformerEncoderLayer)) or _why_not_layer(layer) for layer in encoder.layers)
     return next((reason for reason in reasons if reason), None)
 
 

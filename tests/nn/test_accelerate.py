@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import dmao_kernels
 from dmao_kernels.nn import FeedForward
 from dmao_kernels.swaps import register_swap
+from tests.ops.common import CountedGraphs
 
 LENGTHS = torch.tensor([7, 4, 1])
 PADDING = torch.arange(7) >= LENGTHS[:, None]
@@ -155,14 +157,102 @@ def test_depthwise_convolution(padding: object) -> None:
     torch.testing.assert_close(fast(torch.randn(6, 9, generator=torch.Generator().manual_seed(0))).shape, (6, 9))
 
 
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(16, 4, 24, 0.0, nn.GELU(), batch_first=True)
+    return nn.TransformerEncoder(layer, 2, nn.LayerNorm(16), enable_nested_tensor=False)
+
+
+def sequence() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 24), nn.SiLU(), nn.Dropout(0.0), nn.Linear(24, 16))
+
+
+class Adapter(nn.Module):
+    """As LoRA's: a Linear's weight and bias, and another forward."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.base(x)
+
+
+INSIDE = [
+    (encoder, "layers.0"),
+    (encoder, "norm"),
+    *((encoder, f"layers.1.{name}") for name in ("linear1", "activation", "dropout", "dropout1", "norm2")),
+    *((sequence, str(position)) for position in range(4)),
+]
+
+
+@pytest.mark.parametrize(("make", "name"), INSIDE)
+def test_hooks_that_come_later_are_run(make, name: str) -> None:
+    plain, fast, _ = twins(make())
+    shapes = []
+
+    def twice(_: nn.Module, __: object, y: torch.Tensor) -> torch.Tensor:
+        shapes.append(y.shape)
+        return 2 * y
+
+    x, everywhere = torch.randn(3, 7, 16), torch.ones(3, 7, dtype=torch.bool)
+    handles = [model.get_submodule(name).register_forward_hook(twice) for model in (plain, fast)]
+    compare(plain, fast, x, everywhere)
+    if make is encoder:
+        compare(plain, fast, x, ~PADDING, src_key_padding_mask=PADDING)
+    assert shapes[::2] == shapes[1::2]
+    for handle in handles:
+        handle.remove()
+    compare(plain, fast, x, everywhere)
+    assert len(shapes) == (4 if make is encoder else 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(encoder, "layers.1.linear1"), (encoder, "layers.0.linear2"), (sequence, "0"), (sequence, "3")]
+)
+def test_modules_that_come_later_are_called(make, name: str) -> None:
+    plain, fast, _ = twins(make())
+    x, everywhere = torch.randn(3, 7, 16), torch.ones(3, 7, dtype=torch.bool)
+    for model in (plain, fast):
+        model.get_submodule(name).forward = Adapter(copy.copy(model.get_submodule(name))).forward
+    compare(plain, fast, x, everywhere)
+    for model in (plain, fast):
+        del model.get_submodule(name).forward
+        model.set_submodule(name, Adapter(model.get_submodule(name)))
+    compare(plain, fast, x, everywhere)
+
+
+def test_pruning_that_comes_later() -> None:
+    """A pre-hook makes the weight anew in every call."""
+    plain, fast, _ = twins(sequence())
+    x = torch.randn(5, 16)
+    for model in (plain, fast):
+        prune.l1_unstructured(model[0], "weight", 0.5)
+        for _ in range(2):
+            model(x).square().mean().backward()
+    torch.testing.assert_close(fast[0].weight_orig.grad, plain[0].weight_orig.grad)
+
+
+@pytest.mark.parametrize("make", [encoder, lambda: encoder().layers[0], sequence])
+def test_compiles_once(make) -> None:
+    _, fast, _ = twins(make())
+    graphs = CountedGraphs()
+    compiled = torch.compile(fast, fullgraph=True, backend=graphs)
+    for _ in range(3):
+        x = torch.randn(3, 7, 16)
+        torch.testing.assert_close(compiled(x), fast(x), rtol=1e-4, atol=1e-4)
+    assert graphs.count == 1
+
+
 class Derived(nn.TransformerEncoderLayer):
     def forward(self, src: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         return -src
 
 
-def hooked() -> nn.Module:
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    model[0].register_forward_hook(lambda *_: None)
+def hooked(model: nn.Module, name: str) -> nn.Module:
+    model.get_submodule(name).register_forward_hook(lambda *_: None)
     return model
 
 
@@ -177,7 +267,9 @@ def hooked() -> nn.Module:
         (nn.Conv1d(4, 8, 3, padding=1), "not depthwise"),
         (nn.Conv1d(4, 4, 3, groups=4), "not as long as its input"),
         (nn.Conv1d(4, 4, 3, padding="same", dilation=2, groups=4), "dilated"),
-        (hooked(), "hooks"),
+        (hooked(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), "0"), "a Linear inside has hooks"),
+        (hooked(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), "1"), "a ReLU inside has hooks"),
+        (hooked(nn.TransformerEncoderLayer(8, 2, activation=nn.GELU()), "activation"), "a GELU inside has hooks"),
         (nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"), nn.Linear(4, 4)), "no faster version"),
         (nn.LSTM(4, 4), "no faster version"),
         (FeedForward(8, 16), "already"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import dmao_kernels
 from dmao_kernels.structure import Elastic, apply_plan, feedforward_layout, find_family, given_plan, register_family
+from tests.ops.common import CountedGraphs
 
 D, H = 8, 16
 X = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(1))
@@ -141,6 +142,30 @@ def test_named_swap() -> None:
     elastic = Elastic(fast)
     apply_plan(given_plan({"0": (0, 2), "2": (0, 1, 2, 3)}, elastic.counts()), elastic)
     assert fast[0].fc1.out_features == H // 2
+
+
+@pytest.mark.parametrize("name", ["fc1", "act", "norm", "drop2"])
+def test_hooks_inside_of_a_named_swap(name: str) -> None:
+    early, late = Mlp(), Mlp()
+    early.get_submodule(name).register_forward_hook(lambda *_: 2 * _[2])
+    report = dmao_kernels.accelerate(early)
+    assert [entry.name for entry in report.left] == ([] if name == "drop2" else ["", "fc1", "fc2"])
+    assert dmao_kernels.accelerate(late).changed
+    late.load_state_dict(early.state_dict())
+    late.get_submodule(name).register_forward_hook(lambda *_: 2 * _[2])
+    for model in (early, late):
+        torch.testing.assert_close(model(X), Mlp.forward(model, X))
+
+
+def test_named_swap_with_arguments_by_name_and_compiled() -> None:
+    fast = Mlp()
+    dmao_kernels.accelerate(fast)
+    torch.testing.assert_close(fast(x=X), fast(X))
+    graphs = CountedGraphs()
+    compiled = torch.compile(fast, fullgraph=True, backend=graphs)
+    for x in (X, -X):
+        torch.testing.assert_close(compiled(x), fast(x))
+    assert graphs.count == 1
 
 
 def test_named_swap_is_pickled(monkeypatch) -> None:
