@@ -12,7 +12,7 @@ class FastDepthwiseConv1d(nn.Conv1d):
     """depthwise convolution over channels-last frames."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As nn.Conv1d's."""
+        """As nn.Conv1d's, but not contiguous: a copy would take about as long as the convolution."""
         if input.dim() != 3 or not takes(input):
             return super().forward(input)
         return depthwise_conv1d(input.transpose(1, 2), self.weight.squeeze(1), self.bias).transpose(1, 2)

@@ -106,8 +106,9 @@ def accelerate(model: nn.Module) -> Acceleration:
 
     Modules stay the objects they are, with their parameters, hooks, state dict keys and places: they become a
     subclass of their own class. The results are those of before to rounding, in training up to the dropout masks;
-    what is computed for the padding of a batch is not defined (zeros, mostly). Calls with arguments that the
-    faster forward does not take, such as an arbitrary attention mask, go to PyTorch's as before.
+    what is computed for the padding of a batch is not defined (zeros, mostly). A depthwise convolution returns a
+    view of channels-last frames, which is not contiguous. Calls with arguments that the faster forward does not take,
+    such as an arbitrary attention mask, go to PyTorch's as before.
 
     A module of a derived class, or with hooks or parametrizations inside of what would become one operation, is
     left; where hooks or other modules come later, calls go to PyTorch's forward as long as they are there.

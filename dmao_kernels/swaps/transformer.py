@@ -21,17 +21,23 @@ from dmao_kernels.swaps.feedforward import feed_forward, why_not_ffn
 from dmao_kernels.swaps.registry import register_swap, takes, why_not_dtype, why_not_plain
 
 
-def _lengths(padding: Tensor | None, attn_mask: Tensor | None, is_causal: bool) -> tuple[bool, Tensor | None]:
-    """Whether the operations can do what the masks say, and the utterances' lengths int32 [B] (None: no padding).
+def _lengths(
+    x: Tensor, batch_first: bool, padding: Tensor | None, attn_mask: Tensor | None, is_causal: bool
+) -> tuple[bool, Tensor | None]:
+    """Whether the operations can do it, as far as x and the masks go, and the lengths int32 [B] (None: no padding).
 
     They can where the padding (bool, True; or float, -inf) stands behind the frames, and the attention mask is none or
     said to be causal. Whether it stands behind them is looked up on the CPU only, where it costs no wait.
     """
+    if x.dim() != 3 or not takes(x):
+        return False, None
     if (attn_mask is None) == bool(is_causal):  # that causality is a hint about a mask, and alone an error
         return False, None
     if padding is None:
         return True, None
-    if padding.dim() != 2 or padding.device.type != "cpu" or torch.compiler.is_compiling():
+    if padding.device.type != "cpu" or torch.compiler.is_compiling():
+        return False, None
+    if padding.shape != (x if batch_first else x.transpose(0, 1)).shape[:2]:  # PyTorch says what is wrong
         return False, None
     masked = padding if padding.dtype == torch.bool else padding.isneginf()
     ordered = not bool((masked[:, 1:] < masked[:, :-1]).any())
@@ -66,15 +72,14 @@ class FastMultiheadAttention(ElasticMultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As nn.MultiheadAttention's."""
-        possible, lengths = _lengths(key_padding_mask, attn_mask, is_causal)
-        possible = possible and not need_weights and not self.empty
-        if not possible or not query is key is value or query.dim() != 3 or not takes(query):
+        possible, lengths = _lengths(query, self.batch_first, key_padding_mask, attn_mask, is_causal)
+        if not possible or need_weights or self.empty or not query is key is value:
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         x = query if self.batch_first else query.transpose(0, 1)
         y = _attend(self, x, attn_mask is not None, lengths=lengths)
-        return y if self.batch_first else y.transpose(0, 1), None
+        return y if self.batch_first else y.transpose(0, 1).contiguous(), None
 
 
 class FastTransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -88,10 +93,13 @@ class FastTransformerEncoderLayer(nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> Tensor:
         """As nn.TransformerEncoderLayer's."""
-        possible, lengths = _lengths(src_key_padding_mask, src_mask, is_causal)
-        if not possible or src.dim() != 3 or not takes(src) or _why_not_fused(self) is not None:
+        if _why_not_fused(self) is not None:
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
-        return _on_packed_frames(src, lengths, self.self_attn.batch_first, [self], src_mask is not None)
+        batch_first = self.self_attn.batch_first
+        possible, lengths = _lengths(src, batch_first, src_key_padding_mask, src_mask, is_causal)
+        if not possible:
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        return _on_packed_frames(src, lengths, batch_first, [self], src_mask is not None)
 
     def on_rows(self, x: Tensor, causal: bool, **rows: Any) -> Tensor:
         """Of ``x`` [B, T, d], or packed [N, d] with ``offsets``."""
@@ -123,15 +131,17 @@ class FastTransformerEncoder(nn.TransformerEncoder):
         is_causal: bool | None = None,
     ) -> Tensor:
         """As nn.TransformerEncoder's."""
-        possible, lengths = _lengths(src_key_padding_mask, mask, bool(is_causal))
         layers: list[Any] = list(self.layers)
-        fast = all(
-            why_not_plain((layer, FastTransformerEncoderLayer)) is None and _why_not_fused(layer) is None
+        if any(
+            why_not_plain((layer, FastTransformerEncoderLayer)) is not None or _why_not_fused(layer) is not None
             for layer in layers
-        )
-        if not possible or not fast or src.dim() != 3 or not takes(src):
+        ):
             return super().forward(src, mask, src_key_padding_mask, is_causal)
-        x = _on_packed_frames(src, lengths, layers[0].self_attn.batch_first, layers, mask is not None)
+        batch_first = layers[0].self_attn.batch_first
+        possible, lengths = _lengths(src, batch_first, src_key_padding_mask, mask, bool(is_causal))
+        if not possible:
+            return super().forward(src, mask, src_key_padding_mask, is_causal)
+        x = _on_packed_frames(src, lengths, batch_first, layers, mask is not None)
         return x if self.norm is None else self.norm(x)
 
 
@@ -146,7 +156,7 @@ def _on_packed_frames(
         x = layer.on_rows(x, causal, **rows)
     if lengths is not None:
         x = unpack(x, rows["offsets"], frames)
-    return x if batch_first else x.transpose(0, 1)
+    return x if batch_first else x.transpose(0, 1).contiguous()
 
 
 def _why_not_attention(attention: nn.MultiheadAttention) -> str | None:

@@ -123,6 +123,29 @@ def test_attention(batch_first: bool) -> None:
     torch.testing.assert_close(fast(x, other, other), plain(x, other, other))
 
 
+@pytest.mark.parametrize("frames", [3, 9])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_padding_of_another_length_is_refused_as_by_pytorch(batch_first: bool, frames: int) -> None:
+    x, padding = torch.randn(3, 7, 16) if batch_first else torch.randn(7, 3, 16), torch.zeros(3, frames) > 0
+    layer = nn.TransformerEncoderLayer(16, 4, 24, 0.0, batch_first=batch_first)
+    for model in twins(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))[:2]:
+        attention = model.layers[0].self_attn
+        with pytest.raises((RuntimeError, AssertionError), match="key_padded_mask"):
+            attention(x, x, x, padding, need_weights=False)
+        for module in (model, model.layers[0]):
+            with pytest.raises((RuntimeError, AssertionError), match="key_padded_mask"):
+                module(x, src_key_padding_mask=padding)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_outputs_are_contiguous(batch_first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 24, 0.0, batch_first=batch_first)
+    _, fast, _ = twins(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+    x = torch.randn(7, 7, 16)
+    for y in (fast(x), fast.layers[0](x), fast.layers[0].self_attn(x, x, x, need_weights=False)[0]):
+        assert y.is_contiguous()
+
+
 @pytest.mark.parametrize(
     "modules",
     [
