@@ -18,7 +18,7 @@ class MaskedLinear(nn.Linear):
 
     Without a mask it has the parameters and the saved state of nn.Linear and takes its place. With a mask,
     dead blocks are neither read nor computed, their gradient is exactly zero, and the saved state has the
-    grid of live blocks as `live_blocks`, bool [rows, columns].
+    grid of live blocks as `live_blocks`, bool [rows, columns], and the edge of a block as `live_block_size`, int64 [].
 
     Args:
         in_features: width of the input.
@@ -33,6 +33,7 @@ class MaskedLinear(nn.Linear):
     """
 
     live_blocks: Tensor | None
+    live_block_size: Tensor | None
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class MaskedLinear(nn.Linear):
         self.activation = activation
         self.block = block
         self.register_buffer("live_blocks", None)
+        self.register_buffer("live_block_size", None)  # of the saved state; the layer itself reads `block`
         for name in _MASK_TENSORS:
             self.register_buffer(f"_{name}", None, persistent=False)
 
@@ -98,6 +100,7 @@ class MaskedLinear(nn.Linear):
             mask = mask.to(self.weight.device)
             self.block = mask.block
         self.live_blocks = None if mask is None else mask.to_dense()
+        self.live_block_size = None if mask is None else torch.full((), mask.block, device=self.weight.device)
         for name in _MASK_TENSORS:
             setattr(self, f"_{name}", None if mask is None else getattr(mask, name))
 
@@ -118,23 +121,31 @@ class MaskedLinear(nn.Linear):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *messages: list[str]
     ) -> None:
-        """A state with a grid sets the mask, one without it (nn.Linear's) clears it."""
-        name = prefix + "live_blocks"
-        grid = state_dict.get(name)
-        expected = grid_shape(self.weight, self.block)
-        if grid is not None and (not isinstance(grid, Tensor) or grid.dtype != torch.bool):
-            found = grid.dtype if isinstance(grid, Tensor) else type(grid).__name__
-            messages[-1].append(f"{name} must be a bool tensor, got {found}")
-            del state_dict[name]
-        elif grid is not None and tuple(grid.shape) != expected:
-            messages[-1].append(
-                f"size mismatch for {name}: {list(expected)} blocks of {self.block} cover the weight "
-                f"{list(self.weight.shape)}, the state has {list(grid.shape)}"
-            )
-            del state_dict[name]
-        elif grid is not None:
+        """A state with a grid sets the mask, one of a weight without it (nn.Linear's) clears it."""
+        name, size_name = prefix + "live_blocks", prefix + "live_block_size"
+        grid, size = state_dict.pop(name, None), state_dict.pop(size_name, None)
+        if grid is None and size is None:
+            if prefix + "weight" in state_dict:
+                self.mask = None
+        elif (reason := self._why_not_load(prefix, grid, size)) is not None:
+            messages[-1].append(reason)
+        else:
             state_dict[name] = plain_bools(grid)
             self.mask = BlockMask.from_dense(state_dict[name], self.block)
-        else:
-            self.mask = None
+            state_dict[size_name] = self.live_block_size
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *messages)
+
+    def _why_not_load(self, prefix: str, grid: Any, size: Any) -> str | None:
+        """What is wrong with a saved grid or the size of its blocks (not in states of 0.1); None if nothing is."""
+        if not isinstance(grid, Tensor) or grid.dtype != torch.bool:
+            found = grid.dtype if isinstance(grid, Tensor) else type(grid).__name__
+            return f"{prefix}live_blocks must be a bool tensor, got {found}"
+        if size is not None and (not isinstance(size, Tensor) or size.dtype != torch.int64 or size.dim() > 0):
+            return f"{prefix}live_block_size must be a tensor int64 [], got {size!r}"
+        expected, block = grid_shape(self.weight, self.block), self.block if size is None else int(size)
+        if tuple(grid.shape) != expected or block != self.block:
+            return (
+                f"size mismatch for {prefix}live_blocks: {list(expected)} blocks of {self.block} cover the weight "
+                f"{list(self.weight.shape)}, the state has {list(grid.shape)} of {block}"
+            )
+        return None

@@ -74,6 +74,35 @@ def test_state_carries_the_mask() -> None:
         MaskedLinear(40, 48, block=32).load_state_dict(layer.state_dict())
 
 
+def test_state_carries_the_size_of_blocks() -> None:
+    layer = MaskedLinear(100, 100)
+    layer.mask = BlockMask.from_dense(torch.tensor([[True, False], [True, True]]), 96)
+    state = layer.state_dict()
+    with pytest.raises(RuntimeError, match=r"live_blocks: \[2, 2\] blocks of 64 cover .* the state has \[2, 2\] of 96"):
+        MaskedLinear(100, 100).load_state_dict(state)
+    for wrong in (torch.tensor([96]), torch.tensor(96.0), 96):
+        with pytest.raises(RuntimeError, match=r"live_block_size must be a tensor int64 \[\], got"):
+            MaskedLinear(100, 100, block=96).load_state_dict({**state, "live_block_size": wrong})
+    del state["live_block_size"]  # a state of 0.1
+    for assign in (False, True):
+        other = MaskedLinear(100, 100, block=96)
+        other.load_state_dict(state, assign=assign)
+        assert other.state_dict().keys() == layer.state_dict().keys()
+        assert torch.equal(other(torch.ones(1, 100)), layer(torch.ones(1, 100)))
+    del state["live_blocks"]
+    with pytest.raises(RuntimeError, match="live_blocks must be a bool tensor, got NoneType"):
+        layer.load_state_dict({**state, "live_block_size": torch.tensor(96)})
+
+
+def test_a_state_of_other_modules_leaves_the_mask() -> None:
+    model = nn.Sequential(make(), nn.Linear(48, 2))
+    model.load_state_dict({"1.bias": torch.ones(2)}, strict=False)
+    assert model[0].mask is not None
+    assert torch.equal(model[0].mask.to_dense(), GRID)
+    model.load_state_dict({"0.weight": torch.ones(48, 40)}, strict=False)
+    assert model[0].mask is None
+
+
 def test_mask_can_be_set_copied_and_cleared() -> None:
     layer = make()
     twin = copy.deepcopy(layer)
