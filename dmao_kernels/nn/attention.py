@@ -113,8 +113,8 @@ class RelPosSelfAttention(SelfAttention):
     only). A component is one head, with its rows of ``pos`` and of both biases, or its part of ``table``.
 
     The sinusoids are the same for all layers: make them once per batch (`sinusoidal_positions`) and pass them as
-    ``positions`` [2 R + 1, d], R at least the longest utterance - 1; else each layer makes its own, and with
-    packed rows waits for the longest length.
+    ``positions`` [2 R + 1, d], R at least the longest utterance - 1 (of padded rows: T - 1); else each layer makes
+    its own, and with packed rows waits for the longest length.
 
     Args:
         radius: None for Transformer-XL's form; else the greatest distance that is told apart, at least 1.
@@ -170,6 +170,11 @@ class RelPosSelfAttention(SelfAttention):
         positions = rows.positions
         if positions is None:
             positions = sinusoidal_positions(_longest(normed, rows), self.pos.in_features, normed)
+        elif rows.offsets is None and positions.shape[0] < 2 * normed.shape[1] - 1:
+            raise ValueError(
+                f"RelPosSelfAttention: positions must have {2 * normed.shape[1] - 1} rows at least for "
+                f"{normed.shape[1]} frames, got {list(positions.shape)}"
+            )
         return {
             "rel_pos": self._split(self.pos(positions.to(normed.dtype), rows_mask(self.pos, self.live_slots))),
             "content_bias": self.content_bias,

@@ -19,6 +19,7 @@ class ChunkRows:
     source: int64 [M], the row that each row of the cut batch is a copy of.
     offsets: int32 [P + 1] of the cut batch: one utterance a chunk.
     own: int64 [N], for the rows of the batch in their order, where they are in the cut one.
+    padded: [B, T] of padded rows; None: they are packed.
     """
 
     size: int
@@ -26,10 +27,11 @@ class ChunkRows:
     source: Tensor
     offsets: Tensor
     own: Tensor
+    padded: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, lengths: Tensor, size: int, reach: int, starts: Tensor | None = None) -> ChunkRows:
-        """Of utterances with `lengths` [B] that lie one behind the other, or begin at the rows `starts` [B].
+    def of(cls, lengths: Tensor, size: int, reach: int, frames: int | None = None) -> ChunkRows:
+        """Of utterances with `lengths` [B] that lie one behind the other, or are padded to so many `frames`.
 
         Made on the device of `lengths`, for which an accelerator is waited for: keep them on the CPU, and take the
         result `to` the device.
@@ -44,16 +46,19 @@ class ChunkRows:
         spans = end - begin
         chunk = torch.arange(len(spans), device=lengths.device).repeat_interleave(spans)
         frame = begin[chunk] + _within(spans)
-        if starts is None:
+        if frames is None:
             starts = F.pad(lengths.cumsum(0), (1, 0))[:-1]
+        else:
+            starts = torch.arange(len(lengths), device=lengths.device) * frames
         offsets = F.pad(spans.cumsum(0), (1, 0)).int()
         own = (frame >= first[chunk]).nonzero()[:, 0]
-        return cls(size, reach, starts.long()[utterance[chunk]] + frame, offsets, own)
+        padded = None if frames is None else (len(lengths), frames)
+        return cls(size, reach, starts[utterance[chunk]] + frame, offsets, own, padded)
 
     def to(self, device: torch.device) -> ChunkRows:
         """The same on another device."""
         moved = (tensor.to(device, non_blocking=True) for tensor in (self.source, self.offsets, self.own))
-        return ChunkRows(self.size, self.reach, *moved)
+        return ChunkRows(self.size, self.reach, *moved, self.padded)
 
 
 def _within(counts: Tensor) -> Tensor:

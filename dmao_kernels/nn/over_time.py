@@ -25,7 +25,8 @@ def convolve(convolution: Convolve, x: Tensor, rows: Rows, size: int | None, rea
 
     size: None convolves whole utterances.  reach: frames before itself that a frame sees.
 
-    Raises ValueError where the rows were cut beforehand, but not so.
+    Raises ValueError where the rows were cut beforehand, but not so, or others were. Padded rows of other lengths, as
+    many and as long, are not told apart: that would be waited for.
     """
     if size is None:
         return convolution(x, rows.lengths, rows.offsets)
@@ -36,6 +37,8 @@ def convolve(convolution: Convolve, x: Tensor, rows: Rows, size: int | None, rea
         raise ValueError(
             f"chunks must be of {size} frames that reach {reach} back, got {chunks.size} and {chunks.reach}"
         )
+    else:
+        _require_rows_of(chunks, x, rows)
     flat = x if rows.offsets is not None else x.flatten(0, 1)
     y = convolution(flat.index_select(0, chunks.source), None, chunks.offsets).index_select(0, chunks.own)
     if rows.offsets is not None:
@@ -67,6 +70,15 @@ def _cut(x: Tensor, rows: Rows, size: int, reach: int) -> ChunkRows:
     if rows.offsets is not None:
         return ChunkRows.of(rows.offsets.diff(), size, reach)
     batch, frames = x.shape[:2]
-    starts = torch.arange(batch, device=x.device) * frames
-    lengths = torch.full_like(starts, frames) if rows.lengths is None else rows.lengths
-    return ChunkRows.of(lengths, size, reach, starts)
+    lengths = torch.full((batch,), frames, device=x.device) if rows.lengths is None else rows.lengths
+    return ChunkRows.of(lengths, size, reach, frames)
+
+
+def _require_rows_of(chunks: ChunkRows, x: Tensor, rows: Rows) -> None:
+    padded = None if rows.offsets is not None else (x.shape[0], x.shape[1])
+    if chunks.padded != padded:
+        expected, found = ("packed" if of is None else f"padded [B, T] = {list(of)}" for of in (padded, chunks.padded))
+        raise ValueError(f"chunks must be of rows that are {expected}, got {found}")
+    number = x.shape[:-1].numel()
+    if rows.lengths is None and chunks.own.numel() != number:
+        raise ValueError(f"chunks must be of {number} rows, got {chunks.own.numel()}")

@@ -17,7 +17,7 @@ def test_rows_of_chunks() -> None:
     assert chunks.offsets.tolist() == [0, 2, 6, 10, 12]
     assert chunks.own.tolist() == [0, 1, 4, 5, 9, 10, 11]
     assert chunks.source[chunks.own].tolist() == list(range(7))
-    padded = ChunkRows.of(torch.tensor([2, 1]), 2, 3, starts=torch.tensor([0, 4]))
+    padded = ChunkRows.of(torch.tensor([2, 1]), 2, 3, frames=4)
     assert padded.source.tolist() == [0, 1, 4]
 
 
@@ -88,6 +88,29 @@ def test_rows_cut_beforehand(name: str) -> None:
     for wrong in (ChunkRows.of(lengths, 2, 9), ChunkRows.of(lengths, 3, block.reach - 1)):
         with pytest.raises(ValueError, match=r"chunks must be of 3 frames that reach \d back, got \d and \d"):
             block(x, offsets=offsets, chunks=wrong)
+
+
+def test_rows_cut_beforehand_must_be_those_of_the_batch() -> None:
+    torch.manual_seed(0)
+    block = BLOCKS["conformer"](chunk=(2, None)).eval()
+    lengths, x = torch.tensor([4, 6]), torch.randn(2, 6, 16)
+    mask, reach = torch.arange(6) < lengths[:, None], block.reach
+    padded, packed = ChunkRows.of(lengths, 2, reach, 6), ChunkRows.of(lengths, 2, reach)
+    expected = block(x, mask)
+    torch.testing.assert_close(block(x, mask, chunks=padded.to(x.device)), expected, rtol=1e-5, atol=1e-5)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, mask, chunks=padded), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"chunks must be of rows that are padded \[B, T\] = \[2, 6\], got packed"):
+        block(x, mask, chunks=packed)
+    with pytest.raises(ValueError, match=r"padded \[B, T\] = \[2, 5\], got padded \[B, T\] = \[2, 6\]"):
+        block(x[:, :5], chunks=padded)
+    with pytest.raises(ValueError, match="chunks must be of 12 rows, got 10"):
+        block(x, chunks=padded)
+    offsets = torch.tensor([0, 4, 10], dtype=torch.int32)
+    with pytest.raises(ValueError, match="chunks must be of rows that are packed, got padded"):
+        block(x.flatten(0, 1)[:10], offsets=offsets, chunks=padded)
+    with pytest.raises(ValueError, match="chunks must be of 10 rows, got 9"):
+        block(x.flatten(0, 1)[:10], offsets=offsets, chunks=ChunkRows.of(torch.tensor([4, 5]), 2, reach))
 
 
 @pytest.mark.parametrize("layer", [ConvolutionModule, lambda d, **k: ConvolutionalGatingMLP(d, 6 * d, **k)])

@@ -75,6 +75,8 @@ def test_positions_can_be_made_beforehand() -> None:
         torch.testing.assert_close(module(x, positions=positions), expected, rtol=1e-5, atol=1e-5)
     offsets = torch.tensor([0, 7, 14], dtype=torch.int32)
     torch.testing.assert_close(module(x.flatten(0, 1), offsets=offsets), expected.flatten(0, 1), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"positions must have 13 rows at least for 7 frames, got \[11, 8\]"):
+        module(x, positions=sinusoidal_positions(6, 8, x))
 
 
 def test_order_matters() -> None:
