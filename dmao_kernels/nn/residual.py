@@ -95,8 +95,9 @@ class Branch(nn.Module, ABC):
     ) -> Tensor:
         """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape.
 
-        ``mask`` bool [B, T] is False at padding, which never matters to the other frames; ``offsets`` int32
-        [B + 1] and ``chunks`` see `Rows`; ``positions`` see `RelPosSelfAttention`. An empty module maps to zeros.
+        ``mask`` bool [B, T] is False at padding, which never matters to the other frames, but must be finite where
+        parameters train: their gradients sum up over all rows. Packed rows have none. ``offsets`` int32 [B + 1] and
+        ``chunks`` see `Rows`; ``positions`` see `RelPosSelfAttention`. An empty module maps to zeros.
         """
         if self.empty:
             return torch.zeros_like(x)
@@ -129,9 +130,11 @@ class ResidualBlock(nn.Module, ABC):
     ) -> Tensor:
         """Map ``x`` [B, T, d], or packed [N, d] with ``offsets``, to the same shape.
 
-        ``mask`` bool [B, T] is False at padding; packed rows have none. ``offsets`` int32 [B + 1]: utterance b has
-        the rows offsets[b] ... offsets[b + 1] - 1. ``positions``: `sinusoidal_positions` of the longest utterance,
-        for relative positions; ``chunks``: how the rows are cut in chunks, `reach` back. None: the block makes them.
+        ``mask`` bool [B, T] is False at padding, which must be finite where parameters train, as their gradients sum
+        up over all rows; packed rows have none. ``offsets`` int32 [B + 1]: utterance b has the rows offsets[b] ...
+        offsets[b + 1] - 1. ``positions``: `sinusoidal_positions` of the longest utterance (of padded rows: of T
+        frames), for relative positions; ``chunks``: how the rows are cut in chunks, `reach` back. None: the block
+        makes them.
         """
         steps = [(getattr(self, name), scale) for name, scale in self.scales.items()]
         return residual_chain(x, steps, self.norm, Rows.of(x, mask, offsets, positions, chunks))
