@@ -57,8 +57,10 @@ class ChunkRows:
 
     def to(self, device: torch.device) -> ChunkRows:
         """The same on another device."""
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.source, self.offsets, self.own))
-        return ChunkRows(self.size, self.reach, *moved, self.padded)
+        source, offsets, own = (
+            tensor.to(device, non_blocking=True) for tensor in (self.source, self.offsets, self.own)
+        )
+        return ChunkRows(self.size, self.reach, source, offsets, own, self.padded)
 
 
 def _within(counts: Tensor) -> Tensor:
