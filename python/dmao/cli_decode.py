@@ -252,7 +252,8 @@ def _refuse_idle(kind: str, given: dict[str, Any]) -> None:
 def normaliser_of(glm: Path | None, drop: tuple[str, ...]) -> Normaliser:
     from dmao.scoring import Normaliser, read_glm
 
-    return Normaliser({} if glm is None else read_glm(glm), frozenset(word.lower() for word in drop))
+    rules = ({}, {}) if glm is None else read_glm(glm)
+    return Normaliser(*rules, frozenset(word.lower() for word in drop))
 
 
 def _lines(path: Path) -> Iterator[str]:

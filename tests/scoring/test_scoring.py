@@ -40,11 +40,12 @@ GONNA     => GOING TO
 @pytest.fixture
 def normaliser(tmp_path):
     (tmp_path / "test.glm").write_text(GLM)
-    return Normaliser(read_glm(tmp_path / "test.glm"), drop=["[noise]"])
+    return Normaliser(*read_glm(tmp_path / "test.glm"), drop=["[noise]"])
 
 
-def test_rules(normaliser, caplog):
-    assert normaliser.rules == {
+def test_rules(normaliser):
+    assert normaliser.hypotheses == normaliser.references
+    assert normaliser.references == {
         ("uh",): (("%hesitation",),),
         ("um",): (("%hesitation",),),
         ("i'm",): (("i'm",), ("i", "am")),
@@ -57,10 +58,11 @@ def test_rules(normaliser, caplog):
 def test_normalisers_are_told_apart_by_what_they_do(normaliser):
     assert str(Normaliser()) == "none"
     assert re.fullmatch(r"\d+ rules \([0-9a-f]{8}\), without \[noise\]", str(normaliser))
-    backwards = Normaliser(dict(reversed(normaliser.rules.items())), normaliser.drop)
-    assert str(backwards) == str(normaliser)
-    others = [replace(normaliser, rules=normaliser.rules | {("uh",): (("um",),)}), replace(normaliser, drop=["uh"])]
-    assert len({str(one) for one in [normaliser, *others]}) == 3
+    rules = normaliser.references
+    backwards = dict(reversed(rules.items()))
+    assert str(replace(normaliser, references=backwards, hypotheses=backwards)) == str(normaliser)
+    others = [{"references": rules | {("uh",): (("um",),)}}, {"hypotheses": {}}, {"drop": ["uh"]}]
+    assert len({str(one) for one in [normaliser, *(replace(normaliser, **other) for other in others)]}) == 4
 
 
 def test_rules_for_certain_neighbours_are_told(normaliser, caplog, tmp_path):
@@ -112,6 +114,21 @@ def texts(seed):
     return " ".join(rng.choices("abcd", k=rng.randint(0, 9)))
 
 
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "counts"),
+    [
+        ("(uh) no", "know", (1, 0, 0, 2)),
+        ("yes (uh) no", "yes know", (1, 0, 0, 3)),
+        ("x (uh) (um) a", "x b", (1, 0, 0, 4)),
+        ("{ a / b c } { b d / e }", "b c e", (0, 0, 0, 3)),
+        ("{ a b / @ } { b c / c d }", "c d", (0, 0, 0, 2)),
+    ],
+)
+def test_marks_cost_what_they_do_in_sclite(reference, hypothesis, counts):
+    """A word that may be missing less than another; of all combinations of alternatives the cheapest one counts."""
+    assert align(reference, hypothesis).count == ErrorCount(*counts)
+
+
 def test_alignments_are_whole_and_agree_with_the_rate():
     pairs = [(texts(seed), texts(-seed - 1)) for seed in range(60)]
     for reference, hypothesis in pairs:
@@ -119,6 +136,17 @@ def test_alignments_are_whole_and_agree_with_the_rate():
         assert [p.reference for p in found.pairs if p.reference] == reference.split()
         assert [p.hypothesis for p in found.pairs if p.hypothesis] == hypothesis.split()
         assert found.count == wer([reference], [hypothesis])
+
+
+def test_alternatives_that_were_not_said_change_nothing():
+    """Those go through networks, plain texts through kaldialign; of equal costs each may take another way."""
+    for seed in range(60):
+        reference, hypothesis = texts(seed), texts(-seed - 1)
+        marked = " ".join(f"{{ {word} / z z / y }}" for word in reference.split())
+        plain, found = (align(one, hypothesis).count for one in (reference, marked))
+        costs = [4 * one.substitutions + 3 * (one.insertions + one.deletions) for one in (plain, found)]
+        assert costs[0] == costs[1]
+        assert found.errors <= plain.errors
 
 
 def report():

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, product
 from pathlib import Path
 
 from dmao.data.labels import split_words
@@ -18,8 +19,12 @@ from dmao.errors import UserError
 
 _log = logging.getLogger(__name__)
 _ANYWHERE = re.compile(r"\[\s*\]\s*__\s*\[\s*\]")  # between words, whatever these are
+_ONLY_FOR = re.compile(r';;\s+input_dependent_application\s*=\s*"([^"]*)"')
+_KINDS = (("stm", "ref"), ("ctm", "hyp"))  # what NIST's filter calls references, and hypotheses
+_WITHIN = re.compile(r"(?<=.)-(?=.)")  # a hyphen at the end of a word marks a fragment
 _NOTHING = "@"
 Phrase = tuple[str, ...]
+Rules = Mapping[Phrase, tuple[Phrase, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,48 +39,90 @@ class Slot:
 class Normaliser:
     """Maps references and hypotheses to what is compared.
 
-    rules: phrase -> its replacements, the first matching longest phrase at each word; applied to both sides once.
+    references, hypotheses: the rules for each, as `read_glm` gives them: phrase -> its replacements, the longest
+        matching phrase at each word, applied once.
     drop: words that are taken out of both sides, e.g. "[noise]".
     """
 
-    rules: Mapping[Phrase, tuple[Phrase, ...]] = field(default_factory=dict)
+    references: Rules = field(default_factory=dict)
+    hypotheses: Rules = field(default_factory=dict)
     drop: Collection[str] = ()
 
     def __str__(self) -> str:
         """The same for the same rules and words only: `dmao compare` tells reports apart by it."""
-        digest = hashlib.sha256(repr(sorted(self.rules.items())).encode("utf-8", "surrogateescape")).hexdigest()
-        parts = [f"{len(self.rules)} rules ({digest[:8]})"] if self.rules else []
+        rules = [sorted(side.items()) for side in (self.references, self.hypotheses)]
+        digest = hashlib.sha256(repr(rules).encode("utf-8", "surrogateescape")).hexdigest()
+        parts = [f"{len(set(chain(*rules)))} rules ({digest[:8]})"] if self.official else []
         parts += [f"without {' '.join(sorted(self.drop))}"] if self.drop else []
         return ", ".join(parts) or "none"
 
-    def slots(self, text: str) -> list[Slot]:
-        """The places of a reference or hypothesis. UserError where braces do not pair."""
-        return self._mapped([slot for slot in map(self._without, _parse(text.lower())) if slot.alternatives != ((),)])
+    @property
+    def official(self) -> bool:
+        """Whether there are rules. With them NIST also parts words at hyphens and takes fragments for whole words."""
+        return bool(self.references or self.hypotheses)
+
+    def reference(self, text: str) -> list[Slot]:
+        """The places of a reference. UserError where braces do not pair."""
+        return self._slots(text, self.references)
+
+    def hypothesis(self, text: str) -> list[Slot]:
+        """The places of a hypothesis. UserError where braces do not pair."""
+        return self._slots(text, self.hypotheses)
+
+    def _slots(self, text: str, rules: Rules) -> list[Slot]:
+        slots = _mapped(_worded(map(self._without, _parse(text.lower()))), rules)
+        return list(map(_parted, slots)) if self.official else slots
 
     def _without(self, slot: Slot) -> Slot:
         kept = (tuple(word for word in phrase if word not in self.drop) for phrase in slot.alternatives)
         return Slot(tuple(dict.fromkeys(kept)), slot.optional)
 
-    def _mapped(self, slots: list[Slot]) -> list[Slot]:
-        longest = max(map(len, self.rules), default=0)
-        result: list[Slot] = []
-        position = 0
-        while position < len(slots):
-            for length in range(min(longest, len(slots) - position), 0, -1):
-                phrase = _plain(slots[position : position + length])
-                if phrase is not None and phrase in self.rules:
-                    optional = all(slot.optional for slot in slots[position : position + length])
-                    result.append(Slot(self.rules[phrase], optional))
-                    position += length
-                    break
-            else:
-                result.append(slots[position])
-                position += 1
-        return [slot for slot in result if slot.alternatives != ((),)]
+
+def _worded(slots: Iterable[Slot]) -> list[Slot]:
+    """Without those that stand for nothing."""
+    return [slot for slot in slots if slot.alternatives != ((),)]
 
 
-def read_glm(path: str | Path) -> dict[Phrase, tuple[Phrase, ...]]:
-    """The rules of a global mapping file: `[from] => to` or `from => {[to] / [or to]}`, mostly with ` / [ ] __ [ ]`.
+def _mapped(slots: list[Slot], rules: Rules) -> list[Slot]:
+    longest = max(map(len, rules), default=0)
+    result: list[Slot] = []
+    position = 0
+    while position < len(slots):
+        for length in range(min(longest, len(slots) - position), 0, -1):
+            phrase = _plain(slots[position : position + length])
+            if phrase is not None and phrase in rules:
+                optional = all(slot.optional for slot in slots[position : position + length])
+                result.append(Slot(rules[phrase], optional))
+                position += length
+                break
+        else:
+            slot = slots[position]
+            if len(slot.alternatives) > 1:
+                written = chain.from_iterable(_rewritten(phrase, rules) for phrase in slot.alternatives)
+                slot = replace(slot, alternatives=tuple(dict.fromkeys(written)))
+            result.append(slot)
+            position += 1
+    return _worded(result)
+
+
+def _rewritten(phrase: Phrase, rules: Rules) -> Iterator[Phrase]:
+    """All that one alternative stands for once the rules are applied within it."""
+    slots = _mapped([Slot(((word,),)) for word in phrase], rules)
+    for choice in product(*(slot.alternatives for slot in slots)):
+        yield tuple(chain.from_iterable(choice))
+
+
+def _parted(slot: Slot) -> Slot:
+    """Words with hyphens as several words."""
+    phrases = (chain.from_iterable(_WITHIN.split(word) for word in phrase) for phrase in slot.alternatives)
+    return replace(slot, alternatives=tuple(tuple(filter(None, phrase)) for phrase in phrases))
+
+
+def read_glm(path: str | Path) -> tuple[Rules, Rules]:
+    """The rules of a global mapping file for references and for hypotheses, which are those for all and some more.
+
+    They are written `[from] => to` or `from => {[to] / [or to]}`, mostly with ` / [ ] __ [ ]`; what follows
+    `;; INPUT_DEPENDENT_APPLICATION = "ctm"` is for hypotheses alone, as NIST's csrfilt has it.
 
     Comments (;;) and settings (*) are skipped. Rules that hold between certain neighbours only are left out with a
     warning: none of the Hub5 conventions for words needs them.
@@ -86,10 +133,13 @@ def read_glm(path: str | Path) -> dict[Phrase, tuple[Phrase, ...]]:
         lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
         raise UserError(f"cannot read mapping {path}: {error.strerror or error}") from error
-    rules: dict[Phrase, tuple[Phrase, ...]] = {}
+    rules: tuple[dict[Phrase, tuple[Phrase, ...]], ...] = ({}, {})
+    concerned = rules
     special = 0
-    for number, line in enumerate(lines, 1):
-        line = line.partition(";;")[0].strip().lower()
+    for number, line in enumerate(map(str.lower, lines), 1):
+        if only := _ONLY_FOR.match(line):
+            concerned = tuple(side for side, kinds in zip(rules, _KINDS, strict=True) if _names(only[1], kinds))
+        line = line.partition(";;")[0].strip()
         if not line or line.startswith("*"):
             continue
         left, arrow, right = line.partition("=>")
@@ -100,23 +150,36 @@ def read_glm(path: str | Path) -> dict[Phrase, tuple[Phrase, ...]]:
             if not _ANYWHERE.fullmatch(context.strip()):
                 special += 1
                 continue
-        rules.setdefault(_phrase(left), _replacements(right.strip()))
+        for side in concerned:
+            side.setdefault(_phrase(left), _replacements(right))
     if special:
         _log.warning("mapping %s: %d rules that depend on the neighbours are left out", path, special)
-    return rules
+    return rules[0], rules[1]
+
+
+def _names(expression: str, kinds: Iterable[str]) -> bool:
+    """Whether a regular expression is of one of `kinds`; one that is none names what it is."""
+    try:
+        return any(re.search(expression, kind) for kind in kinds)
+    except re.error:
+        return expression in kinds
 
 
 def _replacements(text: str) -> tuple[Phrase, ...]:
-    inner = text[1:-1] if text.startswith("{") and text.endswith("}") else text
-    return tuple(_phrase(part) for part in inner.split("/")) if inner != text else (_phrase(text),)
+    inner = _unbracketed(text)
+    if inner.startswith("{") and inner.endswith("}"):
+        return tuple(map(_phrase, inner[1:-1].split("/")))
+    return (_phrase(text),)
 
 
 def _phrase(text: str) -> Phrase:
-    """The words of "[i am]" or "i am"."""
-    text = text.strip()
-    if text.startswith("[") and text.endswith("]") and "]" not in text[:-1]:
-        text = text[1:-1]
-    return tuple(word for word in split_words(text) if word != _NOTHING)
+    """The words of "[i am]" or "i am"; of "[[silence]]" "[silence]"."""
+    return tuple(word for word in split_words(_unbracketed(text)) if word != _NOTHING)
+
+
+def _unbracketed(text: str) -> str:
+    """NIST's own files lack one of the brackets now and then."""
+    return text.strip().removeprefix("[").removesuffix("]").strip()
 
 
 def _plain(slots: Iterable[Slot]) -> Phrase | None:
