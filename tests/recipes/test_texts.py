@@ -51,6 +51,8 @@ def test_transcripts_of_switchboard():
         ("{@ / um} yes", "yes"),
         ("%hesitation yes <contraction>", "yes"),
         ("(%hesitation)", ""),
+        ("((%hesitation) yes", "yes"),
+        ("<contraction e_form=\"[it=>it]['s=>is]\">IT'S right", "it's right"),
     ],
 )
 def test_references_of_hub5(written, plain):
@@ -62,6 +64,19 @@ def test_marked_references_allow_what_they_say(heard):
     reference = marked("(UH) {we're / we are} <b> going (wh-)")
     assert reference == "(uh) {we're / we are} going (wh-)"
     assert align(reference, heard).count.errors == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("((%HESITATION) yes", "(%hesitation) yes"),
+        ("(%HESITATION)) yes", "(%hesitation) yes"),
+        ("<contraction e_form=\"[it=>it]['s=>is]\">IT'S <B_ASIDE>right", "it's right"),
+        ('<odd "> yes', "yes"),
+    ],
+)
+def test_marks_that_are_no_marks_of_words_go(written, kept):
+    assert marked(written) == kept
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ _COINED = re.compile(r"\{(.+)\}")
 _READING = re.compile(r"_\d$")
 _NOT_SAID = re.compile(r"\[[^\]]*\]")
 
+_TAG = re.compile(r'<(?:[^<>"]|"[^"]*")*>|<[^>]*>')  # a value may hold ">": <contraction e_form="[it=>it]['s=>is]">
+_DOUBLED = re.compile(r"([()])\1")
 _ALTERNATIVES = re.compile(r"\{([^/{}]*)/[^{}]*\}")
-_OPTIONAL = re.compile(r"\([^)]*\)|<[^>]*>|%\w+")
+_OPTIONAL = re.compile(r"\([^)]*\)|%\w+")
 
 
 def clean_word(word: str) -> str:
@@ -42,13 +44,16 @@ def clean_reference(text: str) -> str:
 
     Of alternatives "{a / b}" the first; without what may be missing: "(%hesitation)", "(wh-)".
     """
-    chosen = _ALTERNATIVES.sub(r"\1", text.lower())
+    chosen = _ALTERNATIVES.sub(r"\1", marked(text))
     return " ".join(word for word in _OPTIONAL.sub(" ", chosen).split() if word != "@")
 
 
 def marked(text: str) -> str:
-    """A reference with NIST's marks of alternatives and optional words; without those of contractions and the like."""
-    return " ".join(re.sub(r"<[^>]*>", " ", text.lower()).split())
+    """A reference with NIST's marks of alternatives and optional words; without those of contractions and the like.
+
+    Brackets that NIST's own files have twice, "((%hesitation)", stand once.
+    """
+    return " ".join(_DOUBLED.sub(r"\1", _TAG.sub(" ", text.lower())).split())
 
 
 def without_noises(text: str) -> str:
