@@ -244,6 +244,8 @@ def decode(
 
         report.txt  report.json  alignments.txt  search.json  ref.stm  ref.trn  hyp.trn  hyp.ctm (lexicon search)
 
+    hyp.trn and hyp.ctm are without the words that `normaliser` drops, as sclite would count them as insertions.
+
     Raises UserError where there is nothing to decode, or not so, or nothing can be written.
     """
     out = out or recogniser.folder / "decode" / split
@@ -253,7 +255,8 @@ def decode(
     plain: dict[str, str] = {}
     words: dict[str, list[TimedWord]] = {}
     for heard in recogniser.hear(split):
-        plain[heard.id], words[heard.id] = heard.reference, decoder(heard.frames)
+        plain[heard.id] = heard.reference
+        words[heard.id] = [one for one in decoder(heard.frames) if one.word.lower() not in normaliser.drop]
     segments = _segments(recogniser.source, split, plain)
     texts = {id: " ".join(word for word, _, _ in found) for id, found in words.items()}
     references = {id: segments[id].reference or text for id, text in plain.items()}

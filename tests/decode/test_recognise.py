@@ -13,7 +13,7 @@ from dmao.data.labels import BLANK, Labels
 from dmao.decode import LexiconDecoder, Scales, write_arpa
 from dmao.errors import UserError
 from dmao.recognise import Heard, Recogniser, Search, decode
-from dmao.scoring import ErrorCount
+from dmao.scoring import ErrorCount, Normaliser
 from dmao.trainer import train
 from dmao.tune import _spread, descend, tune
 
@@ -95,6 +95,23 @@ def test_decode_writes_a_report(run, tmp_path):
     assert (tmp_path / "ref.stm").read_text().startswith("tiny 1 speaker-0 0.000 9.000 ")
     assert "4-gram" not in report.title
     assert "lm.arpa, beam 100, LM scale 0.9, prior scale 0.3, word score 0" in report.title
+
+
+def test_words_that_do_not_count_are_not_in_files_for_sclite(run, tmp_path):
+    reports = {"all": decode(run, "test", Search(), out=tmp_path / "all")}
+    heard = (tmp_path / "all" / "hyp.trn").read_text().split()
+    noise = next(word for word in WORDS if word in heard)
+    reports["some"] = decode(run, "test", Search(), Normaliser(drop=[noise]), tmp_path / "some")
+    for name in ("hyp.trn", "hyp.ctm"):
+        whole, rest = ((tmp_path / folder / name).read_text().split() for folder in reports)
+        assert noise in whole
+        assert noise not in rest
+        assert {word for word in whole if word in WORDS} == {noise, *(word for word in rest if word in WORDS)}
+    said = [
+        sum(noise == pair.reference for u in report.utterances for pair in u.alignment.pairs)
+        for report in reports.values()
+    ]
+    assert said[0] > said[1] == 0
 
 
 @pytest.mark.parametrize(
