@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 class Evaluation:
     """Results on one split; error rates in percent.
 
+    Against the plain references, word by word: where these leave noises out, as Switchboard's do, and the labels have
+    some, every noise that is heard is an insertion. `dmao decode --drop` leaves them out.
+
     ce: CTC loss per label, in nats, of the utterances that the labels spell and that have an alignment.
     cer: character error rate of the greedy path; with phonemes as labels, the phoneme error rate, without utterances
         that the labels cannot spell.
