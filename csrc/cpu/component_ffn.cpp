@@ -236,7 +236,7 @@ struct BackwardTokens {
                 decltype(Vec::v) values[2] = {}, grads[2] = {};
                 for (int r = 0; r < per && word + r < tokens; ++r) {
                     const std::int64_t q = word + r;
-                    const Vec h = load_words<float>(kept + q * f.hidden + i, units - i);
+                    const Vec h = load_some(kept + q * f.hidden + i, units - i);
                     auto [value, slope] = Activate::value_and_slope(h);
                     Vec grad = needs.hidden ? load(sums + q * stride + i) * slope : Vec(0.0f);
                     if (factors[q] != nullptr) {

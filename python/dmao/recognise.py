@@ -59,14 +59,12 @@ class Search:
 
     def __str__(self) -> str:
         """What the search uses, and nothing else."""
-        parts = {
-            "lm": Path(self.lm).name if self.lm else "",
-            "beam": f"beam {self.beam}",
-            "lm_scale": f"LM scale {self.scales.lm:g}" if self.lm else "",
-            "prior_scale": f"prior scale {self.scales.prior:g}",
-            "word_score": f"word score {self.scales.word:g}",
-        }
-        return ", ".join([f"{self.kind} search", *(parts[name] for name in SEARCHES[self.kind] if parts[name])])
+        parts = {"beam": f"beam {self.beam}", **self.scales.described()}
+        if self.lm:
+            parts["lm"] = Path(self.lm).name
+        else:
+            del parts["lm_scale"]
+        return ", ".join([f"{self.kind} search", *(parts[name] for name in SEARCHES[self.kind] if name in parts)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

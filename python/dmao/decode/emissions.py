@@ -26,7 +26,15 @@ class Scales:
     word: float = 0.0
 
     def __str__(self) -> str:
-        return f"LM scale {self.lm:g}, prior scale {self.prior:g}, word score {self.word:g}"
+        return ", ".join(self.described().values())
+
+    def described(self) -> dict[str, str]:
+        """Each in words, by the name of its option."""
+        return {
+            "lm_scale": f"LM scale {self.lm:g}",
+            "prior_scale": f"prior scale {self.prior:g}",
+            "word_score": f"word score {self.word:g}",
+        }
 
 
 def as_frames(log_probs: Tensor | np.ndarray, labels: Labels) -> np.ndarray:
