@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import soundfile
 from dmao.config import DataConfig, TrainConfig
 from dmao.data.disk import DiskCorpus, prepare_from_disk
+from dmao.data.features import load_features
 from dmao.data.segments import Segment, recording_names
 from dmao.scoring.files import write_stm
 from dmao.source import CorpusSource
@@ -26,16 +28,40 @@ def corpus(tmp_path_factory):
         yield Segment("b", str(folder / "ben" / "001.wav"), "hello", "ben", "test", "table:2")
         yield Segment("c", str(folder / "ben" / "002.wav"), "hello", "ben", "train", "table:3")
 
+    return prepare_own(read, folder / "root")
+
+
+def prepare_own(read, root, version="1"):
     source = DiskCorpus(
         name="own",
-        version="1",
+        version=version,
         sample_rate=16_000,
         arguments={},
         read=read,
         clean=lambda text, split: text,
         language="cs",
     )
-    return prepare_from_disk(source, folder / "root", jobs=1, progress=False)
+    return prepare_from_disk(source, root, jobs=1, progress=False)
+
+
+def test_a_table_that_named_the_wrong_of_two_files_of_one_name(tmp_path):
+    for place in ("yes", "no"):
+        (tmp_path / place).mkdir()
+        soundfile.write(tmp_path / place / "001.wav", corpora.speech(place, 16_000)[:8000], 16_000)
+    prepared = {}
+    for version, places in (("1", ("yes", "no")), ("2", ("no", "yes"))):
+
+        def read(findings, places=places):
+            for id, place in zip(("a", "b"), places, strict=True):
+                yield Segment(id, str(tmp_path / place / "001.wav"), "hello", id, "train", "table:1")
+
+        corpus = prepare_own(read, tmp_path / "root", version)
+        prepared[version] = corpus.fingerprint, [load_features(cut) for cut in corpus.cuts("train")]
+    (before, (a, b)), (after, (new_a, new_b)) = prepared["1"], prepared["2"]
+    assert before != after
+    assert np.array_equal(a, new_b)
+    assert np.array_equal(b, new_a)
+    assert not np.array_equal(a, b)
 
 
 def test_columns_of_the_references(corpus, tmp_path):
@@ -61,6 +87,8 @@ def test_language(corpus):
         (["1.wav", "/c/1.wav"], ["1.wav", "c/1.wav"]),
         (["/c/1.wav", "/c//1.wav", "/c/1.wav"], ["1", "1", "1"]),  # one file
         (["/c/my talk.wav"], ["my_talk"]),
+        (["/c/my talk.wav", "/c/my_talk.wav", "/c/my_talk-2.wav"], ["my_talk", "my_talk-3", "my_talk-2"]),
+        (["/c/ann k/1.wav", "/c/ann_k/1.wav"], ["ann_k/1.wav", "ann_k/1.wav-2"]),
     ],
 )
 def test_recordings_of_one_name_are_told_apart_by_their_folders(files, names):

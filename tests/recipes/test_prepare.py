@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from dmao.data.corpus import Corpus
 from dmao.data.features import fbank_config, load_features
+from dmao.errors import UserError
 
 from tests.recipes import corpora
 from tests.recipes.conftest import NAMES, prepare
@@ -160,6 +161,23 @@ def test_references_of_rt03s_may_be_several_files(sources, tmp_path):
     counts = {name: split["utterances"] for name, split in corpus.splits.items() if name.startswith("rt03s")}
     assert counts == {"rt03s": 8, "rt03s-fisher": 4, "rt03s-swbd": 4}
     assert sorted((tmp_path / "root" / "scoring" / "rt03s.stm").read_text().splitlines()) == sorted(lines[1:])
+
+
+@pytest.mark.parametrize("name", ["hub5-00", "rt03s"])
+def test_two_evaluations_below_one_folder_are_not_one(name, sources, tmp_path):
+    from dmao.recipes.switchboard.corpus import prepare_switchboard
+
+    corpora.hub5(tmp_path / "here" / "hub5e_00", ("sw_4390", "en_4156"))
+    corpora.hub5(tmp_path / "here" / "rt03s", ("sw_45097", "fsh_60262"))
+    with pytest.raises(UserError, match=rf"{name}: expected .*one.*hub5e_00.*stm, .*rt03s.*stm \(of 2 .stm and 4"):
+        prepare_switchboard(
+            [sources("switchboard") / "swb1"],
+            tmp_path / "root",
+            evaluations={name: [tmp_path / "here"]},
+            dev_utterances=4,
+            jobs=1,
+            progress=False,
+        )
 
 
 def test_words_beyond_the_dictionary_are_guessed(sources, tmp_path):

@@ -107,6 +107,20 @@ def test_other_texts_are_another_corpus_with_the_same_features(
     assert after.fingerprint != before.fingerprint
 
 
+def test_audio_that_can_be_read_again_makes_another_corpus(breakable, tmp_path):
+    source, prepare = breakable("librispeech")
+    path = next(source.rglob("100-1-0001.flac"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4000])
+    before = prepare(on_problem="skip")
+    path.write_bytes(whole)
+    (tmp_path / "root" / "corpus.json").unlink()
+    after = prepare(on_problem="skip")
+    differ = {name for name in before.splits if before.splits[name] != after.splits[name]}
+    assert {name for name in before.splits if before.splits[name]["sha256"] != after.splits[name]["sha256"]} == differ
+    assert len(differ) == 1
+
+
 def test_damaged_features_are_made_again_as_the_message_says(sources, tmp_path):
     cut = next(iter(prepare("librispeech", sources("librispeech"), tmp_path).cuts("train")))
     path = Path(cut.features.storage_path) / cut.features.storage_key

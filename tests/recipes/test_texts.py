@@ -88,6 +88,7 @@ def test_marks_that_are_no_marks_of_words_go(written, kept):
         ("six o 'clock rock 'n ' roll the kids ' things", "six o'clock rock'n' roll the kids' things"),
         ("'til then the <unk> 's {NOISE} 's", "'til then the 's 's"),  # a mark is no word to be joined
         ("it(2) <sil> 's", "it's"),
+        ("yes<sil>no", "yes no"),
     ],
 )
 def test_talks(written, trained):

@@ -196,17 +196,17 @@ class _Preparation:
                 self.root,
                 split,
                 [_cut(item, names[item.segment.audio], self.source) for item in mine],
-                _content(mine),
+                _content(mine, names),
                 jobs=self.jobs,
                 on_unreadable=lambda cut, reason: findings.problem("unreadable audio", cut.id, reason),
                 progress=self.progress,
             )
-            splits[split] = _describe(mine, described)
+            splits[split] = _describe(mine, described, names)
             for part in sorted({item.segment.part for item in mine} - {""}):
                 ids = {item.segment.id for item in mine if item.segment.part == part}
                 cuts = [cut for cut in described if cut.id in ids]
                 write_manifest(self.root / "manifests" / f"{split}-{part}.jsonl.gz", CutSet.from_cuts(cuts))
-                splits[f"{split}-{part}"] = _describe([item for item in mine if item.segment.part == part], cuts)
+                splits[f"{split}-{part}"] = _describe(mine, cuts, names)
         return splits
 
 
@@ -240,17 +240,25 @@ def _cut(item: Recorded, recording: str, source: DiskCorpus) -> MonoCut:
     )
 
 
-def _content(items: list[Recorded]) -> str:
+def _content(items: Iterable[Recorded], recordings: Mapping[str, str]) -> str:
     """Hash of what is cut from where."""
     digest = hashlib.sha256()
     for item in items:
         segment = item.segment
-        place = (segment.recording, item.recording_samples, segment.channel, item.start, item.samples)
+        recording = recordings[segment.audio]
+        place = (recording, item.recording_samples, segment.channel, item.start, item.samples)
         digest.update(f"{segment.id} {place}\n".encode())
     return digest.hexdigest()
 
 
-def _describe(items: list[Recorded], cuts: list[MonoCut]) -> dict[str, Any]:
+def _describe(items: list[Recorded], cuts: list[MonoCut], recordings: Mapping[str, str]) -> dict[str, Any]:
+    """What a split holds: the items that became a cut, which those of unreadable audio did not."""
     seconds = round(sum(cut.duration for cut in cuts), 3)
-    texts = ([item.segment.text, item.segment.reference] for item in items)
-    return {"utterances": len(cuts), "seconds": seconds, "sha256": hash_of_split(_content(items), texts)}
+    ids = {cut.id for cut in cuts}
+    held = [item for item in items if item.segment.id in ids]
+    texts = ([item.segment.text, item.segment.reference] for item in held)
+    return {
+        "utterances": len(cuts),
+        "seconds": seconds,
+        "sha256": hash_of_split(_content(held, recordings), texts),
+    }

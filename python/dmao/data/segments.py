@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def seconds(text: str) -> float:
 def recording_names(files: Iterable[str]) -> dict[str, str]:
     """File -> name of its recording: the stem; where several files have the same, as many folders as tell them apart.
 
-    Blanks become "_", as they part the columns of NIST's files.
+    Blanks become "_", as they part the columns of NIST's files; names that are then the same get numbers.
     """
     paths = {file: Path(file) for file in files}
     sharing: dict[str, set[Path]] = defaultdict(set)
@@ -87,7 +88,13 @@ def recording_names(files: Iterable[str]) -> dict[str, str]:
             depth += 1
             names = {path: "/".join(path.parts[-depth:]) for path in group}
         found |= names
-    return {file: "_".join(found[path].split()) for file, path in paths.items()}
+    taken: set[str] = set()
+    for path in sorted(found):
+        plain = "_".join(found[path].split())
+        numbered = (f"{plain}-{number}" for number in count(2))
+        found[path] = plain if plain not in taken else next(name for name in numbered if name not in taken)
+        taken.add(found[path])
+    return {file: found[path] for file, path in paths.items()}
 
 
 def usable_id(id: str, where: str, findings: Findings) -> bool:

@@ -28,6 +28,7 @@ PARTS: dict[str, dict[str, str]] = {
     "hub5-01": {},
     "rt03s": {"sw": "swbd", "fsh": "fisher"},
 }
+_OF_SEVERAL_STM = ("rt03s",)
 _CHANNELS = {"a": 0, "b": 1, "1": 0, "2": 1}
 _SIDE = re.compile(r"sw(\d+)([AB])", re.IGNORECASE)  # sw2001A
 
@@ -49,7 +50,8 @@ def prepare_switchboard(
         sources: folders that hold, at any depth, sw02001.sph and so on, sw2001A-ms98-a-trans.text and so on.
         root: folder of the prepared corpus; `scoring` in it gets NAME.stm and NAME.glm of the evaluations.
         evaluations: hub5-00, hub5-01, rt03s -> folders that hold, at any depth, its .sph files and the .stm that name
-            them; of RT03S the two folders english/cts, as the package has other recordings too.
+            them, one, of rt03s several in one folder; RT03S: the two folders english/cts, as the package has other
+            recordings too.
         dev_utterances: the first so many utterances (by recording, channel, time) are the dev split.
         dictionary: pronunciations; None takes sw-ms98-dict.text of the transcripts.
         on_problem, jobs, progress: see `prepare_from_disk`.
@@ -189,14 +191,16 @@ class _Evaluation:
 
     @cached_property
     def _references(self) -> list[Path]:
-        """The .stm that name recordings that are here; none of their segments is in two of them."""
+        """The .stm that name recordings that are here: one, of RT03S several in one folder, each segment in one."""
         found = [path for folder in self.folders for path in sorted(folder.rglob("*.stm"))]
         here = {path: segments for path in found if (segments := self._segments_of(path))}
-        if not here or len(set().union(*here.values())) < sum(map(len, here.values())):
+        several = self.name in _OF_SEVERAL_STM and len({path.parent for path in here}) == 1
+        repeated = len(set().union(*here.values())) < sum(map(len, here.values()))
+        if not here or repeated or (len(here) > 1 and not several):
+            expected = "the .stm of one folder, each segment in one" if self.name in _OF_SEVERAL_STM else "one .stm"
             raise UserError(
-                f"{self.name}: expected one .stm for each segment of the recordings below "
-                f"{', '.join(map(str, self.folders))}, got {_names(here) or 'none'} (of {len(found)} .stm and "
-                f"{len(self._audio)} .sph files)"
+                f"{self.name}: expected {expected} for the recordings below {', '.join(map(str, self.folders))}, "
+                f"got {', '.join(map(str, here)) or 'none'} (of {len(found)} .stm and {len(self._audio)} .sph files)"
             )
         return list(here)
 

@@ -17,7 +17,7 @@ from dmao.data.stm import join_stm, read_stm
 
 SPLITS = ("train", "dev", "test")
 DICTIONARY = "TEDLIUM.152k.dic"
-_UNHEARD = re.compile(r"\(\d+\)|<sil>")
+_VARIANT = re.compile(r"\(\d+\)")
 _MARK = re.compile(r"<[^>]*>|\{[^}]*\}|\[[^\]]*\]")  # <unk>, {NOISE}, {SMACK}
 _APART = re.compile(r"(?<=[^\s>}\]])\s+(?=')")  # between a word, no mark, and an apostrophe
 
@@ -80,7 +80,8 @@ def clean(text: str) -> str:
 
     Whatever begins with an apostrophe joins the word before it: "o 'clock", "kids '".
     """
-    return _MARK.sub(" ", _APART.sub("", _UNHEARD.sub("", text.lower())))
+    words = _VARIANT.sub("", text.lower()).replace("<sil>", " ")  # silence parts no apostrophe from its word
+    return _MARK.sub(" ", _APART.sub("", words))
 
 
 def _references(source: Path) -> Mapping[str, bytes]:
