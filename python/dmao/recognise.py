@@ -242,7 +242,7 @@ def decode(
 
         report.txt  report.json  alignments.txt  search.json  ref.stm  ref.trn  hyp.trn  hyp.ctm (lexicon search)
 
-    hyp.trn and hyp.ctm are without the words that `normaliser` drops, as sclite would count them as insertions.
+    The last four are without the words that `normaliser` drops, as sclite would count them as errors.
 
     Raises UserError where there is nothing to decode, or not so, or nothing can be written.
     """
@@ -260,8 +260,9 @@ def decode(
     references = {id: segments[id].reference or text for id, text in plain.items()}
     report = _score(references, texts, segments, normaliser, f"{recogniser.checkpoint.name}, {split}: {search}")
     report.write(out)
-    write_stm(out / "ref.stm", segments, references)
-    write_trn(out / "ref.trn", segments, references)
+    compared = {id: normaliser.without_dropped(text) for id, text in references.items()}
+    write_stm(out / "ref.stm", segments, compared)
+    write_trn(out / "ref.trn", segments, compared)
     write_trn(out / "hyp.trn", segments, texts)
     if search.kind == "lexicon":
         write_ctm(out / "hyp.ctm", segments, words)

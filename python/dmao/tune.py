@@ -86,7 +86,8 @@ def descend(start: Scales, errors: Callable[[Scales], ErrorCount], fixed: Sequen
         for point in _neighbours(best, factor, fixed):
             if point not in tried:
                 tried[point] = errors(point)
-                _log.info("tune: %s: %s", point, tried[point])
+                moving = (words for name, words in point.described().items() if name.partition("_")[0] not in fixed)
+                _log.info("tune: %s: %s", ", ".join(moving), tried[point])
         lowest = min(tried, key=lambda point: tried[point].errors)  # the first one of several
         if tried[lowest].errors < tried[best].errors:
             best = lowest

@@ -102,7 +102,7 @@ def test_words_that_do_not_count_are_not_in_files_for_sclite(run, tmp_path):
     heard = (tmp_path / "all" / "hyp.trn").read_text().split()
     noise = next(word for word in WORDS if word in heard)
     reports["some"] = decode(run, "test", Search(), Normaliser(drop=[noise]), tmp_path / "some")
-    for name in ("hyp.trn", "hyp.ctm"):
+    for name in ("hyp.trn", "hyp.ctm", "ref.trn", "ref.stm"):
         whole, rest = ((tmp_path / folder / name).read_text().split() for folder in reports)
         assert noise in whole
         assert noise not in rest

@@ -71,7 +71,9 @@ def test_marked_references_allow_what_they_say(heard):
     [
         ("((%HESITATION) yes", "(%hesitation) yes"),
         ("(%HESITATION)) yes", "(%hesitation) yes"),
-        ("<contraction e_form=\"[it=>it]['s=>is]\">IT'S <B_ASIDE>right", "it's right"),
+        ("<contraction e_form=\"[it=>it]['s=>is]\">IT'S <B_ASIDE>right", "{ it's / it is } right"),
+        ('{<contraction e_form="[he=>he][is=>is]">HEIS / he} (<contraction e_form="[i=>i]">i)', "{ heis / he} ( i)"),
+        ('<contraction e_form="">IT\'S', "it's"),
         ('<odd "> yes', "yes"),
     ],
 )

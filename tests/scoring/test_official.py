@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from dmao.errors import UserError
 from dmao.scoring import ErrorCount, Normaliser, Segment, align, read_glm, write_ctm, write_stm
 from dmao.scoring.files import TimedWord
 
@@ -44,6 +45,11 @@ CASES = [
     ("what is", "wh- is", (0, 0, 0, 2)),
     ("wh- is", "is", (0, 0, 1, 2)),
     ("wh- is", "that is", (1, 0, 0, 2)),
+    ("wha- is", "wh- is", (1, 0, 0, 2)),  # a reference that is a fragment decides
+    ("wh- is", "wha- is", (0, 0, 0, 2)),
+    ("(you know) yes", "yes", (0, 0, 0, 3)),
+    ("(you know) yes", "you yes", (0, 0, 0, 3)),
+    ("( uh ) yes", "yes", (0, 0, 0, 2)),
     ("-mething else", "something else", (0, 0, 0, 2)),
     ("anti-ab- yes", "anti abort yes", (0, 0, 0, 3)),
     ("a (uh) no", "a know", (1, 0, 0, 3)),
@@ -74,11 +80,26 @@ def test_rules_for_one_side(official):
 
 
 @pytest.mark.parametrize(
-    ("expression", "sides"), [("stm", (1, 0)), ("Ref", (1, 0)), ("ctm|stm", (1, 1)), ("hyp", (0, 1)), ("[", (0, 0))]
+    ("expression", "sides"), [("stm", (1, 0)), ("Ref", (1, 0)), ("ctm|stm", (1, 1)), ("hyp", (0, 1))]
 )
 def test_whom_rules_are_for(tmp_path, expression, sides):
     (tmp_path / "a.glm").write_text(f';; INPUT_DEPENDENT_APPLICATION = "{expression}"\nA => B\n')
     assert tuple(map(len, read_glm(tmp_path / "a.glm"))) == sides
+
+
+@pytest.mark.parametrize(
+    "text", [";; nothing\n", "A => B / X __ [ ]\n", ';; INPUT_DEPENDENT_APPLICATION = "["\nA => B\n', ""]
+)
+def test_a_mapping_that_maps_nothing(tmp_path, text):
+    (tmp_path / "a.glm").write_text(text)
+    with pytest.raises(UserError, match=r"a\.glm: expected rules `from => to`, found none that can be used"):
+        read_glm(tmp_path / "a.glm")
+
+
+def test_rules_are_given_by_side(tmp_path):
+    (tmp_path / "a.glm").write_text("A => B\n")
+    with pytest.raises(TypeError, match="references must map phrases to replacements, got a tuple"):
+        Normaliser(read_glm(tmp_path / "a.glm"))
 
 
 def test_a_rule_that_lacks_its_last_bracket(tmp_path):

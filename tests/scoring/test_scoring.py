@@ -89,6 +89,10 @@ def test_files_that_are_no_mapping(tmp_path):
         ("so (uh) yes", "so um yes", (0, 0, 0, 3)),
         ("so uh yes", "so yes", (0, 0, 1, 3)),
         ("so (uh) yes", "so the yes", (1, 0, 0, 3)),
+        ("so (you know) yes", "so yes", (0, 0, 0, 4)),
+        ("so t(o) yes", "so t(o) yes", (0, 0, 0, 3)),
+        ("{ (so) / a b } yes", "yes", (0, 0, 0, 1)),
+        ("{ so (uh) / a } yes", "so yes", (0, 0, 0, 2)),
         ("{ the / @ } end", "end", (0, 0, 0, 1)),
         ("{ a b / c } end", "c end", (0, 0, 0, 2)),
         ("{a b/c} end", "a end", (0, 0, 1, 3)),
@@ -101,6 +105,22 @@ def test_files_that_are_no_mapping(tmp_path):
 )
 def test_what_counts_as_the_same(normaliser, reference, hypothesis, counts):
     assert align(reference, hypothesis, normaliser).count == ErrorCount(*counts)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Well [noise] t- (Uh) uh", "Well t-"),
+        ("[noise]", ""),
+        ("{ the / uh / (uh) a } end", "{ the / @ / a } end"),
+        ("{uh/[noise]} ( uh um) go", "uh/[noise] (um) go"),  # no alternatives without blanks
+        ("{ uh / [noise] } end", "end"),
+    ],
+)
+def test_references_for_other_tools(text, left):
+    dropping = Normaliser(drop=["uh", "[noise]"])
+    assert dropping.without_dropped(text) == left
+    assert Normaliser().without_dropped(text) == text
 
 
 @pytest.mark.parametrize("text", ["{ a / b", "a }", "{ a { b } }"])

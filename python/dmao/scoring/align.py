@@ -112,12 +112,19 @@ def _cost(step: tuple[int, int, int, _Arc, _Arc]) -> int:
     return step[0]
 
 
-def _same(one: str, other: str, fragments: bool) -> bool:
-    return one == other or (fragments and (_begins_or_ends(one, other) or _begins_or_ends(other, one)))
+def _same(reference: str, hypothesis: str, fragments: bool) -> bool:
+    """As in sclite a reference that is a fragment decides, and a hypothesis only where it is none."""
+    if reference == hypothesis or not fragments:
+        return reference == hypothesis
+    if _is_fragment(reference):
+        return _begins_or_ends(reference, hypothesis)
+    return _is_fragment(hypothesis) and _begins_or_ends(hypothesis, reference)
+
+
+def _is_fragment(word: str) -> bool:
+    return len(word) > 1 and "-" in (word[0], word[-1])
 
 
 def _begins_or_ends(fragment: str, word: str) -> bool:
     """Whether "wh-" is the beginning of a word, or "-thing" its end."""
-    if len(fragment) > 1 and fragment.startswith("-"):
-        return word.endswith(fragment[1:])
-    return len(fragment) > 1 and fragment.endswith("-") and word.startswith(fragment[:-1])
+    return word.endswith(fragment[1:]) if fragment[0] == "-" else word.startswith(fragment[:-1])

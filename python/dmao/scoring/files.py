@@ -1,4 +1,4 @@
-"""Files for NIST's scoring tools: `sclite -r ref.stm stm -h hyp.ctm ctm`, `sclite -r ref.trn -h hyp.trn -i rm`."""
+"""Files for NIST's tools: `sclite -D -r ref.stm stm -h hyp.ctm ctm`, `sclite -D -r ref.trn -h hyp.trn -i rm`."""
 
 from __future__ import annotations
 

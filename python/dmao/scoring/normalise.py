@@ -1,7 +1,7 @@
 """What counts as the same word: mapping tables (GLM), alternatives, words that may be left out.
 
-References are written as in NIST's STM files: "(uh)" may be missing from a hypothesis, "{ i'm / i am / @ }" stands for
-any of its alternatives ("@": nothing). Case does not matter.
+References are written as in NIST's STM files: words of "(uh)" and "(you know)" may be missing from a hypothesis,
+"{ i'm / i am / @ }" stands for any of its alternatives ("@": nothing). Case does not matter.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _ANYWHERE = re.compile(r"\[\s*\]\s*__\s*\[\s*\]")  # between words, whatever these are
 _ONLY_FOR = re.compile(r';;\s+input_dependent_application\s*=\s*"([^"]*)"')
 _KINDS = (("stm", "ref"), ("ctm", "hyp"))  # what NIST's filter calls references, and hypotheses
+_GROUP = re.compile(r"(?<!\S)\(([^(){}]+)\)(?!\S)")  # of words that may be missing
 _WITHIN = re.compile(r"(?<=.)-(?=.)")  # a hyphen at the end of a word marks a fragment
 _NOTHING = "@"
 Phrase = tuple[str, ...]
@@ -41,12 +42,19 @@ class Normaliser:
 
     references, hypotheses: the rules for each, as `read_glm` gives them: phrase -> its replacements, the longest
         matching phrase at each word, applied once.
-    drop: words that are taken out of both sides, e.g. "[noise]".
+    drop: words as they are written, before the rules, that are taken out of both sides, e.g. "[noise]".
+
+    TypeError where the rules of a side are no mapping.
     """
 
     references: Rules = field(default_factory=dict)
     hypotheses: Rules = field(default_factory=dict)
     drop: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, rules in (("references", self.references), ("hypotheses", self.hypotheses)):
+            if not isinstance(rules, Mapping):
+                raise TypeError(f"Normaliser: {name} must map phrases to replacements, got a {type(rules).__name__}")
 
     def __str__(self) -> str:
         """The same for the same rules and words only: `dmao compare` tells reports apart by it."""
@@ -69,18 +77,29 @@ class Normaliser:
         """The places of a hypothesis. UserError where braces do not pair."""
         return self._slots(text, self.hypotheses)
 
+    def without_dropped(self, text: str) -> str:
+        """A reference as another scoring tool is to read it: without the words of `drop`."""
+        return " ".join(map(_written, _worded(map(self._without, _parse(text))))) if self.drop else text
+
     def _slots(self, text: str, rules: Rules) -> list[Slot]:
         slots = _mapped(_worded(map(self._without, _parse(text.lower()))), rules)
         return list(map(_parted, slots)) if self.official else slots
 
     def _without(self, slot: Slot) -> Slot:
-        kept = (tuple(word for word in phrase if word not in self.drop) for phrase in slot.alternatives)
+        kept = (tuple(word for word in phrase if word.lower() not in self.drop) for phrase in slot.alternatives)
         return Slot(tuple(dict.fromkeys(kept)), slot.optional)
 
 
 def _worded(slots: Iterable[Slot]) -> list[Slot]:
     """Without those that stand for nothing."""
     return [slot for slot in slots if slot.alternatives != ((),)]
+
+
+def _written(slot: Slot) -> str:
+    phrases = [" ".join(phrase) or _NOTHING for phrase in slot.alternatives]
+    if len(phrases) > 1:
+        return f"{{ {' / '.join(phrases)} }}"
+    return f"({phrases[0]})" if slot.optional else phrases[0]
 
 
 def _mapped(slots: list[Slot], rules: Rules) -> list[Slot]:
@@ -127,7 +146,7 @@ def read_glm(path: str | Path) -> tuple[Rules, Rules]:
     Comments (;;) and settings (*) are skipped. Rules that hold between certain neighbours only are left out with a
     warning: none of the Hub5 conventions for words needs them.
 
-    Raises UserError where the file cannot be read, or a line is no rule.
+    Raises UserError where the file cannot be read, a line is no rule, or no rule is left.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -154,6 +173,8 @@ def read_glm(path: str | Path) -> tuple[Rules, Rules]:
             side.setdefault(_phrase(left), _replacements(right))
     if special:
         _log.warning("mapping %s: %d rules that depend on the neighbours are left out", path, special)
+    if not any(rules):
+        raise UserError(f"mapping {path}: expected rules `from => to`, found none that can be used")
     return rules[0], rules[1]
 
 
@@ -195,17 +216,17 @@ def _plain(slots: Iterable[Slot]) -> Phrase | None:
 def _parse(text: str) -> list[Slot]:
     slots: list[Slot] = []
     alternatives: list[list[str]] | None = None
-    for word in split_words(re.sub(r"([{}])", r" \1 ", text)):
+    for word in _tokens(text):
         if word == "{" and alternatives is None:
             alternatives = [[]]
         elif word == "}" and alternatives is not None:
-            slots.append(Slot(tuple(tuple(words) for words in alternatives)))
+            slots.append(Slot(tuple(dict.fromkeys(chain.from_iterable(map(_readings, alternatives))))))
             alternatives = None
         elif word in ("{", "}"):
             raise UserError(f"score: the braces of {text!r} do not pair")
         elif alternatives is None:
-            optional = len(word) > 2 and word[0] == "(" and word[-1] == ")"
-            slots.append(Slot(((word[1:-1] if optional else word,),), optional))
+            bare = _bare(word)
+            slots.append(Slot(((bare,),), bare != word))
         elif word == "/":
             alternatives.append([])
         elif word != _NOTHING:
@@ -213,3 +234,23 @@ def _parse(text: str) -> list[Slot]:
     if alternatives is not None:
         raise UserError(f"score: the braces of {text!r} do not pair")
     return slots
+
+
+def _tokens(text: str) -> list[str]:
+    """The words, those of "(you know)" in brackets each, and the marks of alternatives."""
+
+    def each(group: re.Match[str]) -> str:
+        return " ".join(f"({word})" for word in split_words(group[1]))
+
+    return split_words(_GROUP.sub(each, re.sub(r"([{}])", r" \1 ", text)))
+
+
+def _bare(word: str) -> str:
+    """A word without the brackets of those that may be missing."""
+    return word[1:-1] if len(word) > 2 and word[0] == "(" and word[-1] == ")" else word
+
+
+def _readings(words: list[str]) -> Iterator[Phrase]:
+    """One of several alternatives: with the words that may be missing, and without them."""
+    yield tuple(map(_bare, words))
+    yield tuple(word for word in words if word == _bare(word))

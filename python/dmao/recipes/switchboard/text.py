@@ -13,6 +13,7 @@ _READING = re.compile(r"_\d$")
 _NOT_SAID = re.compile(r"\[[^\]]*\]")
 
 _TAG = re.compile(r'<(?:[^<>"]|"[^"]*")*>|<[^>]*>')  # a value may hold ">": <contraction e_form="[it=>it]['s=>is]">
+_CONTRACTION = re.compile(r'(\{[^{}]*\}|\([^()]*\))|<contraction e_form="([^"]*)">\s*([^\s(){}<>]+)')
 _DOUBLED = re.compile(r"([()])\1")
 _ALTERNATIVES = re.compile(r"\{([^/{}]*)/[^{}]*\}")
 _OPTIONAL = re.compile(r"\([^)]*\)|%\w+")
@@ -49,11 +50,19 @@ def clean_reference(text: str) -> str:
 
 
 def marked(text: str) -> str:
-    """A reference with NIST's marks of alternatives and optional words; without those of contractions and the like.
+    """A reference with NIST's marks of alternatives and optional words, and of no others.
 
-    Brackets that NIST's own files have twice, "((%hesitation)", stand once.
+    A contraction that is tagged with its full form becomes alternatives, "{ it's / it is }". Brackets that NIST's own
+    files have twice, "((%hesitation)", stand once.
     """
-    return " ".join(_DOUBLED.sub(r"\1", _TAG.sub(" ", text.lower())).split())
+    text = _CONTRACTION.sub(_in_full, _DOUBLED.sub(r"\1", text.lower()))
+    return " ".join(_TAG.sub(" ", text).split())
+
+
+def _in_full(found: re.Match[str]) -> str:
+    """Of a contraction with the form "[it=>it]['s=>is]"; what stands within other marks stays."""
+    full = " ".join(re.findall(r"=>([^\]]+)\]", found[2] or ""))
+    return f"{{ {found[3]} / {full} }}" if full else found[0]
 
 
 def without_noises(text: str) -> str:
