@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -9,13 +10,13 @@ from torch import Tensor, nn
 
 
 def gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """Of every parameter, and the loss itself, without dropout."""
+    """Of every parameter that the loss depends on, and the loss itself, without dropout."""
     named, training = dict(model.named_parameters()), model.training
     model.eval()
     value = loss()
-    found = torch.autograd.grad(value, list(named.values()))
+    found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     model.train(training)
-    return {"loss": value.detach(), **dict(zip(named, found, strict=True))}
+    return {"loss": value.detach(), **{name: grad for name, grad in zip(named, found, strict=True) if grad is not None}}
 
 
 def assert_as_good(
@@ -25,7 +26,7 @@ def assert_as_good(
     coarse: Mapping[str, Tensor] | None = None,
     factor: float = 2.0,
 ) -> None:
-    """Raises AssertionError unless all of `found` is within `tolerance`, relative to the norm, of `exact`.
+    """Raises AssertionError unless `found` has all of `exact` within `tolerance`, relative to the norm.
 
     coarse: what the peer finds in a lower precision; `found` may be `factor` times as far off, and the tolerance.
     """
@@ -35,7 +36,9 @@ def assert_as_good(
     # Some are zero but for rounding: that of the bias of the keys, which moves all scores of a query alike.
     least = 1e-3 * max(float(value.norm()) for name, value in exact.items() if name != "loss")
     for name, value in exact.items():
+        what = name if name == "loss" else f"gradient of {name}"
+        assert name in found, f"{what}: there is none"
+        assert found[name].shape == value.shape, f"{what}: {list(found[name].shape)}, not {list(value.shape)}"
         error, bound = float((found[name] - value).norm()), max(allowed[name], tolerance * least)
-        assert error <= bound, (
-            f"{name if name == 'loss' else 'gradient of ' + name}: error {error:.2g} exceeds {bound:.2g}"
-        )
+        assert math.isfinite(bound), f"{what}: what it is compared with is not finite"
+        assert error <= bound, f"{what}: error {error:.2g} exceeds {bound:.2g}"

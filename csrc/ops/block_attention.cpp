@@ -136,6 +136,9 @@ struct Inputs {
         }
         check(!packed || end == attention.rows, kOp, ": offsets must end at the ", attention.rows,
               " rows of q, got ", end);
+        // The empty one behind a single utterance is no work, and would count where work is cut.
+        if (packed && attention.utterances == 2 && attention.spans[3] == 0)
+            attention.utterances = 1;
     }
 
     void read_mask(const Tensor& offsets, const Tensor& ids, std::int64_t block) {

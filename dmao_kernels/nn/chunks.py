@@ -35,9 +35,16 @@ class ChunkRows:
 
         Made on the device of `lengths`, for which an accelerator is waited for: keep them on the CPU, and take the
         result `to` the device.
+
+        Raises ValueError where `size` is no positive number, or a length is not in [0, frames] (looked for on the CPU
+        only, where it costs no wait).
         """
         require_positive("ChunkRows", size=size)
         lengths = lengths.long()
+        if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+            most = int(lengths.sum()) if frames is None else frames
+            if not bool(((lengths >= 0) & (lengths <= most)).all()):
+                raise ValueError(f"ChunkRows: lengths must be in [0, {most}], got {lengths.tolist()}")
         counts = (lengths + size - 1) // size
         utterance = torch.arange(len(lengths), device=lengths.device).repeat_interleave(counts)
         first = _within(counts) * size  # of each chunk, in its utterance

@@ -124,16 +124,18 @@ class MaskedLinear(nn.Linear):
         """A state with a grid sets the mask, one of a weight without it (nn.Linear's) clears it."""
         name, size_name = prefix + "live_blocks", prefix + "live_block_size"
         grid, size = state_dict.pop(name, None), state_dict.pop(size_name, None)
+        mask = None
         if grid is None and size is None:
             if prefix + "weight" in state_dict:
                 self.mask = None
         elif (reason := self._why_not_load(prefix, grid, size)) is not None:
             messages[-1].append(reason)
         else:
-            state_dict[name] = plain_bools(grid)
-            self.mask = BlockMask.from_dense(state_dict[name], self.block)
-            state_dict[size_name] = self.live_block_size
+            state_dict[name], state_dict[size_name] = plain_bools(grid), torch.full((), self.block, device=grid.device)
+            self.mask = mask = BlockMask.from_dense(state_dict[name], self.block)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *messages)
+        if mask is not None:
+            self.mask = mask  # again, as a weight that is assigned may be on another device
 
     def _why_not_load(self, prefix: str, grid: Any, size: Any) -> str | None:
         """What is wrong with a saved grid or the size of its blocks (not in states of 0.1); None if nothing is."""

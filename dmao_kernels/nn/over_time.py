@@ -25,8 +25,8 @@ def convolve(convolution: Convolve, x: Tensor, rows: Rows, size: int | None, rea
 
     size: None convolves whole utterances.  reach: frames before itself that a frame sees.
 
-    Raises ValueError where the rows were cut beforehand, but not so, or others were. Padded rows of other lengths, as
-    many and as long, are not told apart: that would be waited for.
+    Raises ValueError where the rows were cut beforehand, but not so, or rows of another shape were. Utterances of other
+    lengths in rows of the same shape are not told apart: that would be waited for.
     """
     if size is None:
         return convolution(x, rows.lengths, rows.offsets)

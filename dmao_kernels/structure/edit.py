@@ -126,13 +126,16 @@ def apply_slot_plan(
 ) -> None:
     """``apply_plan`` with a plan that only the device knows: nothing is waited for. What it did tells ``plan.plan``.
 
-    Raises ValueError, before anything is changed, where the plan, a companion or an optimizer's state does not fit.
+    Raises ValueError, before anything is changed, where the plan, a module, a companion or an optimizer's state does
+    not fit.
     """
     if split not in SPLITS:
         raise ValueError(f"apply_slot_plan: split must be one of {', '.join(SPLITS)}, got '{split}'")
     if elastic.storage != "slots" or plan.edits != elastic.edits or plan.sources.keys() - elastic.modules.keys():
         raise ValueError("apply_slot_plan: the plan was not made for this model as it is now")
     modules = [elastic.modules[name] for name in plan.sources]
+    for module in modules:
+        module.check()
     fresh = {m.name: fresh_values(m, 1, plan.seed) for m in modules} if plan.revive else {}
     generator = generator or torch.Generator(modules[0].device).manual_seed(plan.seed)
     edit_slots(

@@ -118,10 +118,9 @@ class ElasticModule:
     def check(self, module: nn.Module | None = None) -> None:
         """Raise ValueError unless tensors and attributes (of ``module``, a copy) fit the layout and can follow."""
         where = module or self.module
-        for part, masked in where.named_modules():
-            if getattr(masked, "live_blocks", None) is not None:
-                raise ValueError(f"{self.name}: {part or 'it'} has a block mask, which cannot follow its components")
         for name, tensor in self.tensors(where):
+            if getattr(self.place(name, where).owner, "live_blocks", None) is not None:
+                raise ValueError(f"{self.name}: the block mask over {name} cannot follow its components")
             pattern: Pattern = self.layout.pattern(name)
             expected = pattern.shape(self.stored, self.sizes)
             if tuple(tensor.shape) != expected:

@@ -72,10 +72,7 @@ class Follower(TorchFunctionMode):
         given = list(tensors_in((args, kwargs or {})))
         name = getattr(func, "__name__", str(func)).strip("_")
         made = list(tensors_in(result))
-        if name == "setitem":
-            self._assigned(*args)
-            return result
-        if not made and name not in _READERS:
+        if not made and name not in _READERS and name != "setitem":
             return result  # a shape, a dtype
         if func is F.linear:
             self._linear(given, made[0])
@@ -83,6 +80,9 @@ class Follower(TorchFunctionMode):
         for tensor in given:
             if (owner := self._parameters.get(id(tensor))) is not None:
                 self._lose([owner], f"its parameters are used by {name}")
+        if name == "setitem":
+            self._assigned(*args)
+            return result
         hidden = [(tensor, found) for tensor in given if (found := self.hidden(tensor))]
         if hidden and (followed := self._follow(name, hidden, given, made)):
             for tensor, known in zip(made, followed, strict=True):

@@ -79,7 +79,7 @@ def attend_with_any_heads(
     y = F.linear(y.transpose(1, 2).flatten(2), attention.out_proj.weight, output_bias(attention))
     if not batched:
         return y[0], None if weights is None else weights[0]
-    return y if attention.batch_first else y.transpose(0, 1), weights
+    return y if attention.batch_first else y.transpose(0, 1).contiguous(), weights
 
 
 def live_heads(attention: nn.Module) -> Tensor | None:

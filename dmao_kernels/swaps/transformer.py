@@ -160,15 +160,17 @@ def _on_packed_frames(
 
 
 def _why_not_attention(attention: nn.MultiheadAttention) -> str | None:
+    return _why_not_form(attention) or why_not_dtype(attention)
+
+
+def _why_not_form(attention: nn.MultiheadAttention) -> str | None:
     if not attention._qkv_same_embed_dim:
         return "keys or values of another width than queries"
     if attention.bias_k is not None or attention.add_zero_attn:
         return "additional keys (bias_k, add_zero_attn)"
     if attention.head_dim > 256:
         return f"heads of {attention.head_dim}, more than 256"
-    if attention.dropout >= 1.0:
-        return "dropout of everything"
-    return why_not_dtype(attention)
+    return "dropout of everything" if attention.dropout >= 1.0 else None
 
 
 def _why_not_fused(layer: nn.TransformerEncoderLayer) -> str | None:
@@ -180,7 +182,7 @@ def _why_not_fused(layer: nn.TransformerEncoderLayer) -> str | None:
         *((norm, nn.LayerNorm) for norm in norms),
         *((dropout, nn.Dropout) for dropout in dropouts),
     )
-    if reason is not None:
+    if reason is not None or (reason := _why_not_form(attention)) is not None:
         return reason
     if any(norm.bias is None for norm in norms):
         return "norms without weight or bias"

@@ -32,6 +32,12 @@ def tiny() -> tuple[ConformerCTC, nn.Module, Batch]:
     return model, compact(model).train(), step_on_gpu.random_batch(15)
 
 
+def test_output_layers_that_the_gate_does_not_ask() -> None:
+    layers = ["model.blocks=2", "model.intermediate=[1]", "model.intermediate_output=own"]
+    model = build_model(load_config(None, [*TINY, *layers]), step_on_gpu.OUTPUTS)
+    step_on_gpu.check(model, compact(model).train(), step_on_gpu.random_batch(15), "fp32")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nothing_is_timed_that_is_wrong(tiny: tuple[ConformerCTC, nn.Module, Batch], precision: str) -> None:
     model, plain, batch = tiny

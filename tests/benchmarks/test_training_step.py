@@ -6,7 +6,31 @@ import pytest
 import torch
 
 from benchmarks import training_step
+from benchmarks._gradients import assert_as_good
 from benchmarks.registry import Problem
+
+ONE = {"loss": torch.ones(()), "w": torch.ones(4), "b": torch.zeros(4)}
+
+
+@pytest.mark.parametrize(
+    ("found", "coarse", "message"),
+    [
+        ({"w": torch.ones(1)}, {}, r"gradient of w: \[1\], not \[4\]"),
+        ({"w": torch.full((4,), torch.nan)}, {}, "gradient of w: error nan exceeds"),
+        ({"w": -torch.ones(4)}, {"w": torch.full((4,), torch.inf)}, "gradient of w: what it is compared with is not"),
+        ({"loss": torch.tensor(torch.inf)}, {}, "loss: error inf exceeds"),
+        ({"b": torch.ones(4)}, {}, "gradient of b: error 2 exceeds 2e-06"),
+    ],
+)
+def test_what_no_gate_lets_pass(found: dict, coarse: dict, message: str) -> None:
+    assert_as_good(ONE, ONE, 1e-3, ONE)
+    with pytest.raises(AssertionError, match=message):
+        assert_as_good(ONE | found, ONE, 1e-3, ONE | coarse)
+
+
+def test_every_gradient_is_there() -> None:
+    with pytest.raises(AssertionError, match="gradient of b: there is none"):
+        assert_as_good({"loss": ONE["loss"], "w": ONE["w"]}, ONE, 1e-3)
 
 
 @pytest.fixture

@@ -247,6 +247,15 @@ def test_modules_that_come_later_are_called(make, name: str) -> None:
     compare(plain, fast, x, everywhere)
 
 
+@pytest.mark.parametrize("options", [{"add_zero_attn": True}, {"add_bias_kv": True}, {"dropout": 1.0}], ids=str)
+def test_an_attention_that_comes_later(options: dict) -> None:
+    plain, fast, _ = twins(encoder().layers[0])
+    for model in (plain, fast):
+        torch.manual_seed(0)
+        model.self_attn = nn.MultiheadAttention(16, 4, batch_first=True, **options)
+    compare(plain, fast, torch.randn(3, 7, 16), torch.ones(3, 7, dtype=torch.bool))
+
+
 def test_pruning_that_comes_later() -> None:
     """A pre-hook makes the weight anew in every call."""
     plain, fast, _ = twins(sequence())
@@ -322,12 +331,15 @@ def test_modules_stay_what_they_are() -> None:
         assert torch.equal(other.eval()(x), model.eval()(x))
 
 
-def test_bfloat16_autocast_and_compile() -> None:
-    plain, fast, _ = twins(nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True, norm_first=True))
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_compile(dtype: torch.dtype, norm_first: bool) -> None:
+    plain, fast, _ = twins(nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True, norm_first=norm_first))
     x = torch.randn(3, 7, 16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         low = fast(x)
-    torch.testing.assert_close(low.float(), plain(x), rtol=0.1, atol=0.1)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, plain(x), rtol=0.1, atol=0.1)
     compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), fast(x), rtol=1e-4, atol=1e-4)
 

@@ -113,6 +113,13 @@ def test_rows_cut_beforehand_must_be_those_of_the_batch() -> None:
         block(x.flatten(0, 1)[:10], offsets=offsets, chunks=ChunkRows.of(torch.tensor([4, 5]), 2, reach))
 
 
+@pytest.mark.parametrize(("lengths", "frames", "most"), [([7, 6], 6, 6), ([3, -1], 6, 6), ([3, -1], None, 2)])
+def test_lengths_fit_the_rows(lengths: list[int], frames: int | None, most: int) -> None:
+    with pytest.raises(ValueError, match=rf"ChunkRows: lengths must be in \[0, {most}\], got \[{lengths[0]}, "):
+        ChunkRows.of(torch.tensor(lengths), 4, 2, frames)
+    assert ChunkRows.of(torch.tensor([], dtype=torch.int64), 4, 2, frames).offsets.tolist() == [0]
+
+
 @pytest.mark.parametrize("layer", [ConvolutionModule, lambda d, **k: ConvolutionalGatingMLP(d, 6 * d, **k)])
 def test_chunk_must_be_positive(layer) -> None:
     with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):

@@ -94,6 +94,18 @@ def test_state_carries_the_size_of_blocks() -> None:
         layer.load_state_dict({**state, "live_block_size": torch.tensor(96)})
 
 
+def test_a_state_for_a_layer_without_memory() -> None:
+    saved, x = make(), torch.ones(1, 40)
+    with torch.device("meta"):
+        layer = MaskedLinear(40, 48, block=16)
+    layer.load_state_dict(saved.state_dict(), assign=True)
+    assert all(tensor.device.type == "cpu" for tensor in layer.state_dict().values())
+    assert torch.equal(layer(x), saved(x))
+    other = MaskedLinear(40, 48, block=16)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), saved(x))
+
+
 def test_a_state_of_other_modules_leaves_the_mask() -> None:
     model = nn.Sequential(make(), nn.Linear(48, 2))
     model.load_state_dict({"1.bias": torch.ones(2)}, strict=False)

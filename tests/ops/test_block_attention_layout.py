@@ -66,6 +66,17 @@ def test_packed_rows_equal_padded_ones(lengths: tuple[int, ...], backend: str) -
                     torch.testing.assert_close(grads[name], gradient)
 
 
+@native
+def test_a_long_utterance_packed_by_itself_equals_the_padded_one() -> None:
+    """Its backward pass is cut in parts, which the empty utterance behind it must not change."""
+    padded, grad = make(1, 1100, 4, 16), torch.randn(1, 1100, 4, 16)
+    out, grads = outputs_and_gradients(block_attention, **padded, grad_output=grad)
+    other, other_grads = outputs_and_gradients(block_attention, **packed(padded, ids(1100)), grad_output=grad[0])
+    torch.testing.assert_close(other, out[0], rtol=0, atol=0)
+    for name in "qkv":
+        torch.testing.assert_close(other_grads[name], grads[name][0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_does_not_matter(backend: str) -> None:
     """Utterances alone, in a batch, and in a batch with more padding; NaN behind them and in their gradients."""

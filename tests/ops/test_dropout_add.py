@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ from tests.ops.common import (
     native,
 )
 
+HALVES = (torch.bfloat16, torch.float16)
 # dtypes of x and y
 PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
 
@@ -334,13 +336,16 @@ def test_parameters_in_bfloat16(backend: str) -> None:
     assert total.dtype == norm.dtype == grads[0].dtype == grads[1].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float16, torch.bfloat16), (torch.float16, torch.float16)], ids=str)
-@pytest.mark.parametrize("weights", [torch.float16, torch.float32], ids=str)
-def test_float16_has_the_dtypes_of_the_contract(dtypes: tuple[torch.dtype, torch.dtype], weights: torch.dtype) -> None:
+@pytest.mark.parametrize("dtypes", list(itertools.product((torch.float32, *HALVES), HALVES)), ids=str)
+@pytest.mark.parametrize("own_weights", [True, False])
+def test_half_precision_has_the_dtypes_of_the_contract(
+    dtypes: tuple[torch.dtype, torch.dtype], own_weights: bool
+) -> None:
     x, y, weight, bias = make(30, 8, dtypes=dtypes)
-    assert dropout_add(x, y, p=0.3, seed=SEED).dtype == torch.float16
+    weights = dtypes[0] if own_weights else torch.float32
+    assert dropout_add(x, y, p=0.3, seed=SEED).dtype == dtypes[0]
     total, norm = dropout_add_layer_norm(x, y, weight.to(weights), bias.to(weights))
-    assert total.dtype == norm.dtype == torch.float16
+    assert total.dtype == norm.dtype == dtypes[0]
     grads = torch.autograd.grad((total + norm).float().sum(), (x, y))
     assert tuple(grad.dtype for grad in grads) == dtypes
 
@@ -368,8 +373,8 @@ def test_second_derivatives() -> None:
     ("changes", "message"),
     [
         ({"x": torch.zeros(3, 4).double()}, "x must be float32, bfloat16 or float16, got float64"),
-        ({"y": torch.zeros(3, 4).double()}, "y must be float32 or bfloat16, got float64"),
-        ({"x": torch.zeros(3, 4).bfloat16()}, "y must be bfloat16, got float32"),
+        ({"y": torch.zeros(3, 4).double()}, "y must be float32 or bfloat16 or float16, got float64"),
+        ({"x": torch.zeros(3, 4).bfloat16()}, "y must be bfloat16 or float16, got float32"),
         ({"x": torch.tensor(1.0), "y": torch.tensor(1.0)}, r"y must be \[\.\.\., d\], got a scalar"),
         ({"y": torch.zeros(1, 4)}, r"y must have x's shape \[3, 4\], got \[1, 4\]"),
         ({"p": 1.0}, r"p must be in \[0, 1\), got 1.0"),

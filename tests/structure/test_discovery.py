@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmao_kernels import BlockMask
+from dmao_kernels.nn import MaskedLinear
 from dmao_kernels.structure import Elastic, apply_plan, discover, given_plan, register_family
 from tests.structure.plain import PlainAttention, PlainFeedForward
 
@@ -227,6 +229,30 @@ def test_frames_may_be_assigned(index: object) -> None:
 @pytest.mark.parametrize("index", [(..., 0), (0, 0, 0), (slice(None), slice(None), slice(2)), X.new_ones(2, 5, H) > 0])
 def test_units_may_not_be_assigned(index: object) -> None:
     assert discover(Block(assigned(index)), X).refused["a"] == "a part of its output is assigned"
+
+
+@pytest.mark.parametrize("way", ["to", "from"])
+def test_parameters_may_not_be_assigned(way: str) -> None:
+    def forward(m: Block, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            if way == "to":
+                m.a.weight[0] = 0.0
+            else:
+                torch.zeros(H)[:] = m.a.bias
+        return m.c(F.relu(m.a(x)))
+
+    assert discover(Block(forward), X).refused["a"] == "its parameters are used by setitem"
+
+
+def test_a_neighbour_may_have_a_block_mask() -> None:
+    block = Block(lambda m, x: m.c(F.relu(m.a(m.mix(x)))))
+    block.mix = MaskedLinear(D, D, block=16)
+    block.mix.mask = BlockMask.full(block.mix.weight, 16)
+    assert len(discover(block, X).found) == 1
+    elastic, before = Elastic(block), block(X)
+    ((name, count),) = elastic.counts().items()
+    apply_plan(given_plan({name: (*range(1, count), 0)}, elastic.counts()), elastic)
+    torch.testing.assert_close(block(X), before)
 
 
 def test_units_that_are_kept_elsewhere_leave() -> None:

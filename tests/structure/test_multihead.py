@@ -68,6 +68,7 @@ def test_attention_without_a_head(bias: bool, batch_first: bool, need_weights: b
         options = {**masks, "need_weights": need_weights, "average_attn_weights": False}
         (y, weights), (expected, all_weights) = (m(*arguments, **options) for m in (pruned, whole))
         torch.testing.assert_close(y, expected)
+        assert y.is_contiguous() or not expected.is_contiguous()
         assert (weights is None) == (not need_weights)
         if need_weights:
             torch.testing.assert_close(weights, all_weights[:, KEPT])

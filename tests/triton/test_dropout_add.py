@@ -78,6 +78,21 @@ def test_dropped_elements_count_as_zero_times_y(device: str) -> None:
     assert dropout_add(None, y, p=0.5, seed=seed_on(device)).isnan().all()
 
 
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_a_sum_in_float32_with_branches_in_half_precision(device: str, low: torch.dtype) -> None:
+    x, y, weight, bias = norm_inputs(device, torch.float32, (5, 33))
+    y = y.detach().to(low).requires_grad_()
+    options = {"p": 0.3, "seed": seed_on(device), "scale": 0.5}
+    results = {}
+    for backend in ("triton", "reference"):
+        with use_backend(backend):
+            total, norm = dropout_add_layer_norm(x, y, weight, bias, **options)
+        grads = torch.autograd.grad((total + norm.square()).sum(), (x, y))
+        assert grads[1].dtype == low
+        results[backend] = (total, norm, *grads)
+    torch.testing.assert_close(results["triton"], results["reference"], rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16)])
 def test_as_the_native_kernels(device: str, native: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     x, y, weight, bias = (t.detach() for t in norm_inputs(device, dtypes[0], (33, 130)))

@@ -42,13 +42,13 @@ def dropout_add(
     Dropout comes from a counter-based generator, Philox4x32-7: its mask is a function of (seed, row, column), where
     the rows are the flattened leading axes; it is not stored but drawn again for the gradient. Results are
     bit-identical for any number of threads. As with F.dropout, a dropped element counts as 0 y. torch.autocast
-    changes nothing, as with F.dropout and +: a sum in float32 with branches in bfloat16 is what it needs.
+    changes nothing, as with F.dropout and +: a sum in float32 with branches in half precision is what it needs.
 
     Floor on time: x and y read and the sum written at memory bandwidth, and as much for the gradient of y.
 
     Args:
         x: float32, bfloat16 or float16 [..., d], or None; any strides.
-        y: [..., d], of x's shape; of its dtype, or bfloat16.
+        y: [..., d], of x's shape; of its dtype, bfloat16 or float16.
         p: probability of dropping an element of y, in [0, 1); kept ones are scaled by 1 / (1 - p).
         seed: int64 [1] on y's device, needed when p > 0. Give every call of a step its own.
         scale: what the branch counts, e.g. 0.5 for the half steps of a Conformer block.
@@ -116,9 +116,9 @@ def dropout_add_layer_norm(
 def _check(op: str, x: Tensor | None, y: Tensor, p: float, seed: Tensor | None) -> None:
     if x is not None:
         check_float(op, "x", x)
-    allowed = DTYPES if x is None else (x.dtype, torch.bfloat16)
+    allowed = DTYPES if x is None else dict.fromkeys((x.dtype, torch.bfloat16, torch.float16))
     if y.dtype not in allowed:
-        names = " or ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in allowed))
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise ValueError(f"{op}: y must be {names}, got {dtype_name(y)}")
     if y.dim() == 0:
         raise ValueError(f"{op}: y must be [..., d], got a scalar")
