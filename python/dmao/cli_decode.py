@@ -253,7 +253,7 @@ def normaliser_of(glm: Path | None, drop: tuple[str, ...]) -> Normaliser:
     from dmao.scoring import Normaliser, read_glm
 
     rules = ({}, {}) if glm is None else read_glm(glm)
-    return Normaliser(*rules, frozenset(word.lower() for word in drop))
+    return Normaliser(*rules, frozenset(drop))
 
 
 def _lines(path: Path) -> Iterator[str]:

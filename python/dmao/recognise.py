@@ -260,7 +260,7 @@ def decode(
     references = {id: segments[id].reference or text for id, text in plain.items()}
     report = _score(references, texts, segments, normaliser, f"{recogniser.checkpoint.name}, {split}: {search}")
     report.write(out)
-    compared = {id: normaliser.without_dropped(text) for id, text in references.items()}
+    compared = {id: normaliser.for_sclite(text) for id, text in references.items()}
     write_stm(out / "ref.stm", segments, compared)
     write_trn(out / "ref.trn", segments, compared)
     write_trn(out / "hyp.trn", segments, texts)

@@ -118,9 +118,12 @@ def test_what_counts_as_the_same(normaliser, reference, hypothesis, counts):
     ],
 )
 def test_references_for_other_tools(text, left):
-    dropping = Normaliser(drop=["uh", "[noise]"])
-    assert dropping.without_dropped(text) == left
-    assert Normaliser().without_dropped(text) == text
+    assert Normaliser(drop=["Uh", "[noise]"]).for_sclite(text) == left
+
+
+def test_marks_are_written_as_sclite_reads_them():
+    text = "( uh ) (you know) {a / (b) c} t(o)"
+    assert Normaliser().for_sclite(text) == "(uh) (you) (know) { a / b c / c } t(o)"
 
 
 @pytest.mark.parametrize("text", ["{ a / b", "a }", "{ a { b } }"])

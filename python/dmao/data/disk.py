@@ -196,17 +196,17 @@ class _Preparation:
                 self.root,
                 split,
                 [_cut(item, names[item.segment.audio], self.source) for item in mine],
-                _content(mine, names),
+                _content(mine),
                 jobs=self.jobs,
                 on_unreadable=lambda cut, reason: findings.problem("unreadable audio", cut.id, reason),
                 progress=self.progress,
             )
-            splits[split] = _describe(mine, described, names)
+            splits[split] = _describe(mine, described)
             for part in sorted({item.segment.part for item in mine} - {""}):
                 ids = {item.segment.id for item in mine if item.segment.part == part}
                 cuts = [cut for cut in described if cut.id in ids]
                 write_manifest(self.root / "manifests" / f"{split}-{part}.jsonl.gz", CutSet.from_cuts(cuts))
-                splits[f"{split}-{part}"] = _describe(mine, cuts, names)
+                splits[f"{split}-{part}"] = _describe(mine, cuts)
         return splits
 
 
@@ -240,25 +240,21 @@ def _cut(item: Recorded, recording: str, source: DiskCorpus) -> MonoCut:
     )
 
 
-def _content(items: Iterable[Recorded], recordings: Mapping[str, str]) -> str:
-    """Hash of what is cut from where."""
+def _content(items: Iterable[Recorded]) -> str:
+    """Hash of what is cut from where: a recording is its file and the folder of that, wherever the corpus lies."""
     digest = hashlib.sha256()
     for item in items:
         segment = item.segment
-        recording = recordings[segment.audio]
+        recording = Path(segment.audio).parts[-2:]
         place = (recording, item.recording_samples, segment.channel, item.start, item.samples)
         digest.update(f"{segment.id} {place}\n".encode())
     return digest.hexdigest()
 
 
-def _describe(items: list[Recorded], cuts: list[MonoCut], recordings: Mapping[str, str]) -> dict[str, Any]:
+def _describe(items: list[Recorded], cuts: list[MonoCut]) -> dict[str, Any]:
     """What a split holds: the items that became a cut, which those of unreadable audio did not."""
     seconds = round(sum(cut.duration for cut in cuts), 3)
     ids = {cut.id for cut in cuts}
     held = [item for item in items if item.segment.id in ids]
     texts = ([item.segment.text, item.segment.reference] for item in held)
-    return {
-        "utterances": len(cuts),
-        "seconds": seconds,
-        "sha256": hash_of_split(_content(held, recordings), texts),
-    }
+    return {"utterances": len(cuts), "seconds": seconds, "sha256": hash_of_split(_content(held), texts)}

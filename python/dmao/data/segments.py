@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def recording_names(files: Iterable[str]) -> dict[str, str]:
     for path in sorted(found):
         plain = "_".join(found[path].split())
         numbered = (f"{plain}-{number}" for number in count(2))
-        found[path] = plain if plain not in taken else next(name for name in numbered if name not in taken)
+        found[path] = next(name for name in chain([plain], numbered) if name not in taken)
         taken.add(found[path])
     return {file: found[path] for file, path in paths.items()}
 

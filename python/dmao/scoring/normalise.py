@@ -55,6 +55,7 @@ class Normaliser:
         for name, rules in (("references", self.references), ("hypotheses", self.hypotheses)):
             if not isinstance(rules, Mapping):
                 raise TypeError(f"Normaliser: {name} must map phrases to replacements, got a {type(rules).__name__}")
+        object.__setattr__(self, "drop", frozenset(word.lower() for word in self.drop))
 
     def __str__(self) -> str:
         """The same for the same rules and words only: `dmao compare` tells reports apart by it."""
@@ -77,9 +78,9 @@ class Normaliser:
         """The places of a hypothesis. UserError where braces do not pair."""
         return self._slots(text, self.hypotheses)
 
-    def without_dropped(self, text: str) -> str:
-        """A reference as another scoring tool is to read it: without the words of `drop`."""
-        return " ".join(map(_written, _worded(map(self._without, _parse(text))))) if self.drop else text
+    def for_sclite(self, text: str) -> str:
+        """A reference as sclite reads it: without the words of `drop`, those that may be missing in brackets each."""
+        return " ".join(map(_written, _worded(map(self._without, _parse(text)))))
 
     def _slots(self, text: str, rules: Rules) -> list[Slot]:
         slots = _mapped(_worded(map(self._without, _parse(text.lower()))), rules)
