@@ -23,6 +23,7 @@ def main(folder, checkpoint=None, steps=range(1, 41), total=40):
         with accelerator.accumulate(prepared):
             accelerator.backward((prepared(x) - x.roll(1, dims=1)).square().mean())
             if accelerator.sync_gradients:
+                accelerator.unscale_gradients()  # in fp16
                 controller.observe()
             wrapped.step()
             wrapped.zero_grad()

@@ -30,7 +30,7 @@ class ScoringAdamW(torch.optim.AdamW):
     Parameters are float32, bfloat16 or float16, contiguous, and so are their moments; gradients are dense. Of AdamW's
     options amsgrad, capturable and differentiable are not there; foreach and fused, which choose an implementation,
     have no meaning here and are passed over in loaded states. torch.amp.GradScaler works as with an optimizer that does
-    not know of it.
+    not know of it: a step that it leaves out scores nothing; beside other optimizers, unscale all of them first.
 
     scores: taken from all gradients of its model; parameters that this optimizer does not update are scored, too.
     """

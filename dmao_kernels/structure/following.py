@@ -28,6 +28,7 @@ _ARITHMETIC = _words(
 )
 _VIEWS = _words("view reshape flatten unflatten squeeze unsqueeze expand transpose permute movedim")
 _READERS = _words("numpy tolist item")
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 WHOLE, FIRST, SECOND = "", "first half", "second half"
 
@@ -70,7 +71,7 @@ class Follower(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         given = list(tensors_in((args, kwargs or {})))
-        name = getattr(func, "__name__", str(func)).strip("_")
+        name = "setitem" if func == _SET_DATA else getattr(func, "__name__", str(func)).strip("_")
         made = list(tensors_in(result))
         if not made and name not in _READERS and name != "setitem":
             return result  # a shape, a dtype
@@ -81,7 +82,8 @@ class Follower(TorchFunctionMode):
             if (owner := self._parameters.get(id(tensor))) is not None:
                 self._lose([owner], f"its parameters are used by {name}")
         if name == "setitem":
-            self._assigned(*args)
+            target, *index, value = args
+            self._assigned(target, index[0] if index else ..., value)
             return result
         hidden = [(tensor, found) for tensor in given if (found := self.hidden(tensor))]
         if hidden and (followed := self._follow(name, hidden, given, made)):

@@ -37,7 +37,7 @@ class ElasticMultiheadAttention(nn.MultiheadAttention):
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         if self.empty:
-            return torch.zeros_like(query), None
+            return torch.zeros_like(query, memory_format=torch.contiguous_format), None
         return attend_with_any_heads(
             self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
         )

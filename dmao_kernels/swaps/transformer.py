@@ -73,7 +73,8 @@ class FastMultiheadAttention(ElasticMultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As nn.MultiheadAttention's."""
         possible, lengths = _lengths(query, self.batch_first, key_padding_mask, attn_mask, is_causal)
-        if not possible or need_weights or self.empty or not query is key is value:
+        plain = not possible or need_weights or self.empty or not query is key is value
+        if plain or _why_not_form(self) is not None:
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )

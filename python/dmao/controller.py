@@ -208,7 +208,7 @@ class GrowAndDrop:
                 "nothing would train what it changes"
             )
         if self.scores.calls == 0:
-            raise RuntimeError("GrowAndDrop: call observe() after backward, before an event: there are no scores yet")
+            raise RuntimeError("GrowAndDrop: there are no scores yet: call observe() after backward, before an event")
         if self.elastic.storage == "slots":
             return self._adapt_slots()
         start = time.perf_counter()

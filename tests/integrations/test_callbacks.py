@@ -132,6 +132,31 @@ def test_lightning_longer_than_total_steps(lightning, tmp_path):
         fitted(lightning, tmp_path, max_epochs=1)
 
 
+def in_float16(lightning, folder, optimizer, precision, scale=2.0**10):
+    """The scores behind three steps."""
+    from dmao.integrations.lightning import GrowAndDropCallback
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    class Task(example("with_lightning").Task):
+        def configure_optimizers(self):
+            return optimizer(self.parameters())
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if precision == "16-mixed" else []
+    torch.manual_seed(0)
+    task, adapt = Task(), GrowAndDropCallback(Schedule(start=4), total_steps=6, beta=0.5)
+    options = {"default_root_dir": folder, "max_steps": 3, "plugins": plugins, **LIGHTNING}
+    lightning.Trainer(callbacks=[adapt], **options).fit(task, DATA)
+    return adapt.controller.scores.ema
+
+
+def test_lightning_scores_unscaled_gradients(lightning, tmp_path):
+    scores = [in_float16(lightning, tmp_path, torch.optim.AdamW, precision) for precision in ("32", "16-mixed")]
+    torch.testing.assert_close(scores[1], scores[0], rtol=0.1, atol=1e-2 * float(scores[0].max()))
+    with pytest.raises(ValueError, match="in 16-mixed the optimizer must not be fused"):
+        in_float16(lightning, tmp_path, lambda parameters: torch.optim.AdamW(parameters, fused=True), "16-mixed")
+
+
 def test_lightning_tests_weights_alone_after_fit(lightning, tmp_path):
     task, adapt, trainer = fitted(lightning, tmp_path, max_steps=5)
     task.test_step = task.training_step
@@ -171,6 +196,14 @@ def test_transformers_refusals(transformers, tmp_path):
         with pytest.raises(ValueError, match=message):
             trainer.train()
         assert callback.controller.scores.calls == 0
+
+
+def test_transformers_unscale_where_they_clip(transformers, tmp_path):
+    trainer, callback = trainer_of(transformers, tmp_path)
+    trainer.args.fp16, trainer.args.max_grad_norm = True, 0.0
+    with pytest.raises(ValueError, match=r"with fp16 max_grad_norm must be above 0, got 0\.0"):
+        trainer.train()
+    assert callback.controller.scores.calls == 0
 
 
 def test_transformers_loads_the_best_of_other_slots(transformers, tmp_path):

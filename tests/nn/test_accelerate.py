@@ -256,6 +256,16 @@ def test_an_attention_that_comes_later(options: dict) -> None:
     compare(plain, fast, torch.randn(3, 7, 16), torch.ones(3, 7, dtype=torch.bool))
 
 
+def test_an_attention_that_changes_later() -> None:
+    plain, fast, _ = twins(encoder().layers[0])
+    x = torch.randn(3, 7, 16)
+    for model in (plain, fast):
+        model.self_attn.add_zero_attn = True
+    compare(plain, fast, x, torch.ones(3, 7, dtype=torch.bool))
+    results = [model.self_attn(x, x, x, need_weights=False)[0] for model in (plain, fast)]
+    torch.testing.assert_close(results[1], results[0])
+
+
 def test_pruning_that_comes_later() -> None:
     """A pre-hook makes the weight anew in every call."""
     plain, fast, _ = twins(sequence())

@@ -231,12 +231,14 @@ def test_units_may_not_be_assigned(index: object) -> None:
     assert discover(Block(assigned(index)), X).refused["a"] == "a part of its output is assigned"
 
 
-@pytest.mark.parametrize("way", ["to", "from"])
+@pytest.mark.parametrize("way", ["to", "data", "from"])
 def test_parameters_may_not_be_assigned(way: str) -> None:
     def forward(m: Block, x: Tensor) -> Tensor:
         with torch.no_grad():
             if way == "to":
                 m.a.weight[0] = 0.0
+            elif way == "data":
+                m.a.bias.data = torch.arange(float(H))
             else:
                 torch.zeros(H)[:] = m.a.bias
         return m.c(F.relu(m.a(x)))

@@ -78,6 +78,13 @@ def test_attention_without_a_head(bias: bool, batch_first: bool, need_weights: b
         torch.testing.assert_close(*grads)
 
 
+def test_attention_without_heads_is_contiguous() -> None:
+    attention = nn.MultiheadAttention(D, HEADS)
+    keep(attention, {"": ()})
+    x = torch.randn(B, T, D).transpose(0, 1)
+    assert not attention(x, x, x)[0].view(-1, D).any()
+
+
 def test_unbatched_and_masks_per_head() -> None:
     whole = spread(nn.MultiheadAttention(D, HEADS))
     pruned = copy.deepcopy(whole)

@@ -53,6 +53,12 @@ class GrowAndDropCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The optimizer is there."""
+        fused = any(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in trainer.optimizers)
+        if trainer.scaler is not None and fused:
+            raise ValueError(
+                "GrowAndDrop: in 16-mixed the optimizer must not be fused: it unscales gradients in its step, behind "
+                "their scoring"
+            )
         last = trainer.estimated_stepping_batches
         attach(self._controller(), trainer.optimizers, trainer.global_step, last, late=True)
 

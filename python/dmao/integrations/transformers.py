@@ -51,12 +51,17 @@ class GrowAndDropCallback(TrainerCallback):
                 "GrowAndDropCallback: load_best_model_at_end needs storage='slots': at the end the model may have "
                 "other widths than the best checkpoint"
             )
+        if args.fp16 and not args.max_grad_norm:
+            raise ValueError(
+                f"GrowAndDropCallback: with fp16 max_grad_norm must be above 0, got {args.max_grad_norm}: the Trainer "
+                "unscales gradients before they are scored only where it clips them"
+            )
         attach(self.controller, [kwargs["optimizer"]], state.global_step, state.max_steps)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Gradients are complete, and clipped."""
+        """Gradients are complete, unscaled, and clipped."""
         observe(self.controller)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
