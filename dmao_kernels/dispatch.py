@@ -108,7 +108,7 @@ def can_run(op: str, *tensors: torch.Tensor | None, backend: str = "cpu") -> tup
     kind = _KINDS[backend]
     if op not in _DTYPES[backend]:
         return False, f"{op} has no {kind} kernel"
-    if reason := _why_not_installed(backend):
+    if reason := _why_not_installed(backend) or _why_not_transformed():
         return False, reason
     devices = _DEVICES[backend]
     for tensor in tensors:
@@ -150,6 +150,15 @@ def _why_not_installed(backend: str) -> str:
     if backend == "triton" and not _has_triton():
         return "Triton is not installed (pip install 'dmao-kernels[triton]')"
     return _WHY_NOT.get(backend, "")
+
+
+def _why_not_transformed() -> str:
+    """Kernels see neither tangents nor what torch.func puts around tensors: they would compute without."""
+    if torch.compiler.is_compiling():
+        return ""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "kernels have no forward-mode derivatives"
+    return "kernels know nothing of torch.func" if torch._C._are_functorch_transforms_active() else ""
 
 
 def supported() -> dict[str, dict[str, list[str]]]:

@@ -1,6 +1,28 @@
-"""Checks of the arguments that layers are built with."""
+"""Checks of the arguments that layers are built with, and of the modules inside them."""
 
 from __future__ import annotations
+
+from torch import nn
+
+
+def require_plain(layer: str, kind: type[nn.Module], **modules: nn.Module) -> None:
+    """Raise TypeError where a layer takes weight and bias of a module that computes something else with them.
+
+    Such are adapters in the module's place, and what makes its weight before its forward (old weight norm, spectral
+    norm, pruning); neither is run. Parametrizations work.
+    """
+    for name, module in modules.items():
+        ours = type(module).__module__.startswith("dmao_kernels.")  # what accelerate has made of it
+        if "forward" in module.__dict__ or not (ours or type(module).forward is kind.forward):
+            raise TypeError(
+                f"{layer}: {name} must be a {kind.__name__}, as the layer takes its weight and bias, got a "
+                f"{type(module).__name__}, whose forward would not be run: merge adapters"
+            )
+        if module._forward_pre_hooks and "weight" not in module._parameters:
+            raise TypeError(
+                f"{layer}: {name} must have a parameter 'weight', got one that a hook makes, which would not be run: "
+                "take torch.nn.utils.parametrizations for weight_norm and spectral_norm, make pruning permanent"
+            )
 
 
 def require_positive(layer: str, **sizes: int | None) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dmao_kernels.families import glu_convolution_layout
 from dmao_kernels.layout import ComponentLayout
-from dmao_kernels.nn.common import require_divisible, require_odd, require_positive, require_probability
+from dmao_kernels.nn.common import require_divisible, require_odd, require_plain, require_positive, require_probability
 from dmao_kernels.nn.linear import MaskedLinear
 from dmao_kernels.nn.norm import ComponentLayerNorm
 from dmao_kernels.nn.over_time import convolve, reach_of
@@ -67,6 +67,7 @@ class ConvolutionModule(Branch):
         return output_linear(self.pointwise2, y, self.live_slots)
 
     def _convolve(self, x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
+        require_plain("ConvolutionModule", nn.Conv1d, depthwise=self.depthwise)
         return component_conv(
             x,
             self.depthwise.weight.squeeze(1),

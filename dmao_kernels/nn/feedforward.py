@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dmao_kernels.families import feedforward_layout
 from dmao_kernels.layout import ComponentLayout
-from dmao_kernels.nn.common import require_divisible, require_positive, require_probability
+from dmao_kernels.nn.common import require_divisible, require_plain, require_positive, require_probability
 from dmao_kernels.nn.residual import Branch, Rows, draw_seed, dropout_rate
 from dmao_kernels.nn.slots import live_list, output_bias
 from dmao_kernels.ops.component_ffn import ACTIVATIONS, component_ffn
@@ -57,6 +57,7 @@ class FeedForward(Branch):
 
     def transform(self, x: Tensor, normed: Tensor, rows: Rows) -> Tensor:
         """Linear, activation, dropout, Linear."""
+        require_plain("FeedForward", nn.Linear, w1=self.w1, w2=self.w2)
         p = dropout_rate(self, self.dropout)
         return component_ffn(
             normed,

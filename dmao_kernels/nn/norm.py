@@ -59,9 +59,13 @@ class ComponentLayerNorm(nn.Module):
     def refresh_statistics(self) -> None:
         """Read the weights and choose the way to compute; a host sync, but only where the weights changed.
 
+        On the device meta there are none to read.
+
         Raises:
             ValueError: a weight is negative or not finite, or there are weights and all are zero.
         """
+        if self.statistics_weight.is_meta:
+            return
         weights = self.statistics_weight.detach().double().cpu()
         if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
             raise ValueError(

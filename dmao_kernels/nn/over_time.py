@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dmao_kernels.nn.chunks import ChunkRows
+from dmao_kernels.nn.common import require_plain
 from dmao_kernels.nn.residual import Rows
 from dmao_kernels.ops import depthwise_conv1d
 
@@ -49,6 +50,7 @@ def convolve(convolution: Convolve, x: Tensor, rows: Rows, size: int | None, rea
 
 def convolve_depthwise(convolution: nn.Conv1d, x: Tensor, rows: Rows, size: int | None) -> Tensor:
     """A depthwise convolution, padding "same", of ``x`` [B, T, c] or packed [N, c], within chunks; see `convolve`."""
+    require_plain("convolution over time", nn.Conv1d, depthwise=convolution)
     weight = convolution.weight.squeeze(1)
     return convolve(
         lambda part, lengths, offsets: depthwise_conv1d(

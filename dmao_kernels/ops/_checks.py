@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -34,10 +35,15 @@ def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
 
     Dtypes that have no kernels stay, as PyTorch's autocast leaves integers and float64: they are to be refused.
     """
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return x, *others
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple([t.to(dtype) if t is not None and t.dtype in DTYPES else t for t in (x, *others)])
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Where autocast is off for x's device; meta has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def is_pair(value: object) -> bool:

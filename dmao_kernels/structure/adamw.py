@@ -13,7 +13,7 @@ from dmao_kernels.ops.adamw_importance import adamw_importance_
 from dmao_kernels.structure.scores import Scores
 
 _NOT_SUPPORTED = ("amsgrad", "capturable", "differentiable")
-_ONLY_SCORED = dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.empty(0))
+_ONLY_SCORED = dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.empty(0, device="cpu"))
 
 
 class ScoringAdamW(torch.optim.AdamW):
@@ -89,8 +89,8 @@ class ScoringAdamW(torch.optim.AdamW):
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["step"] for state in states],
-            torch.tensor([_numbers(group) for group in self.param_groups], dtype=torch.float64),
-            torch.tensor([rows.get(p, 0) for p in params]),
+            torch.tensor([_numbers(group) for group in self.param_groups], dtype=torch.float64, device="cpu"),
+            torch.tensor([rows.get(p, 0) for p in params], device="cpu"),
             **(arguments or _no_scores(params[0].device)),
             grad_factor=grad_factor,
         )
@@ -109,7 +109,7 @@ class ScoringAdamW(torch.optim.AdamW):
 
 def _no_scores(device: torch.device) -> dict[str, Tensor]:
     nothing = torch.empty(0, device=device)
-    segments = torch.empty(0, 5, dtype=torch.int64)
+    segments = torch.empty(0, 5, dtype=torch.int64, device="cpu")
     return {"ema": nothing, "segments": segments, "inverse_count": nothing}
 
 

@@ -40,9 +40,8 @@ class Gathering:
 
 def moved(module: ModulePlan) -> Tensor:
     """The index by which gradients and moments follow: every component has its source's, fresh ones have zero."""
-    return torch.tensor([(_ABSENT if s == FRESH else s, _ABSENT) for s in module.sources], dtype=torch.int64).reshape(
-        -1, 2
-    )
+    rows = [(_ABSENT if s == FRESH else s, _ABSENT) for s in module.sources]
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 2)
 
 
 def weights_index(module: ModulePlan, shared: Literal["", "output", "even"], fresh: bool) -> Tensor:
@@ -54,12 +53,12 @@ def weights_index(module: ModulePlan, shared: Literal["", "output", "even"], fre
     """
     rows = moved(module)
     first, second = rows.new_tensor(module.copies).reshape(-1, 2).unbind(1)
-    shares = torch.arange(len(first))
+    shares = torch.arange(len(first), device="cpu")
     if shared:
         rows[first] = torch.stack([torch.full_like(shares, _ABSENT), shares], 1)
         rows[second] = rows[first] if shared == "even" else torch.stack([rows[second, 0], shares], 1)
     if fresh:
-        rows[list(module.fresh), 1] = torch.arange(len(module.fresh)) + (len(first) if shared else 0)
+        rows[list(module.fresh), 1] = torch.arange(len(module.fresh), device="cpu") + (len(first) if shared else 0)
     return rows
 
 

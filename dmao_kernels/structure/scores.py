@@ -283,8 +283,9 @@ class Scores:
                         rows.append((len(parts), *triple, len(entries) + first))
                         parts.append((tensor, take))
             entries += [of_component] * m.stored
-        segments = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)  # the CPU reads it, wherever the scores are
-        inverse_count = torch.tensor(entries, dtype=torch.float32).clamp(min=1).reciprocal()
+        # The CPU reads them, wherever the scores are.
+        segments = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 5)
+        inverse_count = torch.tensor(entries, dtype=torch.float32, device="cpu").clamp(min=1).reciprocal()
         if parts and tensors:
             raise ValueError("Scores: some of the scored parameters are sharded and some are not: shard all of them")
         return _Table(key, tensors, segments, inverse_count.to(self.ema.device, non_blocking=True), parts)

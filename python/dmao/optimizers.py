@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -51,7 +52,11 @@ def add_gates(elastic: Elastic, optimizer: OptimizerOrMany, companions: Sequence
     gates = ComponentGates(elastic, companions)
     if optimizer is not None:
         # weight decay would pull every gate, and with it the module's output, towards nothing
-        optimizer.add_param_group({"params": list(gates.parameters()), "weight_decay": 0.0})
+        added: list[Any] = list(gates.parameters())
+        if "param_names" in optimizer.param_groups[0]:
+            names = {id(parameter): name for name, parameter in elastic.model.named_parameters()}
+            added = [(names[id(gate)], gate) for gate in added]
+        optimizer.add_param_group({"params": added, "weight_decay": 0.0})
     return gates
 
 

@@ -19,5 +19,5 @@ class RandomRanking(GrowAndDrop):
 
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
         lots = generator(self._seed, "random ranking", len(self.events))
-        drawn = {name: torch.rand(len(values), generator=lots).tolist() for name, values in scores.items()}
+        drawn = {name: torch.rand(len(v), generator=lots, device="cpu").tolist() for name, v in scores.items()}
         return super()._plan(drawn)

@@ -271,6 +271,38 @@ def test_without_an_optimizer():
     assert model(batch(0)[0]).isfinite().all()
 
 
+@pytest.mark.parametrize("storage", ["tight", "slots"])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, ScoringAdamW])
+def test_another_default_device(storage, kind):
+    """What only the host reads is made there, whatever `torch.set_default_device` says."""
+    results = []
+    for device in ("cpu", "meta"):
+        model = build()
+        optimizer = kind(model.parameters(), lr=1e-2)
+        x, y = batch(0)
+        with torch.device(device):
+            controller = GrowAndDrop(model, optimizer, Schedule(start=2, events=1), 4, storage=storage)
+            for step in (1, 2):
+                (model(x) - y).square().mean().backward()
+                if kind is torch.optim.AdamW:
+                    controller.observe()
+                optimizer.step()
+                if controller.due(step):
+                    controller.adapt()
+        results.append(model.state_dict())
+    assert len(controller.events) == 1
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_gates_join_an_optimizer_that_knows_names():
+    model = build()
+    optimizer = torch.optim.AdamW(model.named_parameters())
+    controller = GrowAndDrop(model, optimizer, Schedule(start=3), 4, metric="gate")
+    names = optimizer.param_groups[1]["param_names"]
+    gates = zip(names, controller.gates.parameters(), strict=True)
+    assert all(model.get_parameter(name) is gate for name, gate in gates)
+
+
 def test_gates_join_the_optimizer_without_weight_decay():
     model, optimizer, controller = setup(metric="gate")
     assert len(optimizer.param_groups) == 2

@@ -85,15 +85,15 @@ class Pieces:
     """
 
     def __init__(self, cuts: Sequence[Cut], sums: Sequence[int], device: torch.device) -> None:
-        counts = torch.tensor([cut.pieces for cut in cuts])
+        counts = torch.tensor([cut.pieces for cut in cuts], device="cpu")
         firsts = (counts.cumsum(0) - counts).tolist()
         rows = [
             (cut.size, cut.height, cut.stride, cut.width, int(cut.folded), first, place)
             for cut, first, place in zip(cuts, firsts, sums, strict=True)
         ]
         self.count = int(counts.sum())
-        self.owners = upload(torch.arange(len(cuts), dtype=torch.int32).repeat_interleave(counts), device)
-        self.shapes = upload(torch.tensor(rows, dtype=torch.int64), device)
+        self.owners = upload(torch.arange(len(cuts), dtype=torch.int32, device="cpu").repeat_interleave(counts), device)
+        self.shapes = upload(torch.tensor(rows, dtype=torch.int64, device="cpu"), device)
 
 
 @triton.jit

@@ -41,11 +41,14 @@ class Sums:
         self.device = device
         self.scored: list[Scored] = []
         self.count = 0
-        parts, owners = [torch.empty(0, 4, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+        parts, owners = (
+            [torch.empty(0, 4, dtype=torch.int64, device="cpu")],
+            [torch.empty(0, dtype=torch.int64, device="cpu")],
+        )
         for tensor, repeats, own, run, first in rows:
             cut = Cut.of(repeats, own, run)
             parts.append(_parts(cut, self.count, repeats, own, run))
-            owners.append(torch.arange(first, first + own))
+            owners.append(torch.arange(first, first + own, device="cpu"))
             self.scored.append(Scored(tensor, cut, self.count))
             self.count += cut.sums
         owner = torch.cat(owners)
@@ -61,8 +64,8 @@ class Sums:
 def _parts(cut: Cut, first: int, repeats: int, components: int, run: int) -> Tensor:
     """Of every component [components, 4], where its sums stand: the first one, how many rows, their stride, columns."""
     rows, columns = (repeats, cut.down) if cut.folded else (cut.down, run)
-    begin = first + torch.arange(components) * columns
-    shape = torch.tensor([rows, components * columns, columns]).expand(components, 3)
+    begin = first + torch.arange(components, device="cpu") * columns
+    shape = torch.tensor([rows, components * columns, columns], device="cpu").expand(components, 3)
     return torch.cat([begin[:, None], shape], 1)
 
 

@@ -49,12 +49,12 @@ class Uploaded:
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device
         self._values: list[Any] | None = None
-        self._tensor = torch.empty(0)
+        self._tensor = torch.empty(0, device="cpu")
 
     def tensor(self, values: list[Any], finish: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
         """The numbers, a list (of lists), as `finish` makes them of a tensor on the CPU."""
         if values != self._values:
-            self._tensor = upload(finish(torch.tensor(values, dtype=self._dtype)), self._device)
+            self._tensor = upload(finish(torch.tensor(values, dtype=self._dtype, device="cpu")), self._device)
             self._values = values  # last: an upload that failed has changed nothing
         return self._tensor
 
@@ -66,7 +66,7 @@ class Addresses:
     """
 
     def __init__(self, even: Sequence[bool], device: torch.device) -> None:
-        self._even = torch.tensor(even)
+        self._even = torch.tensor(even, device="cpu")
         self._uploaded = Uploaded(torch.int64, device)
 
     def table(self, *columns: list[int]) -> Tensor:

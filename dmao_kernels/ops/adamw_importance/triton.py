@@ -36,7 +36,7 @@ _FACTORS = tl.constexpr(8)
 _GROUP = tl.constexpr(len(GROUP_COLUMNS))
 _STEPS = tl.constexpr(64)  # parameters of a program
 _NO_SUMS = -1
-_ONE_STEP = torch.ones(())
+_ONE_STEP = torch.ones((), device="cpu")
 
 
 def adamw_importance_(
@@ -114,7 +114,9 @@ class _Launch:
         self._updated = [updated[entry.tensor] for entry in entries]
         self._dtype = DTYPES[dtype]
         self._pieces = Pieces([entry.cut for entry in entries], [entry.sums for entry in entries], device)
-        self._param_of = upload(torch.tensor([entry.tensor for entry in entries], dtype=torch.int32), device)
+        self._param_of = upload(
+            torch.tensor([entry.tensor for entry in entries], dtype=torch.int32, device="cpu"), device
+        )
         self._addresses = Addresses([entry.cut.even for entry in entries], device)
 
     def run(

@@ -18,6 +18,7 @@ from dmao_kernels.ops._checks import (
     describe,
     dtype_name,
     is_pair,
+    without_autocast,
 )
 from dmao_kernels.ops._utterances import check_lengths, check_offsets
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
@@ -133,7 +134,7 @@ def block_attention(
         seed=seed,
     )
     if (backend := choose_backend("block_attention", q, k, v, rel_pos, content_bias, position_bias)) == "reference":
-        with torch.autocast(q.device.type, enabled=False):  # it computes bfloat16 in float32
+        with without_autocast(q):  # it computes bfloat16 in float32
             return block_attention_reference(
                 q,
                 k,

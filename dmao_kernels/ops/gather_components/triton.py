@@ -80,7 +80,7 @@ def _gather(
         Addresses(even, device).table(
             *([tensor.data_ptr() for tensor in column] for column in zip(*entries, strict=True))
         ),
-        upload(torch.tensor(sizes), device),
+        upload(torch.tensor(sizes, device="cpu"), device),
         rows,
         DTYPES[dtype],
         **options_on(device),

@@ -84,7 +84,7 @@ def make_slot_plan(
     if not modules:
         raise ValueError("make_slot_plan: all modules are frozen")
     costs = costs or ParameterCost().measure(elastic)
-    fixed = torch.tensor(costs.fixed)
+    fixed = torch.tensor(costs.fixed, device="cpu")
     for name in frozen:
         m = elastic.modules[name]
         count = cast(Tensor, m.slots).sum()
@@ -118,10 +118,10 @@ class _Market:
         own, shared = zip(*self.costs, strict=True)
         self.own, self.shared, self.keep, self.most = self._upload([own, shared, keep, self.capacities], torch.int64)
         self.cost = self._upload(self.amortised, torch.float64)
-        start = F.pad(torch.tensor(self.capacities).cumsum(0), (1, -1))
+        start = F.pad(torch.tensor(self.capacities, device="cpu").cumsum(0), (1, -1))
         self.start = start.to(self.device, non_blocking=True)
         # [slots], in the order in which they lie
-        owner = torch.arange(len(modules)).repeat_interleave(torch.tensor(self.capacities))
+        owner = torch.arange(len(modules), device="cpu").repeat_interleave(torch.tensor(self.capacities, device="cpu"))
         self.owner = owner.to(self.device, non_blocking=True)
         self.live = torch.cat([cast(Tensor, m.slots) for m in modules])
         self.count = self._per_module(self.owner, self.live)
@@ -143,7 +143,7 @@ class _Market:
         self.revival = ((self.own + self.shared) * self.fresh).sum()
 
     def _upload(self, values: Sequence[float] | Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True)
+        return torch.tensor(values, dtype=dtype, device="cpu").to(self.device, non_blocking=True)
 
     def _per_module(self, owner: Tensor, values: Tensor) -> Tensor:
         """Sums over the slots of every module: [..., slots] to [..., modules]."""
