@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ CHOICES = ("triton", "cuda")
 _SHIPPED: dict[str, dict[str, str]] = {
     "sm_90": {"importance_": "cuda", "adamw_importance_": "cuda", "gather_components": "cuda"},  # an H200
 }
+_LOG = logging.getLogger("dmao_kernels")
 _preferred: str | None = None
 
 
@@ -59,16 +61,20 @@ def fastest(op: str) -> str:
 
 @functools.cache
 def _measured() -> dict[str, dict[str, str]]:
-    if not path().exists():
-        return {}
     return _checked(_read())
 
 
 def _read() -> object:
+    """What the file holds: {} where there is none, or it may not be read; None where it is no JSON."""
     try:
-        return json.loads(path().read_text())
+        return json.loads(path().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (ValueError, RecursionError):
-        return None  # which is no table
+        return None
+    except (OSError, RuntimeError) as error:  # the latter: there is no home
+        _LOG.warning("what was measured on this GPU is not read: %s", error)
+        return {}
 
 
 def _checked(table: object) -> dict[str, dict[str, str]]:
@@ -88,7 +94,7 @@ def write(choices: dict[str, str]) -> Path:
     if name is None:
         raise RuntimeError("gpu_choice: there is no GPU of NVIDIA here")
     path().parent.mkdir(parents=True, exist_ok=True)
-    table = _checked(_read()) if path().exists() else {}
+    table = _checked(_read())
     draft = path().with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(table | {name: table.get(name, {}) | choices}, indent=2))
     draft.replace(path())

@@ -21,7 +21,7 @@ from dmao.cli_options import (
     split_option,
 )
 from dmao.cli_prepare import prepare
-from dmao.console import STATUSES, OneLineErrors, print_json, show_log
+from dmao.console import STATUSES, OneLineErrors, print_json, require_surroundings, show_log
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -42,6 +42,7 @@ def main(traceback: bool) -> None:
       dmao train librispeech/conformer_256 --run-dir runs/wide
       dmao evaluate runs/wide --split dev-clean --json
     """
+    require_surroundings()
     show_log()
 
 

@@ -28,7 +28,15 @@ class NumberRange(Number, click.FloatRange):
     """The same within a range; click's own takes nan, within any range."""
 
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
+class _Folder(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """An empty name, as of a variable that is not set, is not the working directory."""
+        if value == "":
+            self.fail("expected the name of a folder, got ''", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Folder(file_okay=False, path_type=Path)
 HERE = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 CHECKPOINT = click.Path(exists=True, path_type=Path)
@@ -51,7 +59,7 @@ class ConfigFile(click.ParamType):
         if str(value) in known:
             return known[str(value)]
         if Path(value).exists():
-            raise click.BadParameter(f"'{value}' is a folder", ctx, param)
+            raise click.BadParameter(f"'{value}' is {'a folder' if Path(value).is_dir() else 'no file'}", ctx, param)
         close = difflib.get_close_matches(str(value), known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ", nor is it the name of a recipe"
         raise click.BadParameter(f"'{value}' does not exist{hint}", ctx, param)

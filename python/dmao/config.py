@@ -310,9 +310,20 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return base | changes | {key: _merge(value, changes[key]) for key, value in both.items()}
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe one, which refuses a key that stands twice: of two values one would have no effect."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """What the node says."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"the key {twice!r} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date, a number, a nesting beyond Python's
         raise ConfigError(f"config: {where} is not YAML: {' '.join(str(error).split())}") from error
 

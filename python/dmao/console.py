@@ -5,13 +5,16 @@ The library itself only logs; nothing but the command line configures logging.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -114,8 +117,30 @@ class _Compact(logging.Formatter):
         return text if record.levelno <= logging.INFO else f"{text} ({record.levelname.lower()})"
 
 
+def require_surroundings() -> None:
+    """What imports, progress bars and results take for granted of a process.
+
+    Raises UserError where there is no working directory or home; the libraries end in other words, or none.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the working directory cannot be used: {reason(error)}; change to another one") from error
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise UserError("there is no home directory: set HOME") from error
+    if sys.stderr is None:  # closed by whoever started this
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be printed spoils no finished work
+
+
 def show_log() -> None:
     """Show what dmao reports (from INFO on) and what dmao_kernels warns of. A second call changes nothing."""
+    root = logging.getLogger()
+    if not root.handlers:  # else the first warning of a library makes one, which would say everything once more
+        root.addHandler(logging.NullHandler())
     logging.getLogger("dmao").setLevel(logging.INFO)
     for name in ("dmao", "dmao_kernels"):
         logger = logging.getLogger(name)

@@ -35,7 +35,12 @@ class JsonLines:
             self._file.write(_to_line(row))
 
     def flush(self) -> None:
-        """Puts everything written so far on the disk: a checkpoint counts on the rows before it."""
+        """Puts everything written so far on the disk: a checkpoint counts on the rows before it.
+
+        Raises UserError where the file is gone: what is written would go nowhere, or beside the checkpoints.
+        """
+        if not self.path.exists():
+            raise UserError(f"{self.path} is gone: the run's folder was moved or removed while it was written")
         with writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -77,6 +82,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return value
+
+
+def is_evaluation(row: Mapping[str, Any]) -> bool:
+    """Whether it is as `Recorder.evaluation` writes it: a row that somebody has changed is evaluated anew."""
+    numbers = [row.get("cer"), row.get("wer"), row.get("ce") or 0.0]
+    return (
+        row.get("kind") == "eval"
+        and isinstance(row.get("split"), str)
+        and all(isinstance(number, int | float) for number in numbers)
+    )
 
 
 class Recorder:

@@ -26,7 +26,7 @@ from dmao.distributed import Team, device_of, team
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
 from dmao.files import remove_partial
-from dmao.metrics import Recorder, read_json_lines
+from dmao.metrics import Recorder, is_evaluation, read_json_lines
 from dmao.parsing import from_mapping
 from dmao.signals import NotedSignals
 from dmao.source import CorpusSource, Source, fingerprint, same_data, with_steps
@@ -141,7 +141,8 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
 
 def resume_command(run_dir: Path) -> str:
     """What to type so that a stopped training goes on."""
-    return shlex.join(["dmao", "train", str(run_dir / "config.yaml"), "--run-dir", str(run_dir)])
+    folder = f"./{run_dir}" if str(run_dir).startswith("-") else str(run_dir)  # not an option
+    return shlex.join(["dmao", "train", f"{folder}/config.yaml", "--run-dir", folder])
 
 
 def check_same_training(config: TrainConfig, stored: dict[str, Any], run_dir: Path) -> TrainConfig:
@@ -382,6 +383,6 @@ class _Training:
     def _evaluations(self) -> dict[str, dict[str, Any]]:
         """The recorded results of this step, by split. JSON has null for the cross-entropy of nothing, which is NaN."""
         rows = read_json_lines(self.run_dir / "metrics.jsonl")
-        here = [row for row in rows if row.get("kind") == "eval" and row["step"] == self.place.step]
+        here = [row for row in rows if row["step"] == self.place.step and is_evaluation(row)]
         numbers = ({**row, "ce": math.nan if row.get("ce") is None else row["ce"]} for row in here)
         return {row["split"]: {k: v for k, v in row.items() if k not in ("kind", "split", "step")} for row in numbers}

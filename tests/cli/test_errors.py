@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
+from pathlib import Path
 
 import click
 import pytest
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 from dmao import console
 from dmao.cli import main
 from dmao.errors import reason
+from dmao.trainer import resume_command
 
 from tests.cli.conftest import commands, failing
 
@@ -57,6 +60,9 @@ def test_help_of_every_command_has_an_example(command, option):
         (["train", "missing.yaml", "--run-dir", "run"], "'missing.yaml' does not exist"),
         (["train", "librispeech/conformer_265", "--run-dir", "run"], "did you mean 'librispeech/conformer_256'?"),
         (["train", ".", "--run-dir", "run"], "'.' is a folder"),
+        (["train", "/dev/null", "--run-dir", "run"], "'/dev/null' is no file"),
+        (["train", "good.yaml", "--run-dir", ""], "expected the name of a folder, got ''"),
+        (["train", "twice.yaml", "--run-dir", "run"], "the key 'steps' stands twice"),
         (["tune", ".", "--lm-scale", "nan"], "nan is not finite"),
         (["decode", ".", "--word-score", "-inf"], "-inf is not finite"),
         (["prepare", "embedded", "--hours", "nan"], "nan is not finite"),
@@ -104,6 +110,7 @@ def test_wrong_input_is_one_line(tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.yaml").write_text("steps: 5\n")
     (tmp_path / "unknown.yaml").write_text("stepps: 5\n")
+    (tmp_path / "twice.yaml").write_text("steps: 5\nseed: 1\nsteps: 6\n")
     (tmp_path / "list.yaml").write_text("- 5\n")
     (tmp_path / "broken.yaml").write_text("steps: [5\n")
     assert said in one_line(run(*arguments))
@@ -191,3 +198,43 @@ def test_log_messages_are_compact(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.partition(" ")[2] for line in captured.err.splitlines()] == ["an event", "no kernels (warning)"]
+
+
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the working directory cannot be used: No such file or directory" in one_line(run("info"))
+
+
+def test_no_home(monkeypatch):
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", none)
+    assert "there is no home directory: set HOME" in one_line(run("info"))
+
+
+def test_streams_that_are_closed_or_cannot_write_a_name(run_python):
+    code = """
+import sys
+from dmao.console import require_surroundings, show_log
+sys.stdout.reconfigure(encoding="ascii")
+sys.stderr = None
+require_surroundings()
+show_log()
+import logging
+logging.warning("of another library")
+logging.getLogger("dmao").warning("hidden")
+print("ř", file=sys.stderr)
+print("ř\\udcff")
+"""
+    ran = run_python("-c", code)
+    assert ran.stdout.strip() == r"\u0159\udcff", ran.stderr
+
+
+@pytest.mark.parametrize("folder", ["run", "-run"])
+def test_the_command_to_go_on_names_no_option(folder):
+    command = shlex.split(resume_command(Path(folder)))
+    named = "run" if folder == "run" else "./-run"
+    assert command == ["dmao", "train", f"{named}/config.yaml", "--run-dir", named]

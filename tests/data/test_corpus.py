@@ -69,3 +69,21 @@ def test_os_errors_become_one_line(tmp_path):
 def test_missing_package_is_named():
     with pytest.raises(UserError, match="needs the package no-such-speech-engine: pip install"):
         installed_versions("lhotse", "no-such-speech-engine")
+
+
+def test_texts_are_utf_8_whatever_the_locale_is(tmp_path, run_python):
+    code = f"""
+import gzip, locale
+from pathlib import Path
+from lhotse import CutSet
+from dmao.data.manifests import make_cut, read_manifest, write_manifest
+assert locale.getencoding().lower() != "utf-8"
+cut = make_cut("a", Path("a.wav"), 16000, text="p\\u011bkn\\xfd", speaker="ann", language="cs")
+path = Path({str(tmp_path)!r}) / "dev.jsonl.gz"
+write_manifest(path, CutSet.from_cuts([cut]))
+assert "\\u011b" in gzip.open(path).read().decode("utf-8")
+(found,) = read_manifest(path, path.parent)
+print(found.supervisions == cut.supervisions)
+"""
+    ran = run_python("-c", code, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert ran.stdout.strip() == "True", ran.stderr

@@ -1,7 +1,9 @@
 import json
 import math
 
-from dmao.metrics import JsonLines, Recorder, read_json_lines
+import pytest
+from dmao.errors import UserError
+from dmao.metrics import JsonLines, Recorder, is_evaluation, read_json_lines
 
 
 def test_rows_behind_the_checkpoint_go_on_resume(tmp_path):
@@ -67,3 +69,21 @@ def test_who_watches_sees_every_row_at_once(tmp_path):
     file.write({"step": 1})
     assert list(read_json_lines(tmp_path / "metrics.jsonl")) == [{"step": 1}]
     file.close()
+
+
+def test_a_folder_that_is_moved_is_told(tmp_path):
+    (tmp_path / "run").mkdir()
+    file = JsonLines(tmp_path / "run" / "metrics.jsonl")
+    file.write({"step": 1})
+    file.flush()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is gone: the run's folder was moved or removed"):
+        file.flush()
+    assert [row["step"] for row in read_json_lines(tmp_path / "moved" / "metrics.jsonl")] == [1]
+
+
+def test_what_an_evaluation_is():
+    good = {"kind": "eval", "step": 1, "split": "dev", "ce": None, "cer": 1.0, "wer": 2}
+    assert is_evaluation(good)
+    for wrong in ({"kind": "train"}, {"split": ["dev"]}, {"ce": "abc"}, {"wer": None}):
+        assert not is_evaluation(good | wrong)

@@ -181,8 +181,8 @@ def _read(arch: int | str) -> dict[str, Config]:
         known: dict[str, Config] = dict(json.loads(_file(arch).read_text()))
     except FileNotFoundError:
         known = {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        _LOG.warning("%s is not read: %s", _file(arch), error)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # RuntimeError: no home, or too deep
+        _LOG.warning("what was measured is not read: %s", error)
         known = {}
     return known
 

@@ -74,7 +74,10 @@ class Corpus:
         try:
             return cls(root=Path(root), **read_json(path))
         except FileNotFoundError:
-            raise UserError(f"no prepared corpus in {root} (no {STAMP}): run `dmao prepare` first") from None
+            seen = "" if Path(root).is_absolute() else f", seen from {Path.cwd()}"
+            raise UserError(
+                f"no prepared corpus in {root} (no {STAMP}{seen}): run `dmao prepare` first, or give another root"
+            ) from None
         except OSError as error:
             raise UserError(f"cannot read {path}: {reason(error)}") from error
         except (ValueError, TypeError) as error:

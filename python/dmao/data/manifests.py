@@ -6,8 +6,10 @@ wants external programs for some formats.
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +18,6 @@ os.environ.setdefault("LHOTSE_AUDIO_BACKEND", "LibsndfileBackend")
 
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.features.io import NumpyFilesReader
-from lhotse.serialization import load_jsonl
 
 from dmao.data import LONGEST
 from dmao.data.acoustics import SAMPLE_RATE
@@ -77,7 +78,7 @@ def read_manifest(path: Path, root: Path) -> CutSet:
     """
     root = root.absolute()
     try:
-        cuts = list(CutSet.from_dicts(load_jsonl(path.absolute())))  # lhotse runs "pipe:..." in a shell
+        cuts = list(CutSet.from_dicts(_rows(path)))
         for cut in cuts:
             _refuse_strange(cut)
     except FileNotFoundError:
@@ -88,6 +89,12 @@ def read_manifest(path: Path, root: Path) -> CutSet:
         raise UserError(f"manifest {path} holds no utterance")
     cuts = [cut.with_recording_path_prefix(root) for cut in cuts]
     return CutSet.from_cuts(cut.with_features_path_prefix(root) if cut.has_features else cut for cut in cuts)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Not by lhotse, which reads texts in the encoding of the locale, and runs "pipe:..." in a shell."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def _refuse_strange(cut: Any) -> None:
@@ -114,6 +121,7 @@ def _refuse_strange(cut: Any) -> None:
 def write_manifest(path: Path, cuts: CutSet) -> None:
     """Write a CutSet (jsonl.gz) all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.absolute().with_name("partial-" + path.name)  # lhotse reads the format from the suffix
-    cuts.to_file(partial)
+    partial = path.with_name("partial-" + path.name)
+    with gzip.open(partial, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in cuts.to_dicts())
     partial.replace(path)
