@@ -152,10 +152,9 @@ def _why_not_installed(backend: str) -> str:
     return _WHY_NOT.get(backend, "")
 
 
+@torch.compiler.assume_constant_result
 def _why_not_transformed() -> str:
     """Kernels see neither tangents nor what torch.func puts around tensors: they would compute without."""
-    if torch.compiler.is_compiling():
-        return ""
     if torch.autograd.forward_ad._current_level >= 0:
         return "kernels have no forward-mode derivatives"
     return "kernels know nothing of torch.func" if torch._C._are_functorch_transforms_active() else ""

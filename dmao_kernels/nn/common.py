@@ -11,7 +11,10 @@ def require_plain(layer: str, kind: type[nn.Module], **modules: nn.Module) -> No
     Such are adapters in the module's place, and what makes its weight before its forward (old weight norm, spectral
     norm, pruning); neither is run. Parametrizations work.
     """
-    for name, module in modules.items():
+    for name, given in modules.items():
+        module = getattr(given, "_orig_mod", given)  # of what torch.compile has made
+        if getattr(module, "_is_replica", False) or not getattr(getattr(module, "_hf_hook", None), "offload", True):
+            continue  # DataParallel's have no parameters; accelerate's hooks move inputs and run what was there
         ours = type(module).__module__.startswith("dmao_kernels.")  # what accelerate has made of it
         if "forward" in module.__dict__ or not (ours or type(module).forward is kind.forward):
             raise TypeError(

@@ -313,12 +313,14 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """The safe one, which refuses a key that stands twice: of two values one would have no effect."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """What the node says."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"the key {twice!r} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The node as it is written; merges (`<<`) come later."""
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for tag, key in keys:
+            if keys.count((tag, key)) > 1 and not tag.endswith(":merge"):
+                raise yaml.YAMLError(f"the key {key!r} stands twice{node.start_mark}")
+        return node
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -33,6 +33,7 @@ Exit status:
   143  terminated, in the same way; 129: the terminal was closed
 """
 
+_OURS = ("dmao", "dmao_kernels")
 _TYPED = "dmao.typed"
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _ANEW = {"--fresh", "--no-resume"}  # with one of these a command would not go on
@@ -139,10 +140,12 @@ def require_surroundings() -> None:
 def show_log() -> None:
     """Show what dmao reports (from INFO on) and what dmao_kernels warns of. A second call changes nothing."""
     root = logging.getLogger()
-    if not root.handlers:  # else the first warning of a library makes one, which would say everything once more
-        root.addHandler(logging.NullHandler())
+    if not root.handlers:  # else the first warning of another library makes one, which would say ours once more
+        others = _Stderr(logging.WARNING)
+        others.addFilter(lambda record: record.name.partition(".")[0] not in _OURS)
+        root.addHandler(others)
     logging.getLogger("dmao").setLevel(logging.INFO)
-    for name in ("dmao", "dmao_kernels"):
+    for name in _OURS:
         logger = logging.getLogger(name)
         if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
             handler = _Stderr()

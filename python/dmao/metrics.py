@@ -39,9 +39,9 @@ class JsonLines:
 
         Raises UserError where the file is gone: what is written would go nowhere, or beside the checkpoints.
         """
-        if not self.path.exists():
-            raise UserError(f"{self.path} is gone: the run's folder was moved or removed while it was written")
         with writing(self.path):
+            if not self.path.exists():
+                raise UserError(f"{self.path} is gone: the run's folder was moved or removed while it was written")
             self._file.flush()
             os.fsync(self._file.fileno())
 

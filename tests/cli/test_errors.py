@@ -223,9 +223,6 @@ sys.stdout.reconfigure(encoding="ascii")
 sys.stderr = None
 require_surroundings()
 show_log()
-import logging
-logging.warning("of another library")
-logging.getLogger("dmao").warning("hidden")
 print("ř", file=sys.stderr)
 print("ř\\udcff")
 """
@@ -238,3 +235,16 @@ def test_the_command_to_go_on_names_no_option(folder):
     command = shlex.split(resume_command(Path(folder)))
     named = "run" if folder == "run" else "./-run"
     assert command == ["dmao", "train", f"{named}/config.yaml", "--run-dir", named]
+
+
+def test_other_libraries_are_heard_and_ours_once(run_python):
+    code = """
+import logging
+from dmao.console import show_log
+show_log()
+logging.warning("another's")
+logging.getLogger("lhotse.x").warning("lhotse's")
+logging.getLogger("dmao.x").warning("ours")
+"""
+    said = run_python("-c", code).stderr
+    assert [said.count(word) for word in ("another's", "lhotse's", "ours")] == [1, 1, 1]

@@ -77,7 +77,7 @@ import gzip, locale
 from pathlib import Path
 from lhotse import CutSet
 from dmao.data.manifests import make_cut, read_manifest, write_manifest
-assert locale.getencoding().lower() != "utf-8"
+assert locale.getpreferredencoding(False).lower() != "utf-8"
 cut = make_cut("a", Path("a.wav"), 16000, text="p\\u011bkn\\xfd", speaker="ann", language="cs")
 path = Path({str(tmp_path)!r}) / "dev.jsonl.gz"
 write_manifest(path, CutSet.from_cuts([cut]))

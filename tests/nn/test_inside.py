@@ -53,3 +53,16 @@ def test_what_stands_inside_is_run_or_refused(make: Callable[[], nn.Module], pat
         layer(x).sum().backward()
         assert all(p.grad is not None for p in layer.get_submodule(path).parameters())
         assert before.shape == layer(x).shape
+
+
+def test_what_runs_the_same_stays() -> None:
+    layer, x = FeedForward(16, 32).eval(), torch.randn(2, 5, 16)
+    expected = layer(x)
+    layer.w1.register_forward_pre_hook(lambda module, inputs: None)  # of who watches
+    assert torch.equal(layer(x), expected)
+    replica = layer._replicate_for_data_parallel()
+    replica.w1 = layer.w1._replicate_for_data_parallel()
+    replica.w1.weight, replica.w1.bias = layer.w1.weight, layer.w1.bias  # attributes, as DataParallel leaves them
+    assert torch.equal(replica(x), expected)
+    layer.w1 = torch.compile(layer.w1, backend="eager")
+    assert torch.equal(layer(x), expected)

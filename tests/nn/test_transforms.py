@@ -73,6 +73,21 @@ def test_a_jacobian_of_an_accelerated_network() -> None:
     torch.testing.assert_close(vmap(jacfwd(net))(x), expected)
 
 
+def test_compiled_transforms() -> None:
+    net, x, direction = LAYERS["sequence"](), *torch.randn(2, 5, 16)
+    functions = {
+        "forward": lambda x, d: jvp(net, (x,), (d,))[1],
+        "backward": lambda x, d: grad(lambda x: (net(x) * d).sum())(x),
+    }
+    expected = {name: function(x, direction) for name, function in functions.items()}
+    dmao_kernels.accelerate(net)
+    for name, function in functions.items():
+        compiled = torch.compile(function, backend="aot_eager")
+        torch.testing.assert_close(compiled(x, direction), expected[name])
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), net(x))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_shapes_on_meta(name: str) -> None:
     layer = LAYERS[name]()

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from dmao.config import ConfigError, CostConfig, TrainConfig, load_config, save_config
+from dmao.config import ConfigError, CostConfig, TrainConfig, _parse_yaml, load_config, save_config
 from dmao.errors import UserError
 from dmao.schedule import Schedule, WhenSettled
 
@@ -158,3 +158,23 @@ def test_files_that_are_no_config(tmp_path):
             load_config(tmp_path / name)
     with pytest.raises(ConfigError, match="cannot read"):
         load_config(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps: 1\nseed: 2\nsteps: 3", "the key 'steps' stands twice"),
+        ("learning_rate: {peak: 1.0, peak: 2.0}", "the key 'peak' stands twice"),
+        ("'': 1\n'': 2", "the key '' stands twice"),
+        ("!!map [a, b]", "is not YAML"),
+    ],
+)
+def test_yaml_that_says_two_things(tmp_path, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_yaml_that_merges():
+    text = "b: &b {x: 1}\na:\n  mid: &m\n    <<: *b\n    x: 2\ntop:\n  <<: *m\n  y: 3\n"
+    assert _parse_yaml(text, "here")["top"] == {"x": 2, "y": 3}

@@ -241,7 +241,7 @@ def _cut(item: Recorded, recording: str, source: DiskCorpus) -> MonoCut:
 
 
 def _content(items: Iterable[Recorded]) -> str:
-    """Hash of what is cut from where: a recording is its file and the folder of that, wherever the corpus lies."""
+    """Hash of what is cut from where: a recording is its file and the folder of that, whatever stands above."""
     digest = hashlib.sha256()
     for item in items:
         segment = item.segment

@@ -17,8 +17,8 @@ def checkpoint_with(accelerator: Accelerator, controller: GrowAndDrop) -> None:
     """Let `accelerator.save_state` save the controller, and `load_state` give the model its widths before its weights.
 
     Make the controller of the model and the optimizer as they are before `accelerator.prepare`, and observe where
-    `accelerator.sync_gradients` says that gradients are complete, behind `accelerator.unscale_gradients()`: in fp16
-    they are scaled, by another factor in other steps.
+    `accelerator.sync_gradients` says that gradients are complete; in fp16 behind `accelerator.unscale_gradients()`, or
+    behind `accelerator.clip_grad_norm_`, which does that too, since until then they are scaled.
     """
 
     def save(models: list[Any], weights: list[Any], folder: str) -> None:

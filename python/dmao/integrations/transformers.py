@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dmao.controller import GrowAndDrop
 from dmao.integrations.common import attach, observe
 from dmao.schedule import Schedule
+from dmao_kernels.structure import ScoringAdamW
 
 FILE = "grow_and_drop.pt"
 _log = logging.getLogger(__name__)
@@ -51,12 +52,13 @@ class GrowAndDropCallback(TrainerCallback):
                 "GrowAndDropCallback: load_best_model_at_end needs storage='slots': at the end the model may have "
                 "other widths than the best checkpoint"
             )
-        if args.fp16 and not args.max_grad_norm:
-            raise ValueError(
-                f"GrowAndDropCallback: with fp16 max_grad_norm must be above 0, got {args.max_grad_norm}: the Trainer "
-                "unscales gradients before they are scored only where it clips them"
-            )
         attach(self.controller, [kwargs["optimizer"]], state.global_step, state.max_steps)
+        scored_in_step = isinstance(self.controller.optimizer, ScoringAdamW)
+        if args.fp16 and not (args.max_grad_norm or 0) > 0 and not scored_in_step:
+            raise ValueError(
+                f"GrowAndDropCallback: with fp16 max_grad_norm must be above 0, got {args.max_grad_norm}: an older "
+                "Trainer unscales gradients before they are scored only where it clips them"
+            )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
