@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dmao.arguments import measured, require_choice, require_kinds
-from dmao.distributed import averaged, first_ranks, require_same, several, unwrap
+from dmao.distributed import averaged, first_ranks, refuse_wrapper, require_same, several, unwrap, watch_wrapper
 from dmao.event import Copies, Event, Lazy, copies_of, join_copies, saved_copies
 from dmao.optimizers import add_gates, require_optimizers, state_follows
 from dmao.randomness import derive_seed
@@ -142,6 +142,8 @@ class GrowAndDrop:
         require_choice("selection", selection, SELECTIONS)
         require_choice("split", split, SPLITS)
         require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
+        if storage == "slots" or metric == "gate":
+            refuse_wrapper(model, "storage='slots'" if storage == "slots" else "metric='gate'")
         self.schedule, self.total_steps = schedule, total_steps
         self.trigger: Trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
@@ -169,6 +171,7 @@ class GrowAndDrop:
             self.elastic.to_slots(headroom, optimizer, companions)
         self.gates = add_gates(self.elastic, optimizer, self._companions) if metric == "gate" else None
         self.scores = make_scores()
+        watch_wrapper(model, self.elastic)
         if isinstance(optimizer, ScoringAdamW):
             optimizer.scores = self.scores
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dmao.errors import UserError
+from dmao_kernels.structure import Elastic
 from dmao_kernels.structure.places import uncompiled
 
 if TYPE_CHECKING:
@@ -56,6 +57,42 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The module inside of a DistributedDataParallel, compiled or not; any other model itself."""
     model = uncompiled(model)
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def refuse_wrapper(model: nn.Module | Elastic, what: str) -> None:
+    """Raises ValueError where `model` is a DistributedDataParallel, as `what` changes parameters that it counts on."""
+    if _wrapper(model) is not None:
+        raise ValueError(
+            f"GrowAndDrop: {what} changes parameters that DistributedDataParallel counts on: give the model itself, "
+            "and wrap it afterwards"
+        )
+
+
+def watch_wrapper(model: nn.Module | Elastic, elastic: Elastic) -> None:
+    """Where `model` is a DistributedDataParallel, let it refuse a model that an event or a loaded state has edited.
+
+    It would look for gradients of the old shapes, or with find_unused_parameters average none at all, in silence.
+    """
+    if (wrapper := _wrapper(model)) is not None and elastic.storage == "tight":
+        wrapper.register_forward_pre_hook(_Watch(elastic, elastic.edits))
+
+
+def _wrapper(model: nn.Module | Elastic) -> DistributedDataParallel | None:
+    inside = uncompiled(model) if isinstance(model, nn.Module) else None
+    return inside if isinstance(inside, DistributedDataParallel) else None
+
+
+@dataclass(frozen=True)
+class _Watch:
+    elastic: Elastic
+    edits: int
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        if self.elastic.edits != self.edits and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "GrowAndDrop: the model was edited, by an event or a loaded state, after DistributedDataParallel had "
+                "wrapped it: go on with dmao.distributed.rewrap of the wrapper"
+            )
 
 
 def wrap(model: nn.Module) -> nn.Module:

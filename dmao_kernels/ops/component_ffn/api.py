@@ -56,7 +56,7 @@ def component_ffn(
     are read and computed: dead components may hold anything, NaN included, and their gradients are exactly
     zero. The result and the gradients are those of the layer without the dead components.
 
-    The hidden layer stays in cache; with gradients its pre-activations are kept. Dropout (on the activated
+    On the CPU the hidden layer stays in cache; with gradients its pre-activations are kept. Dropout (on the activated
     hidden units) comes from a counter-based generator, Philox4x32-7: its mask is a function of (seed, token,
     unit), is recomputed in the backward pass, and does not depend on which components live, on the batch's
     shape or on the number of threads. Results are bit-identical for any number of threads. Under

@@ -48,7 +48,8 @@ def pack(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     check_devices("pack", "x", x.device, lengths=lengths)
     offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     rows = int(offsets[-1])
-    torch._check(rows >= 0)  # for tracing, where nothing is known of the number
+    # For tracing, where nothing is known of the number.
+    torch._check(rows >= 0, lambda: "pack: lengths must not be negative, got some whose sum is")
     if (backend := choose_backend("pack", x, lengths)) == "reference":
         return pack_reference(x, offsets, rows), offsets
     return operators(backend).pack(x, offsets, rows), offsets
