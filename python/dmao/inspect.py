@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dmao.checkpoint import used
+from dmao.errors import UserError, first_line
 from dmao.evaluate import load_checkpoint
 from dmao.step import elastic_of, restore
 from dmao_kernels.structure import Elastic, discover
@@ -33,11 +34,26 @@ def structure_of_model(
     """The same of a model, without step and events, but with what is fixed, and why.
 
     example: inputs with which modules that no family knows are searched, see ``dmao_kernels.structure.discover``.
+
+    Raises UserError where the model does not take the example, ValueError where nothing in it is elastic.
     """
-    cut = components if isinstance(components, int) else 4
-    reasons = discover(model, example, cut).refused if example else {}
-    elastic = Elastic(model, components)
+    reasons = _refused(model, components if isinstance(components, int) else 4, example) if example else {}
+    try:
+        elastic = Elastic(model, components)
+    except ValueError as error:
+        if not reasons:
+            raise
+        told = "; ".join(f"{name or 'it'}: {reason}" for name, reason in list(reasons.items())[:SHOWN])
+        raise ValueError(f"{error}; discover left {told}") from error
     return {**_structure(elastic), "fixed": _fixed(elastic, {**reasons, **elastic.refused})}
+
+
+def _refused(model: nn.Module, components: int, example: tuple[Tensor, ...]) -> Mapping[str, str]:
+    try:
+        return discover(model, example, components).refused
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.") for tensor in example)
+        raise UserError(f"the model does not take the example {shapes}: {first_line(error)}") from error
 
 
 def _structure(elastic: Elastic) -> dict[str, Any]:

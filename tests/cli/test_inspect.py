@@ -84,6 +84,11 @@ def test_discovery_by_an_example():
         (["inspected_models:build", "--example", "2,x"], "an example must look like 2,100,80"),
         (["inspected_models.py", "--components", "2"], "--components is for package.module:callable"),
         (["torch.nn:Linear", "--set", "in_features=2", "--set", "out_features=2"], "no elastic module"),
+        (
+            ["torch.nn:Linear", "--set", "in_features=2", "--set", "out_features=2", "--example", "3,2"],
+            "discover); discover left it: its output leaves the model",
+        ),
+        (["inspected_models:build", "--example", "2,3"], "does not take the example float32 [2, 3]: "),
     ],
 )
 def test_errors_are_one_line(arguments, said):
