@@ -61,20 +61,21 @@ def fastest(op: str) -> str:
 
 @functools.cache
 def _measured() -> dict[str, dict[str, str]]:
-    return _checked(_read())
+    try:
+        return _checked(_read())
+    except (OSError, RuntimeError) as error:  # the latter: there is no home
+        _LOG.warning("what was measured on this GPU is not read: %s", error)
+        return {}
 
 
 def _read() -> object:
-    """What the file holds: {} where there is none, or it may not be read; None where it is no JSON."""
+    """What the file holds: {} where there is none; None where it is no JSON."""
     try:
         return json.loads(path().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError):
         return None
-    except (OSError, RuntimeError) as error:  # the latter: there is no home
-        _LOG.warning("what was measured on this GPU is not read: %s", error)
-        return {}
 
 
 def _checked(table: object) -> dict[str, dict[str, str]]:

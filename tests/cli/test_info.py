@@ -76,3 +76,17 @@ def test_a_damaged_table_is_an_error(on_h100: Callable[[], None], content: str) 
     gpu_choice.path().write_text(content)
     with pytest.raises(ValueError, match=r"gpu_choice\.json: must map"):
         gpu_choice.fastest("masked_linear")
+
+
+def test_a_table_that_may_not_be_read_is_as_none(
+    on_h100: Callable[[], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def denied() -> object:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(gpu_choice, "_read", denied)
+    assert gpu_choice.fastest("importance_") == "cuda"
+    assert "what was measured on this GPU is not read: not yours" in caplog.text
+    with pytest.raises(PermissionError):  # nor is it written over
+        gpu_choice.write({"importance_": "triton"})
+    assert not gpu_choice.path().exists()

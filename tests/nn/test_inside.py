@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,3 +67,16 @@ def test_what_runs_the_same_stays() -> None:
     assert torch.equal(replica(x), expected)
     layer.w1 = torch.compile(layer.w1, backend="eager")
     assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_hooks_of_accelerate(offload: bool) -> None:
+    """They set `forward`; those that move inputs compute the same, those that fetch weights would have to be run."""
+    layer, x = FeedForward(16, 32).eval(), torch.randn(2, 5, 16)
+    expected = layer(x)
+    layer.w1._hf_hook, layer.w1.forward = SimpleNamespace(offload=offload), layer.w1.forward
+    if offload:
+        with pytest.raises(TypeError, match="w1 must be a Linear"):
+            layer(x)
+    else:
+        assert torch.equal(layer(x), expected)
