@@ -1,8 +1,8 @@
 """One training on several processes: DistributedDataParallel under torchrun.
 
 Every rank holds the whole model and learns from its share of each batch's utterances; the gradients are those of the
-whole batch. Scores are averaged over the ranks at an event, and the plans that come out are compared, so that the
-ranks' models cannot part.
+whole batch. Scores are averaged over the ranks at an event, and the plans that come out are compared, so that the ranks
+cannot come to different widths.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def rewrap(wrapped: DistributedDataParallel) -> DistributedDataParallel:
     Parameters without gradients are looked for where a module has lost all its components. Communication hooks and
     mixed_precision are not carried over: a hook is to be registered again, and a compiled wrapper compiled.
     """
-    return _wrapped(
+    new = _wrapped(
         wrapped.module,
         device_ids=wrapped.device_ids,
         output_device=wrapped.output_device,
@@ -124,6 +124,10 @@ def rewrap(wrapped: DistributedDataParallel) -> DistributedDataParallel:
         static_graph=wrapped.static_graph,
         broadcast_buffers=wrapped.broadcast_buffers,
     )
+    for hook in wrapped._forward_pre_hooks.values():
+        if isinstance(hook, _Watch):
+            watch_wrapper(new, hook.elastic)
+    return new
 
 
 def _wrapped(model: nn.Module, **options: Any) -> DistributedDataParallel:

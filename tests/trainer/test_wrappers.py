@@ -32,11 +32,14 @@ def test_a_wrapper_of_a_model_that_was_edited_refuses(alone: None) -> None:
     again.load_state_dict(saved)
     with pytest.raises(RuntimeError, match="was edited, by an event or a loaded state, after DistributedDataParallel"):
         wrapped(x)
-    rewrap(wrapped)(x).sum().backward()
+    anew = rewrap(wrapped)
+    anew(x).sum().backward()
     again.observe()
     assert again.due(24)
     again.adapt()
     assert wrapped.module(x).isfinite().all()
+    with pytest.raises(RuntimeError, match=r"go on with dmao\.distributed\.rewrap"):
+        anew(x)
 
 
 @pytest.mark.parametrize("settings", [{"storage": "slots"}, {"metric": "gate"}], ids=str)
