@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dmao.errors import UserError, reason
+
+_log = logging.getLogger(__name__)
 
 _PLAIN_NAME = re.compile(r"(?!\.+$)[\w.+-]+")
 _LONGEST_NAME = 200  # bytes; a file system takes 255, and a suffix comes behind
@@ -81,6 +85,27 @@ def remove_partial(folder: Path) -> None:
     for path in folder.glob(f"*{PARTIAL}"):
         with writing(path):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps `folder`, which is made where it is missing, from other processes that ask for it likewise.
+
+    The lock is the system's: it ends with this process, however that ends, and processes forked from it have none.
+    Raises UserError where another one holds it. Where the file system knows no locks, a warning says so.
+    """
+    path = folder / ".lock"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"another process writes into {folder}: wait for it, or choose another folder") from None
+        except OSError as error:
+            _log.warning("%s cannot be locked (%s): start no second process that writes into it", folder, reason(error))
+        yield
 
 
 def read_json(path: Path) -> Any:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from dmao.config import ConfigError, TrainConfig, save_config
 from dmao.distributed import Team, device_of, team
 from dmao.errors import UserError
 from dmao.evaluate import evaluate_model
-from dmao.files import remove_partial
+from dmao.files import held, remove_partial
 from dmao.metrics import Recorder, is_evaluation, read_json_lines
 from dmao.parsing import from_mapping
 from dmao.signals import NotedSignals
@@ -109,12 +110,13 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
     Under torchrun the ranks share every batch; the first one writes. A checkpoint fits any number of ranks.
 
     Sets the number of threads and seeds torch's global generator. SIGINT, SIGTERM and SIGHUP finish the step, save,
-    and raise TrainingInterrupted. Raises ConfigError where `run_dir` holds another training, CheckpointError
-    where its checkpoints are all damaged, TrainingFailed after `max_skipped` steps in a row without a finite
-    loss and gradient.
+    and raise TrainingInterrupted. Raises ConfigError where `run_dir` holds another training, UserError where another
+    process trains in it now, CheckpointError where its checkpoints are all damaged, TrainingFailed after
+    `max_skipped` steps in a row without a finite loss and gradient.
     """
     run_dir = Path(run_dir)
-    if not resume and checkpoint.list_checkpoints(run_dir / "checkpoints"):
+    there = checkpoint.list_checkpoints(run_dir / "checkpoints")
+    if there and not resume:
         raise UserError(f"train: {run_dir} holds a training already; choose another folder, or resume it")
     found = checkpoint.load_latest(run_dir / "checkpoints")
     if found is not None:
@@ -126,9 +128,11 @@ def train(config: TrainConfig, run_dir: str | Path, data: Source | None = None, 
     if found is None:
         config = with_steps(config, source)
         config.grow_and_drop.require_events(config.steps)
-    with team(device_of(config.device)) as mine:
+    with team(device_of(config.device)) as mine, held(run_dir) if mine.leads else nullcontext():
         mine.wait()  # all have looked before the first one writes
         if mine.leads:
+            if checkpoint.list_checkpoints(run_dir / "checkpoints") != there:
+                raise UserError(f"train: another process has just trained in {run_dir}; type the same command again")
             remove_partial(run_dir)
             checkpoint.tidy(run_dir / "checkpoints", found[0] if found else None)
             save_config(config, run_dir / "config.yaml")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from dmao import checkpoint
 from dmao.checkpoint import CheckpointError
 from dmao.config import ConfigError
 from dmao.errors import UserError
+from dmao.files import held
 from dmao.metrics import read_json_lines
 from dmao.trainer import TrainingInterrupted, train
 
@@ -54,6 +59,54 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, uninterrupted, number):
     assert checkpoint.load_latest(tmp_path / "checkpoints")[1]["step"] == 7
     train(tiny_config(), tmp_path, TinySource())
     assert_same(tmp_path, uninterrupted.run_dir)
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from dmao.files import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_in_which_another_process_trains_is_refused_until_that_has_ended(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"another process writes into {tmp_path}: wait for it"):
+            train(tiny_config(), tmp_path, TinySource())
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    finally:
+        other.kill()
+        other.wait()
+    assert train(tiny_config(), tmp_path, TinySource()).steps == 24
+
+
+def test_a_checkpoint_that_another_process_wrote_while_this_one_began_is_not_overwritten(tmp_path, monkeypatch):
+    load = checkpoint.load_latest
+
+    def load_slowly(folder):
+        found = load(folder)
+        monkeypatch.undo()
+        train(tiny_config(), tmp_path, TinySource())
+        return found
+
+    monkeypatch.setattr(checkpoint, "load_latest", load_slowly)
+    with pytest.raises(UserError, match=f"another process has just trained in {tmp_path}; type the same command again"):
+        train(tiny_config(), tmp_path, TinySource())
+    assert train(tiny_config(), tmp_path, TinySource()).steps == 24
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with held(tmp_path / "run"):
+        pass
+    assert "cannot be locked (No locks available): start no second process" in caplog.text
 
 
 class _SourceWithSignal(TinySource):
