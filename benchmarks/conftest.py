@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from benchmarks.registry import cases
-from benchmarks.report import Report, conditions, table
+from benchmarks.report import Measured, Report, conditions, table
 from benchmarks.roofline import limits
 
-_ROWS = pytest.StashKey[list[dict[str, Any]]]()
+_MEASURED = pytest.StashKey[list[Measured]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,8 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_ROWS] = []
-    config.option.benchmark_disable_gc = True
+    config.stash[_MEASURED] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,9 +47,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def rows(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """Where the measured rows of this session go."""
-    return request.config.stash[_ROWS]
+def measured(request: pytest.FixtureRequest) -> list[Measured]:
+    """What this session has measured so far."""
+    return request.config.stash[_MEASURED]
 
 
 def pytest_benchmark_group_stats(config: pytest.Config, benchmarks: Sequence[Any], group_by: str) -> list[Any]:
@@ -59,11 +58,12 @@ def pytest_benchmark_group_stats(config: pytest.Config, benchmarks: Sequence[Any
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[_ROWS]
-    if not rows:
+    measured = config.stash[_MEASURED]
+    if not measured:
         return
-    found = sorted({row["threads"] for row in rows if row["gate"] == "green"})
-    report = Report(conditions({threads: limits(threads) for threads in found}, config.option.quick), rows)
+    highest = {threads: limits(threads) for threads in sorted({it.threads for it in measured if it.times})}
+    rows = [row for it in measured for row in it.rows(highest.get(it.threads))]
+    report = Report(conditions(highest, config.option.quick), rows)
     terminalreporter.write_line("")
     terminalreporter.write_line("\n".join(table(report.rows)))
     written = report.write(config.option.results)

@@ -121,7 +121,7 @@ def make_feed_forward(width: int, blocks: int, dtype: torch.dtype) -> Problem:
 
 def _problem(encoder: Encoder, peers: dict[str, Callable[[Tensor], Tensor]]) -> Problem:
     candidates = {"ours": encoder.ours, **{name: partial(peer, encoder.ema) for name, peer in peers.items()}}
-    return Problem(candidates, partial(encoder.check, peers.values()), bytes=encoder.bytes)
+    return Problem(candidates, partial(encoder.check, peers.values()), bytes=encoder.bytes, reads_only=True)
 
 
 for dtype in (torch.float32, torch.bfloat16):

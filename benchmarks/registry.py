@@ -56,6 +56,7 @@ class Problem:
     gate: raises AssertionError unless ours is right; called once per number of threads, before the timing.
     flops: multiply-adds count twice; only those that the problem needs.
     bytes: least traffic with memory, reads and writes.
+    reads_only: whether all of it but a few is read, which is slower than reading and writing the same place.
     absent: peers that cannot run here, with the reason; it is printed in place of a ratio.
     measure: where time in turns is not what is asked, times the candidates in about so many seconds.
     """
@@ -64,6 +65,7 @@ class Problem:
     gate: Callable[[], None]
     flops: float = 0.0
     bytes: float = 0.0
+    reads_only: bool = False
     absent: dict[str, str] = field(default_factory=dict)
     measure: Callable[[float], dict[str, Timing]] | None = None
 

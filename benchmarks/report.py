@@ -31,55 +31,75 @@ HEADER = ("machine", "cores", "capability", "run", "python", "packages")  # what
 COLUMNS = ("case", "peer", "ours ms", "peer ms", "ratio", "target", "met", "limit share", "gate")
 
 
-def rows_of(
-    case: Case,
-    threads: int,
-    problem: Problem,
-    *,
-    times: Mapping[str, Timing] | None = None,
-    limits: Limits | None = None,
-    gate: str = "green",
-) -> list[dict[str, Any]]:
-    """One row per peer; without times (red gate) or for an absent peer there is no ratio."""
-    times = times or {}
-    ours = times.get(OURS)
-    floor = limits.floor(case.dtype, problem.flops, problem.bytes) if limits else 0.0
-    common = {
-        "case": case.label(threads),
-        "op": case.op,
-        "threads": threads,
-        "series": case.series,
-        "density": case.density,
-        "gate": gate,
-        "ours_ms": 1e3 * ours.median if ours else None,
-        "ours_spread": ours.spread if ours else None,
-        "limit_share": floor / ours.median if ours and floor else None,
-    }
-    peers: dict[str, Timing | None] = {name: times.get(name) for name in problem.candidates if name != OURS}
-    peers = {name: timing for name, timing in peers.items() if timing or not times}  # else: left out of a quick run
-    if LIMIT in case.targets or not peers:
-        peers[LIMIT] = Timing(floor, 0.0) if floor else None
-    rows = []
-    for peer, timing in [*peers.items(), *((name, None) for name in problem.absent)]:
-        ratio = ours.median / timing.median if ours and timing else None
-        target, met = case.targets.get(peer), None
-        if target is not None and ratio is not None:
-            met = ratio <= target
-        elif target is not None and gate != "green" and peer not in problem.absent:
-            met = False
-        rows.append(
-            {
-                **common,
-                "peer": peer,
-                "peer_ms": 1e3 * timing.median if timing else None,
-                "peer_spread": timing.spread if timing else None,
-                "ratio": ratio,
-                "target": target,
-                "met": met,
-                "note": problem.absent.get(peer, ""),
-            }
-        )
-    return rows
+@dataclass(frozen=True)
+class Measured:
+    """What a case has given on so many threads; without times behind a red gate."""
+
+    case: Case
+    threads: int
+    peers: tuple[str, ...]
+    flops: float
+    bytes: float
+    reads_only: bool
+    absent: Mapping[str, str]
+    times: Mapping[str, Timing]
+    gate: str
+
+    @classmethod
+    def of(
+        cls,
+        case: Case,
+        threads: int,
+        problem: Problem,
+        times: Mapping[str, Timing] | None = None,
+        gate: str = "green",
+    ) -> Measured:
+        """Without the tensors of the problem."""
+        peers = tuple(name for name in problem.candidates if name != OURS)
+        facts = problem.flops, problem.bytes, problem.reads_only, problem.absent
+        return cls(case, threads, peers, *facts, times or {}, gate)
+
+    def rows(self, limits: Limits | None = None) -> list[dict[str, Any]]:
+        """One row per peer; without times (red gate) or for an absent peer there is no ratio."""
+        case, times, gate = self.case, self.times, self.gate
+        ours = times.get(OURS)
+        floor = limits.floor(case.dtype, self.flops, self.bytes, self.reads_only) if limits else 0.0
+        common = {
+            "case": case.label(self.threads),
+            "op": case.op,
+            "threads": self.threads,
+            "series": case.series,
+            "density": case.density,
+            "gate": gate,
+            "ours_ms": 1e3 * ours.median if ours else None,
+            "ours_spread": ours.spread if ours else None,
+            "limit_share": floor / ours.median if ours and floor else None,
+        }
+        peers: dict[str, Timing | None] = {name: times.get(name) for name in self.peers}
+        peers = {name: timing for name, timing in peers.items() if timing or not times}  # else: left out of a quick run
+        if LIMIT in case.targets or not peers:
+            peers[LIMIT] = Timing(floor, 0.0) if floor else None
+        rows = []
+        for peer, timing in [*peers.items(), *((name, None) for name in self.absent)]:
+            ratio = ours.median / timing.median if ours and timing else None
+            target, met = case.targets.get(peer), None
+            if target is not None and ratio is not None:
+                met = ratio <= target
+            elif target is not None and gate != "green" and peer not in self.absent:
+                met = False
+            rows.append(
+                {
+                    **common,
+                    "peer": peer,
+                    "peer_ms": 1e3 * timing.median if timing else None,
+                    "peer_spread": timing.spread if timing else None,
+                    "ratio": ratio,
+                    "target": target,
+                    "met": met,
+                    "note": self.absent.get(peer, ""),
+                }
+            )
+        return rows
 
 
 def conditions(limits: Mapping[int, Limits], quick: bool) -> dict[str, Any]:
@@ -211,19 +231,24 @@ def markdown(report: Report, plots: Sequence[str]) -> str:
             for again in found.get("again", [])
         ),
         "",
-        "Written by `make bench` (benchmarks/report.py); nothing here is typed by hand. T1 and T2: with one and two",
-        "threads. A ratio is time of ours / time of the peer: medians of rounds in which all candidates ran in turns",
-        "in one process, on random data, after ours had passed the comparison with float64 (gate). ± is the median",
-        "absolute deviation. The limit share is the floor on time (flops at the arithmetic peak or bytes at memory",
-        "bandwidth, whichever takes longer) as a share of ours' time. The peer `limit` is that floor.",
+        "Measured by `make bench`, written by `python -m benchmarks.report`; nothing here is typed by hand. T1 and",
+        "T2: with one and two threads. A ratio is time of ours / time of the peer: medians of rounds in which all",
+        "candidates ran in turns in one process, on random data, after ours had passed the comparison with float64",
+        "(gate). ± is the median absolute deviation. The limit share is the floor on time (flops at the arithmetic",
+        "peak or bytes at memory bandwidth, whichever takes longer) as a share of ours' time; above 100 % the data",
+        "are in the cache, or the machine was faster than whenever its limits were measured. The peer `limit` is",
+        "that floor. The bandwidth is the highest of those below, for what reads alone that of reading; a copy",
+        "into other memory cannot reach it.",
         "",
         "## Limits of the machine, measured in the same run",
         "",
-        "| threads | fp32 GF/s | bf16 GF/s | read GB/s | copy GB/s (read + written) |",
-        "| --- | --- | --- | --- | --- |",
+        "Read, copied and updated in place; what is read and what is written both count.",
+        "",
+        "| threads | fp32 GF/s | bf16 GF/s | read GB/s | copy GB/s | update GB/s |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for threads, limit in found["limits"].items():
-        values = (limit[name] / 1e9 for name in ("float32", "bfloat16", "read", "copy"))
+        values = (limit[name] / 1e9 for name in ("float32", "bfloat16", "read", "copy", "update"))
         lines.append(f"| {threads} | " + " | ".join(f"{value:.0f}" for value in values) + " |")
     judged = [row for row in report.rows if row["met"] is not None]
     missed = [row for row in judged if not row["met"]]

@@ -1,8 +1,9 @@
 """What the machine can do at most, measured in the same run: arithmetic peaks and memory bandwidth.
 
 The peaks come from multiply-adds on registers (csrc/tests/peak_probe.cpp) and from torch.mm on matrices that fit
-into the cache, whichever is higher; without a compiler from torch.mm alone. Each is the best of several tries,
-because a limit that a disturbance has lowered would flatter every share of it.
+into the cache, whichever is higher, the bandwidths from that probe and from PyTorch; without a compiler from PyTorch
+alone. Each is the best of several tries, measured again before every operation's cases, because a limit that a
+disturbance has lowered would flatter every share of it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,8 @@ from dmao_kernels import cpu_capability
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIES = 12
+ROUNDS = 20_000_000  # of the arithmetic probes: tens of milliseconds, beside which handing out the work is nothing
+STREAMS = (1, 2, 4, 8)
 FLAGS = {"portable": [], "avx2": ["-mavx2", "-mfma"]}
 FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 FLAGS["avx512_bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
@@ -32,34 +36,50 @@ FLAGS["avx512_bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Flops and bytes per second. copy counts what is read and what is written."""
+    """Flops and bytes per second. copy and update count what is read and what is written; update writes in place."""
 
     float32: float
     bfloat16: float
     read: float
     copy: float
+    update: float
 
-    def floor(self, dtype: torch.dtype, flops: float, bytes: float) -> float:
+    def floor(self, dtype: torch.dtype, flops: float, bytes: float, reads_only: bool = False) -> float:
         """The least seconds in which so much can be computed and moved; 0.0 if neither is given."""
         peak = self.bfloat16 if dtype == torch.bfloat16 else self.float32
-        return max(flops / peak, bytes / max(self.read, self.copy))
+        return max(flops / peak, bytes / (self.read if reads_only else max(self.read, self.copy, self.update)))
+
+    def or_higher(self, other: Limits) -> Limits:
+        """The higher one of each."""
+        return Limits(*map(max, astuple(self), astuple(other)))
 
 
-@functools.cache
+_HIGHEST: dict[int, Limits] = {}
+
+
 def limits(threads: int) -> Limits:
-    """Measured once per process and number of threads, which PyTorch must have been set to."""
+    """The highest that `measure` has found in this process."""
+    return _HIGHEST[threads] if threads in _HIGHEST else measure(threads)
+
+
+def measure(threads: int) -> Limits:
+    """Measures once more, as neighbours disturb a machine for minutes; PyTorch must have been set to `threads`."""
     source, target = torch.rand(2, 2**25)  # 128 MiB each, beyond any cache
-    read, copy = 4.0 * source.numel(), 8.0 * source.numel()
-    seconds = {
-        "copy": _best(lambda: target.copy_(source)),
-        "read": _best(lambda: torch.dot(source, target)) / 2,
-    }
+    size = 4.0 * source.numel()
     float32, bfloat16 = (_matmul_peak(dtype) for dtype in (torch.float32, torch.bfloat16))
-    found = Limits(float32, bfloat16, read / seconds["read"], copy / seconds["copy"])
+    found = Limits(
+        float32,
+        bfloat16,
+        read=2 * size / _best(lambda: torch.dot(source, target)),
+        copy=2 * size / _best(lambda: target.copy_(source)),
+        update=2 * size / _best(lambda: target.mul_(0.999)),
+    )
     probe = build_probe("peak")
     if probe is not None:
-        found = _with_probe(probe, found, source, threads)
-    return Limits(found.float32, max(found.bfloat16, found.float32), found.read, found.copy)
+        found = found.or_higher(_probed(probe, source, threads))
+    found = replace(found, bfloat16=max(found.bfloat16, found.float32))
+    _HIGHEST[threads] = found.or_higher(_HIGHEST.get(threads, found))
+    return _HIGHEST[threads]
 
 
 def _best(call: Callable[[], object]) -> float:
@@ -97,32 +117,34 @@ def build_probe(name: str) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(library))
 
 
-def _with_probe(probe: ctypes.CDLL, found: Limits, source: Tensor, threads: int) -> Limits:
-    """The higher of what was found and what the probe reaches on so many threads."""
-    part = source.numel() // threads // 64 * 64
-    for name in ("peak_float32", "peak_bfloat16", "read_memory"):
-        getattr(probe, name).restype = ctypes.c_double
-    starts = [ctypes.c_void_p(source.data_ptr() + 4 * part * i) for i in range(threads)]
-    rounds, elements = ctypes.c_int64(200_000), ctypes.c_int64(part)
+def _probed(probe: ctypes.CDLL, memory: Tensor, threads: int) -> Limits:
+    """What the probe reaches on so many threads."""
+    part = memory.numel() // threads // 1024 * 1024
+    starts = [ctypes.c_void_p(memory.data_ptr() + 4 * part * i) for i in range(threads)]
 
-    def sink() -> Tensor:
-        return torch.tensor([0.999, 0.001] + [0.0] * 14)  # a cache line of its own
+    def rate(name: str, arguments: Callable[[int], tuple[Any, ...]]) -> float:
+        function = getattr(probe, name)
+        function.restype = ctypes.c_double
 
-    def peak(name: str) -> float:
-        def run(_: int) -> float:
-            values = sink()
-            return getattr(probe, name)(rounds, ctypes.c_void_p(values.data_ptr()))
+        def run(i: int) -> float:
+            sink = torch.tensor([0.999, 0.001] + [0.0] * 14)  # a cache line of its own
+            return function(*arguments(i), ctypes.c_void_p(sink.data_ptr()))
 
         return max(_rate(pool, run, threads) for _ in range(TRIES))
 
-    def read(i: int) -> float:
-        values = sink()
-        return probe.read_memory(starts[i], elements, ctypes.c_void_p(values.data_ptr()))
+    def bandwidth(name: str) -> float:
+        elements = ctypes.c_int64(part)
+        return max(rate(name, lambda i, s=s: (starts[i], elements, ctypes.c_int64(s))) for s in STREAMS)
 
+    rounds = ctypes.c_int64(ROUNDS)
     with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
-        bandwidth = max(_rate(pool, read, threads) for _ in range(TRIES))
-        float32, bfloat16 = peak("peak_float32"), peak("peak_bfloat16")
-    return Limits(max(found.float32, float32), max(found.bfloat16, bfloat16), max(found.read, bandwidth), found.copy)
+        return Limits(
+            rate("peak_float32", lambda _: (rounds,)),
+            rate("peak_bfloat16", lambda _: (rounds,)),
+            read=bandwidth("read_memory"),
+            copy=0.0,
+            update=bandwidth("update_memory"),
+        )
 
 
 def _rate(pool: ThreadPoolExecutor, run: Callable[[int], float], threads: int) -> float:

@@ -6,8 +6,10 @@ in one process, and a disturbance of the machine meets each of them.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,8 +17,8 @@ import torch
 
 from benchmarks._harness import Timing
 from benchmarks.registry import OURS, SLOW_PEERS, Case, Problem
-from benchmarks.report import rows_of
-from benchmarks.roofline import limits
+from benchmarks.report import Measured
+from benchmarks.roofline import measure
 
 LONG = 30.0  # seconds of a round that needs no second one to warm up
 QUICK = 3  # rounds of a quick run, at least
@@ -24,29 +26,41 @@ QUICK = 3  # rounds of a quick run, at least
 
 @pytest.mark.timeout(0)
 def test_case(
-    case: Case, threads: int, benchmark: Any, rows: list[dict[str, Any]], request: pytest.FixtureRequest
+    case: Case, threads: int, benchmark: Any, measured: list[Measured], request: pytest.FixtureRequest
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     torch.compiler.reset()  # compiled code is made for one number of threads
     try:
+        if (case.op, threads) not in {(it.case.op, it.threads) for it in measured}:
+            measure(threads)
         problem = case.make()
         try:
             problem.gate()
         except AssertionError as error:
-            rows.extend(rows_of(case, threads, problem, gate=f"red: {error}".splitlines()[0]))
+            measured.append(Measured.of(case, threads, problem, gate=f"red: {error}".splitlines()[0]))
             raise
         seconds = request.config.option.seconds
         if problem.measure is not None:
             times = benchmark.pedantic(problem.measure, args=(seconds,))
         else:
-            times = _in_turns(case, problem, benchmark, seconds, request.config.option.quick)
-        measured = rows_of(case, threads, problem, times=times, limits=limits(threads))
+            with _no_collector():
+                times = _in_turns(case, problem, benchmark, seconds, request.config.option.quick)
+        measured.append(Measured.of(case, threads, problem, times))
     finally:
         torch.set_num_threads(before)
-    rows.extend(measured)
-    benchmark.extra_info["rows"] = measured
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Python's garbage is not collected within a round: pytest-benchmark would see to that for ours alone."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _in_turns(case: Case, problem: Problem, benchmark: Any, budget: float, quick: bool) -> dict[str, Timing]:
@@ -58,8 +72,9 @@ def _in_turns(case: Case, problem: Problem, benchmark: Any, budget: float, quick
     def peers() -> None:
         for name, call in candidates.items():
             start = time.perf_counter()
-            call()
+            result = call()
             samples[name].append(time.perf_counter() - start)
+            del result  # not before: nor is freeing ours' counted
 
     seconds = _round(peers, ours)  # warms up and compiles
     if seconds < LONG:

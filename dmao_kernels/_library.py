@@ -209,7 +209,5 @@ def load_cuda() -> str:
 
     if not library.exists() or not _host.build_info()["cuda_compiler"]:  # the latter: it is of an earlier build
         return "it was installed without kernels in CUDA C++ (no nvcc at that time, or DMAO_NO_CUDA=1)"
-    if reason := _why_not_this_torch():
-        return reason
     _load(library)
     return ""

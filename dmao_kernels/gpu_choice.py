@@ -83,7 +83,7 @@ def _checked(table: object) -> dict[str, dict[str, str]]:
         isinstance(row, dict) and all(choice in CHOICES for choice in row.values()) for row in table.values()
     ):
         return table
-    raise ValueError(f'{path()}: must map "sm_NN" to operations to {" or ".join(CHOICES)}; delete it, or measure anew')
+    raise ValueError(f'{path()}: must map "sm_NN" to operations to {" or ".join(CHOICES)}; delete it')
 
 
 def write(choices: dict[str, str]) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -18,3 +19,9 @@ def no_double_backward(op: str) -> Callable[..., None]:
         )
 
     return refuse
+
+
+def changed_in_place(tensors: Sequence[Tensor]) -> None:
+    """Counts up their versions, so that a graph which still needs the old values notices; tracing does so itself."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(list(tensors))

@@ -94,7 +94,6 @@ class ScoringAdamW(torch.optim.AdamW):
             **(arguments or _no_scores(params[0].device)),
             grad_factor=grad_factor,
         )
-        torch.autograd.graph.increment_version(list(rows))  # a graph that still needs the old values must notice
         return loss
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare
+from benchmarks import compare, roofline
 from benchmarks._harness import Timing
 from benchmarks.registry import Case, Problem, cases
-from benchmarks.report import Report, break_even, markdown, rows_of
+from benchmarks.report import Measured, Report, break_even, markdown
 from benchmarks.roofline import Limits
 
-LIMITS = Limits(float32=100.0, bfloat16=200.0, read=10.0, copy=8.0)
+LIMITS = Limits(float32=100.0, bfloat16=200.0, read=10.0, copy=8.0, update=20.0)
 
 
 def nothing() -> None:
@@ -30,7 +30,7 @@ def make_case(**changes: Any) -> tuple[Case, Problem]:
 def test_rows_have_ratio_target_and_share_of_the_limit() -> None:
     case, problem = make_case()
     times = {"ours": Timing(1.0, 0.01), "eager": Timing(4.0, 0.02)}
-    rows = {row["peer"]: row for row in rows_of(case, 2, problem, times=times, limits=LIMITS)}
+    rows = {row["peer"]: row for row in Measured.of(case, 2, problem, times).rows(LIMITS)}
     assert set(rows) == {"eager", "limit", "other"}
     assert rows["eager"]["case"] == "op small fp32 T2"
     assert rows["eager"]["ratio"] == 0.25
@@ -44,7 +44,7 @@ def test_rows_have_ratio_target_and_share_of_the_limit() -> None:
 
 def test_no_ratio_behind_a_red_gate() -> None:
     case, problem = make_case()
-    rows = rows_of(case, 1, problem, gate="red: too far off")
+    rows = Measured.of(case, 1, problem, gate="red: too far off").rows(LIMITS)
     assert rows
     assert all(row["ratio"] is None and row["ours_ms"] is None for row in rows)
     assert {row["peer"]: row["met"] for row in rows} == {"eager": False, "limit": False, "other": None}
@@ -63,12 +63,25 @@ def test_a_red_gate_meets_no_target(tmp_path: Path) -> None:
 def test_a_peer_that_cannot_run_has_nothing_to_miss() -> None:
     problem = Problem({"ours": nothing, "eager": nothing}, nothing, absent={"other": "not installed"})
     case = Case("op", "small", lambda: problem, targets={"other": 0.5})
-    assert {row["met"] for row in rows_of(case, 1, problem, gate="red: too far off")} == {None}
+    assert {row["met"] for row in Measured.of(case, 1, problem, gate="red: too far off").rows(LIMITS)} == {None}
 
 
 def test_the_floor_is_the_slower_of_arithmetic_and_memory() -> None:
     assert LIMITS.floor(torch.float32, 50.0, 1.0) == 0.5
-    assert LIMITS.floor(torch.bfloat16, 50.0, 10.0) == 1.0
+    assert LIMITS.floor(torch.bfloat16, 50.0, 10.0) == 0.5
+    assert LIMITS.floor(torch.bfloat16, 50.0, 10.0, reads_only=True) == 1.0
+
+
+def test_the_highest_limits_count() -> None:
+    slow = Limits(float32=50.0, bfloat16=300.0, read=10.0, copy=9.0, update=1.0)
+    assert LIMITS.or_higher(slow) == Limits(100.0, 300.0, 10.0, 9.0, 20.0)
+
+
+def test_limits_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "TRIES", 1)
+    found, again = roofline.measure(torch.get_num_threads()), roofline.measure(torch.get_num_threads())
+    assert min(vars(found).values()) > 0
+    assert again.or_higher(found) == again == roofline.limits(torch.get_num_threads())
 
 
 @pytest.mark.parametrize(
@@ -94,7 +107,7 @@ def report(rows: list[dict[str, Any]], **changes: Any) -> Report:
 def run(ours: float, gate: str = "green") -> list[dict[str, Any]]:
     case, problem = make_case()
     times = {"ours": Timing(ours, 0.01), "eager": Timing(1.0, 0.01)} if gate == "green" else None
-    return rows_of(case, 1, problem, times=times, limits=LIMITS, gate=gate)
+    return Measured.of(case, 1, problem, times, gate=gate).rows(LIMITS)
 
 
 def test_compare_flags_what_got_slower_wrong_or_lost(tmp_path: Path) -> None:

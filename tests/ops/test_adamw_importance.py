@@ -206,6 +206,22 @@ def test_only_scored(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_that_needs_the_old_values_notices(backend: str) -> None:
+    """As with torch.optim's. The kernel tells a parameter that is only scored apart, the reference does not."""
+    problem = Problem([(2, 4, 3), (2, 5)])
+    problem.steps[1] = problem.exp_avgs[1] = problem.exp_avg_sqs[1] = torch.empty(0)
+    for param in problem.params:
+        param.requires_grad_()
+    updated, only_scored = (param.square().sum() for param in problem.params)
+    with torch.no_grad(), dmao_kernels.use_backend(backend):
+        dmao_kernels.adamw_importance_(**vars(problem))
+    if backend != "reference":
+        only_scored.backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        updated.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_gradient_keeps_that_score_only(backend: str) -> None:
     problem = Problem([(2, 4, 70), (3,)])
     expected = problem.run(backend)

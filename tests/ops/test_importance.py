@@ -80,6 +80,16 @@ class Problem:
         return ema
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_that_needs_the_old_averages_notices(backend: str) -> None:
+    problem, factor = Problem([(2, 4, 3)]), torch.ones(4, requires_grad=True)
+    loss = (problem.ema * factor).sum()
+    with torch.no_grad(), dmao_kernels.use_backend(backend):
+        dmao_kernels.importance_(problem.ema, problem.weights, problem.grads, problem.segments, problem.inverse_count)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @native
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s[1] <= 100], ids=str)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
+from dmao_kernels.ops._autograd import changed_in_place
 from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, check_devices, describe, wants_gradient
 from dmao_kernels.ops.adamw_importance.reference import GROUP_COLUMNS, adamw_importance_reference_
 from dmao_kernels.ops.importance.api import check_scores
@@ -109,6 +110,7 @@ def adamw_importance_(
         metric,
         beta,
     )
+    changed_in_place([ema, *(param for param, done in zip(params, steps, strict=True) if done.numel())])
 
 
 def _check(

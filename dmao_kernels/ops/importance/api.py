@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmao_kernels._library import define, operators, register_fake
 from dmao_kernels.dispatch import choose_backend, register
+from dmao_kernels.ops._autograd import changed_in_place
 from dmao_kernels.ops._checks import CPU_DTYPES, DTYPES, check_choice, check_devices, describe, wants_gradient
 from dmao_kernels.ops.importance.reference import METRICS, importance_reference_
 
@@ -77,6 +78,7 @@ def importance_(
     backend = choose_backend("importance_", ema, *weights, *grads)
     update = importance_reference_ if backend == "reference" else operators(backend).importance_
     update(ema, weights, grads, segments.contiguous(), inverse_count, metric, beta)
+    changed_in_place([ema])
 
 
 def _check(
