@@ -1,8 +1,8 @@
 """pack and unpack against what is written by hand for them: `make bench ARGS="-k packing"`.
 
-"eager" is the usual way, indexing with a mask and pad_sequence; "by index" copies rows by their places, which it gets
-ready-made, and is the faster one with gradients. Floor: the packed rows read and the result written, once each way
-with gradients.
+"eager" is the usual way, indexing with a mask and pad_sequence; "by index" copies rows by their places and is the
+faster one with gradients: pack finds them from the lengths, as ours does its offsets, unpack gets either.
+Floor: the packed rows read and the result written, once each way with gradients.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ def make(operation: str, batch: int, frames: int, width: int, dtype: torch.dtype
     def run(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
         return (lambda: torch.autograd.grad(function(x), x, grad)) if backward else lambda: function(x)
 
-    places = mask.flatten().nonzero()[:, 0]
+    def places() -> Tensor:
+        return (torch.arange(frames) < lengths[:, None]).flatten().nonzero()[:, 0]
+
+    ready = places()
     functions: dict[str, Callable[[Tensor], Tensor]]
     if operation == "pack":
         functions = {
             "ours": lambda x: pack(x, lengths)[0],
             "eager": lambda x: x[mask],
-            "by index": lambda x: x.flatten(0, 1).index_select(0, places),
+            "by index": lambda x: x.flatten(0, 1).index_select(0, places()),
         }
     else:
         functions = {
             "ours": lambda x: unpack(x, offsets, frames),
             "eager": lambda x: pad_sequence(list(x.split(parts)), batch_first=True),
-            "by index": lambda x: (
-                x.new_zeros(batch * frames, width).index_copy(0, places, x).view(batch, frames, width)
-            ),
+            "by index": lambda x: x.new_zeros(batch * frames, width).index_copy(0, ready, x).view(batch, frames, width),
         }
 
     def gate() -> None:

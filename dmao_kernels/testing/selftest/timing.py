@@ -10,6 +10,7 @@ import torch
 
 Calls = Mapping[str, Callable[[], object]]
 _PAUSE = 20_000_000  # cycles, about 10 ms
+_PRODUCTS = 4  # in a row, so that the first one's cold caches count less
 
 
 class Timer:
@@ -22,7 +23,7 @@ class Timer:
     def __init__(self, device: str, rounds: int, seconds: float) -> None:
         self.on_gpu = torch.device(device).type == "cuda"
         self._rounds, self._seconds = rounds, seconds
-        self._flush = torch.empty(2**28 if self.on_gpu else 2**25, dtype=torch.int8, device=device)
+        self._flush = torch.empty(2**28 if self.on_gpu else 2**27, dtype=torch.int8, device=device)
 
     def medians(self, calls: Calls) -> dict[str, float]:
         """All calls in turns, for so many rounds or seconds, after two rounds that do not count."""
@@ -70,8 +71,14 @@ class Limits:
         """edge: of the matrices that are multiplied.  megabytes: copied."""
         source = torch.ones(megabytes * 2**18, device=device)
         target = torch.empty_like(source)
-        copied = timer.medians({"copy": lambda: target.copy_(source), "fill": lambda: target.zero_()})
-        self.bandwidth = max(2 * source.nbytes / copied["copy"], source.nbytes / copied["fill"]) * 1e6
+        calls = {
+            "copy": lambda: target.copy_(source),
+            "fill": lambda: target.zero_(),
+            "update": lambda: target.mul_(1.0),  # on a CPU the fastest: a copy reads the target before it writes
+        }
+        taken = timer.medians(calls)
+        moved = {"copy": 2, "fill": 1, "update": 2}
+        self.bandwidth = max(times * source.nbytes / taken[name] for name, times in moved.items()) * 1e6
         self.peak = {dtype: _peak(device, timer, dtype, edge) for dtype in dtypes}
 
     def floor(self, dtype: torch.dtype, flops: float, bytes: float) -> float:
@@ -82,4 +89,9 @@ class Limits:
 def _peak(device: str, timer: Timer, dtype: torch.dtype, edge: int) -> float:
     a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * edge**3 / timer.medians({"mm": lambda: torch.mm(a, b, out=out)})["mm"] * 1e6
+
+    def products() -> None:
+        for _ in range(_PRODUCTS):
+            torch.mm(a, b, out=out)
+
+    return _PRODUCTS * 2 * edge**3 / timer.medians({"mm": products})["mm"] * 1e6
