@@ -51,7 +51,7 @@ def structure_of_model(
 def _refused(model: nn.Module, components: int, example: tuple[Tensor, ...]) -> Mapping[str, str]:
     try:
         return discover(model, example, components).refused
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a model's forward says it in words, and kinds, of its own
         shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.") for tensor in example)
         raise UserError(f"the model does not take the example {shapes}: {first_line(error)}") from error
 

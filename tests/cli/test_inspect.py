@@ -89,6 +89,10 @@ def test_discovery_by_an_example():
             "discover); discover left it: its output leaves the model",
         ),
         (["inspected_models:build", "--example", "2,3"], "does not take the example float32 [2, 3]: "),
+        (
+            ["torch.nn:TransformerEncoderLayer", "--set", "d_model=8", "--set", "nhead=2", "--example", "2,5,7"],
+            "does not take the example float32 [2, 5, 7]: was expecting embedding dimension of 8, but got 7",
+        ),
     ],
 )
 def test_errors_are_one_line(arguments, said):

@@ -49,7 +49,7 @@ def pack(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     rows = int(offsets[-1])
     # For tracing, where nothing is known of the number.
-    torch._check(rows >= 0, lambda: "pack: lengths must not be negative, got some whose sum is")
+    torch._check(rows >= 0, lambda: "pack: lengths must not be negative, got ones of a negative sum")
     if (backend := choose_backend("pack", x, lengths)) == "reference":
         return pack_reference(x, offsets, rows), offsets
     return operators(backend).pack(x, offsets, rows), offsets
