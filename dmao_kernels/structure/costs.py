@@ -162,7 +162,7 @@ def attention_macs(m: ElasticModule, length: int) -> int:
     a second product to every logit. A window or chunks are not taken into account.
     """
     if "k" not in m.sizes:
-        raise ValueError(f"MacCost: {m.name}: an attention layout must call the width of a head k, got {m.sizes}")
+        raise ValueError(f"MacCost: {m.title}: an attention layout must call the width of a head k, got {m.sizes}")
     keys, values = m.sizes["k"], m.sizes.get("v", m.sizes["k"])
     macs = length * length * (keys + values)
     for name, shape in _component_shapes(m).items():

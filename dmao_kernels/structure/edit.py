@@ -197,11 +197,11 @@ def _check(plan: Plan, elastic: Elastic) -> list[tuple[ElasticModule, ModulePlan
             raise ValueError(f"apply_plan: the model has no elastic module {module_plan.name}")
         if m.components != module_plan.components:
             raise ValueError(
-                f"apply_plan: the plan was made for {module_plan.components} components of {m.name}, "
+                f"apply_plan: the plan was made for {module_plan.components} components of {m.title}, "
                 f"which has {m.components} now"
             )
         if not module_plan.sources and not m.can_be_empty:
-            raise ValueError(f"apply_plan: {m.name} ({type(m.module).__name__}) cannot lose all its components")
+            raise ValueError(f"apply_plan: {m.title} ({type(m.module).__name__}) cannot lose all its components")
         if module_plan.changed:
             m.check()
             edited.append((m, module_plan))

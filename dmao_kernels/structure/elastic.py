@@ -19,6 +19,11 @@ from dmao_kernels.structure.slots.storage import LIVE, OptimizerOrMany, Storage,
 from dmao_kernels.structure.state import load_structure, structure_state
 from dmao_kernels.structure.targets import Companion
 
+_NONE_LEFT = (
+    "a module must be made elastic with at least one component, got {}; where an event has emptied it, give the "
+    "Elastic of that event (controller.elastic) instead of the model"
+)
+
 
 class ElasticModule:
     """One module whose components can be dropped and grown.
@@ -38,31 +43,38 @@ class ElasticModule:
         components: int,
         can_be_empty: bool = True,
     ) -> None:
-        if components < 1:
-            raise ValueError(f"{name}: a module must be built with at least one component, got {components}")
         self.name, self.module, self.layout = name, module, layout
+        if components < 1:
+            raise ValueError(f"{self.title}: {_NONE_LEFT.format(components)}")
         self.stored = self.standard = components
         self.can_be_empty = can_be_empty
         self.gate: str | None = None  # name of the gate tensor, see ComponentGates
         self.hooks: list[Any] = []  # on gradients, in slots storage
         if sharded := [tensor_name for tensor_name, tensor in self.tensors() if is_sharded(tensor)]:
-            raise ValueError(f"{name}: {sharded[0]} {REMEDY}")
+            raise ValueError(f"{self.title}: {sharded[0]} {REMEDY}")
         shapes = {tensor_name: tuple(tensor.shape) for tensor_name, tensor in self.tensors()}
         for required in (*layout.output, layout.scored):
             if required not in shapes:
-                raise ValueError(f"{name}: layout {layout.family} needs {required}, but it is None")
+                raise ValueError(f"{self.title}: layout {layout.family} needs {required}, but it is None")
         try:
             self.sizes = layout.infer(shapes, components)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise ValueError(f"{self.title}: {error}") from None
         if not handles_empty(module) and self.sizes.get("d") != self.sizes.get("e", self.sizes.get("d")):
             self.can_be_empty = False  # zeros of the shape of its input would not have the shape of its output
         self.own_cost = sum(t.numel() for n, t in self.tensors() if self.place(n).is_parameter) // components
         if not self.own_cost:
-            raise ValueError(f"{name}: the components of a {layout.family} module must own parameters")
+            if any(self.place(n).is_parameter for n in shapes):
+                raise ValueError(f"{self.title}: {_NONE_LEFT.format(0)}")
+            raise ValueError(f"{self.title}: the components of a {layout.family} module must own parameters")
         self.shared_cost = sum(t.numel() for t in self.shared_parameters())
-        self.dropout: dict[str, float] = {n: float(get_attribute(module, n, name)) for n in layout.dropout}
+        self.dropout: dict[str, float] = {n: float(get_attribute(module, n, self.title)) for n in layout.dropout}
         self.check()
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.name or "the model"
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +104,7 @@ class ElasticModule:
 
     def place(self, tensor_name: str, module: nn.Module | None = None) -> Place:
         """The place of a tensor in this module (or in ``module``, a copy of it)."""
-        return find_place(module or self.module, tensor_name, self.name)
+        return find_place(module or self.module, tensor_name, self.title)
 
     def tensors(self, module: nn.Module | None = None) -> Iterator[tuple[str, Tensor]]:
         """The layout's tensors that are there: a bias switched off is passed over."""
@@ -120,18 +132,20 @@ class ElasticModule:
         where = module or self.module
         for name, tensor in self.tensors(where):
             if getattr(self.place(name, where).owner, "live_blocks", None) is not None:
-                raise ValueError(f"{self.name}: the block mask over {name} cannot follow its components")
+                raise ValueError(f"{self.title}: the block mask over {name} cannot follow its components")
             pattern: Pattern = self.layout.pattern(name)
             expected = pattern.shape(self.stored, self.sizes)
             if tuple(tensor.shape) != expected:
                 raise ValueError(
-                    f"{self.name}: {name} must have the shape {list(expected)} ('{pattern.text}' with "
+                    f"{self.title}: {name} must have the shape {list(expected)} ('{pattern.text}' with "
                     f"{self.stored} components, {self.sizes}), got {list(tensor.shape)}"
                 )
         for name, value in self.attributes(self.stored).items():
-            found = get_attribute(where, name, self.name)
+            found = get_attribute(where, name, self.title)
             if found != value and found != (value,):
-                raise ValueError(f"{self.name}: {name} must be {value} ('{self.layout.attributes[name]}'), got {found}")
+                raise ValueError(
+                    f"{self.title}: {name} must be {value} ('{self.layout.attributes[name]}'), got {found}"
+                )
 
 
 class Elastic:
@@ -184,7 +198,7 @@ class Elastic:
             elif found is not None:
                 self.modules[name] = found
         if not self.modules:
-            reasons = "".join(f"; {name}: {reason}" for name, reason in self.refused.items())
+            reasons = "".join(f"; {name or 'the model'}: {reason}" for name, reason in self.refused.items())
             raise ValueError(
                 f"Elastic: the model has no elastic module (see register_family, component_layout, discover){reasons}"
             )
@@ -253,12 +267,12 @@ class Elastic:
             values = scores[name]
             numbers = tuple(values.tolist() if isinstance(values, Tensor) else values)
             if len(numbers) not in (counts[name], m.stored):
-                raise ValueError(f"groups: {name} has {counts[name]} components, got {len(numbers)} scores")
+                raise ValueError(f"groups: {m.title} has {counts[name]} components, got {len(numbers)} scores")
             numbers = numbers[: counts[name]]
             keep, multiple = 0 if m.can_be_empty else 1, aligned_components(m, align)
             if counts[name] % multiple:
                 raise ValueError(
-                    f"groups: {name}: align={align} needs a multiple of {multiple} components, got {counts[name]}"
+                    f"groups: {m.title}: align={align} needs a multiple of {multiple} components, got {counts[name]}"
                 )
             groups.append(Group(name, numbers, costs.own[name], costs.shared[name], m.standard, keep, multiple))
         return groups
@@ -296,10 +310,10 @@ class Elastic:
             named = [*m.tensors(), *((n, t) for n in m.layout.shared if (t := m.place(n).tensor) is not None)]
             for name, tensor in named:
                 if len(users[id(tensor)]) > 1:
-                    raise ValueError(f"{m.name}: {name} is tied: {' and '.join(users[id(tensor)])} are one tensor")
+                    raise ValueError(f"{m.title}: {name} is tied: {' and '.join(users[id(tensor)])} are one tensor")
                 if id(tensor) in claims:
-                    raise ValueError(f"{m.name}: {name} is claimed twice: by {claims[id(tensor)]} and by {m.name}")
-                claims[id(tensor)] = m.name
+                    raise ValueError(f"{m.title}: {name} is claimed twice: by {claims[id(tensor)]} and by {m.title}")
+                claims[id(tensor)] = m.title
 
 
 def _elastic_module(name: str, module: nn.Module, default: int | Mapping[str, int]) -> ElasticModule | str | None:
@@ -318,10 +332,12 @@ def _count(name: str, module: nn.Module, layout: ComponentLayout, default: int |
     """The components of a module that does not tell them: an attribute such as ``heads``, or the default."""
     for attribute, pattern in layout.attributes.items():
         if pattern == "C":
-            return int(get_attribute(module, attribute, name))
+            return int(get_attribute(module, attribute, name or "the model"))
     if isinstance(default, int):
         return default
     for key in (name, layout.family):
         if key in default:
             return default[key]
-    raise ValueError(f"Elastic: components gives no number for {name} ({layout.family}), only for {sorted(default)}")
+    raise ValueError(
+        f"Elastic: components gives no number for {name or 'the model'} ({layout.family}), only for {sorted(default)}"
+    )

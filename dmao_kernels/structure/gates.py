@@ -49,9 +49,9 @@ class ComponentGates:
             raise ValueError("ComponentGates: gates need tight storage, the model is in slots storage")
         for m in elastic.modules.values():
             if m.gate is not None:
-                raise ValueError(f"ComponentGates: {m.name} has gates already")
+                raise ValueError(f"ComponentGates: {m.title} has gates already")
             if len(m.layout.output) != 1:
-                raise ValueError(f"ComponentGates: {m.name} must have one output tensor, got {m.layout.output}")
+                raise ValueError(f"ComponentGates: {m.title} must have one output tensor, got {m.layout.output}")
         models = [innermost(companion) for companion in companions]
         for m in elastic.modules.values():
             _attach(m, [model.get_submodule(m.name) for model in models])

@@ -105,7 +105,7 @@ class LatencyCost:
         slope = (twice.low - once.low) / m.components
         if not twice.above(once, CONFIDENCE) or slope < 1:
             raise ValueError(
-                f"LatencyCost: {m.name} ({m.layout.family}) takes {once} as it is and {twice} at twice its width, "
+                f"LatencyCost: {m.title} ({m.layout.family}) takes {once} as it is and {twice} at twice its width, "
                 f"which does not tell what a component costs; raise reps ({self.reps}) or the size of the example, or "
                 "keep the machine free of other work"
             )

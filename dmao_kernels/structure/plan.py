@@ -35,14 +35,17 @@ class Group:
 
     def __post_init__(self) -> None:
         if self.own < 1:
-            raise ValueError(f"make_plan: {self.name}: a component must cost 1 or more, got {self.own}")
+            raise ValueError(f"make_plan: {self.name or 'the model'}: a component must cost 1 or more, got {self.own}")
         if self.multiple < 1 or len(self.scores) % self.multiple:
             raise ValueError(
-                f"make_plan: {self.name}: the components must be a multiple of {self.multiple}, got {len(self.scores)}"
+                f"make_plan: {self.name or 'the model'}: the components must be a multiple of {self.multiple}, "
+                f"got {len(self.scores)}"
             )
         for j, score in enumerate(self.scores):
             if not math.isfinite(score):
-                raise ValueError(f"make_plan: {self.name}: scores must be finite, component {j} has {score}")
+                raise ValueError(
+                    f"make_plan: {self.name or 'the model'}: scores must be finite, component {j} has {score}"
+                )
 
     @property
     def cost(self) -> float:
@@ -97,10 +100,15 @@ class ModulePlan:
     def __post_init__(self) -> None:
         for source in self.sources:
             if not FRESH <= source < self.components:
-                raise ValueError(f"plan: {self.name}: source {source} is not one of {self.components} components")
+                raise ValueError(
+                    f"plan: {self.name or 'the model'}: source {source} is not one of {self.components} components"
+                )
         old = [s for s in self.sources if s != FRESH]
         if any(times > 2 for times in Counter(old).values()):
-            raise ValueError(f"plan: {self.name}: a component at most doubles in one event, got sources {self.sources}")
+            raise ValueError(
+                f"plan: {self.name or 'the model'}: a component at most doubles in one event, "
+                f"got sources {self.sources}"
+            )
 
     @property
     def changed(self) -> bool:

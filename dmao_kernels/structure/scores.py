@@ -159,7 +159,7 @@ class Scores:
         averages, counts = self._by_module(), dict(self._counts)
         for module in plan.modules:
             if counts.get(module.name) != module.components:
-                raise ValueError(f"Scores.follow: the plan is not for {module.name} as it is scored")
+                raise ValueError(f"Scores.follow: the plan is not for {module.name or 'the model'} as it is scored")
             counts[module.name] = len(module.sources)
             averages[module.name] = _follow(averages[module.name], module.sources)
         self.ema, self._counts = torch.cat(list(averages.values())), counts
@@ -234,7 +234,7 @@ class Scores:
         """The parameters whose entries are averaged, frozen ones among them."""
         if self.metric == "gate":
             if m.gate is None:
-                raise ValueError(f"Scores: metric 'gate' needs ComponentGates(elastic) first: {m.name} has none")
+                raise ValueError(f"Scores: metric 'gate' needs ComponentGates(elastic) first: {m.title} has none")
             names = [m.gate]
         elif self.scope == "slice":
             names = [m.layout.scored]
@@ -303,12 +303,16 @@ def _shares(m: ElasticModule, name: str, tensor: Tensor) -> Iterator[tuple[tuple
 
 def _check_sharding(m: ElasticModule, name: str) -> None:
     if m.slots is None:
-        raise ValueError(f"Scores: {m.name}: {name} {REMEDY}")
+        raise ValueError(f"Scores: {m.title}: {name} {REMEDY}")
     if m.hooks:  # which fully_shard leaves behind
         kind = type(m.module).__name__
-        raise ValueError(f"Scores: {m.name}: {name} is sharded, which modules of dmao_kernels.nn can be, {kind} cannot")
+        raise ValueError(
+            f"Scores: {m.title}: {name} is sharded, which modules of dmao_kernels.nn can be, {kind} cannot"
+        )
     if inner := [other for other, _ in m.tensors() if called_on(m.place(other).owner)]:  # it could not be copied
-        raise ValueError(f"Scores: {m.name}: fully_shard was called on what holds {inner[0]}: call it on whole modules")
+        raise ValueError(
+            f"Scores: {m.title}: fully_shard was called on what holds {inner[0]}: call it on whole modules"
+        )
 
 
 def _part_of_gradient(parameter: Tensor, take: _Take) -> Tensor:

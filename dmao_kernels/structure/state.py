@@ -61,13 +61,13 @@ def _identity(m: ElasticModule) -> dict[str, Any]:
 def _components(m: ElasticModule, saved: Mapping[str, Any]) -> int:
     """The saved number of components, after a look at whether they are components of the same kind."""
     if not isinstance(saved, Mapping):
-        raise ValueError(f"load_state_dict: {m.name} must be a mapping, got {saved!r}")
+        raise ValueError(f"load_state_dict: {m.title} must be a mapping, got {saved!r}")
     for key, expected in _identity(m).items():
         if saved.get(key) != expected:
-            raise ValueError(f"load_state_dict: {m.name}: {key} must be {expected}, got {saved.get(key)}")
+            raise ValueError(f"load_state_dict: {m.title}: {key} must be {expected}, got {saved.get(key)}")
     components = saved.get("components")
     if type(components) is not int or not 0 <= components <= MOST_COMPONENTS:
         raise ValueError(
-            f"load_state_dict: {m.name}: components must be a count, got {components} ({MOST_COMPONENTS} at most)"
+            f"load_state_dict: {m.title}: components must be a count, got {components} ({MOST_COMPONENTS} at most)"
         )
     return components

@@ -58,7 +58,7 @@ class Companions:
         """The places of a tensor in the counterparts of its module, checked not to be empty."""
         places = [m.place(name, module) for module in self.modules(m)]
         if any(place.tensor is None for place in places):
-            raise ValueError(f"apply_plan: {m.name}: {name} is None in a companion, but not in the model")
+            raise ValueError(f"apply_plan: {m.title}: {name} is None in a companion, but not in the model")
         return places
 
     def entries(
@@ -102,14 +102,14 @@ def expect(m: ElasticModule, name: str, tensor: Tensor, what: str, in_place: boo
     expected = m.layout.pattern(name).shape(m.stored, m.sizes)
     if tuple(tensor.shape) != expected or tensor.layout != torch.strided:
         raise ValueError(
-            f"apply_plan: {m.name}: {name}: {what} must be strided and of shape "
+            f"apply_plan: {m.title}: {name}: {what} must be strided and of shape "
             f"{list(expected)}, got {tensor.layout} {list(tensor.shape)}"
         )
     if is_sharded(tensor):
         if not in_place:
-            raise ValueError(f"apply_plan: {m.name}: {name}: {what} {REMEDY}")
+            raise ValueError(f"apply_plan: {m.title}: {name}: {what} {REMEDY}")
     elif type(tensor) not in (Tensor, nn.Parameter):
-        raise ValueError(f"apply_plan: {m.name}: {name}: {what} must be a plain tensor, got {type(tensor).__name__}")
+        raise ValueError(f"apply_plan: {m.title}: {name}: {what} must be a plain tensor, got {type(tensor).__name__}")
 
 
 def follows(m: ElasticModule, name: str, parameter: Tensor, key: str, value: Any) -> bool:
@@ -120,7 +120,7 @@ def follows(m: ElasticModule, name: str, parameter: Tensor, key: str, value: Any
         return False
     found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(
-        f"apply_plan: {m.name}: {name}: optimizer state '{key}' must be a scalar or have the "
+        f"apply_plan: {m.title}: {name}: optimizer state '{key}' must be a scalar or have the "
         f"parameter's shape {list(parameter.shape)}, got {found}: it cannot follow its components"
     )
 

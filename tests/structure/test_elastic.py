@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from dmao_kernels.nn import FeedForward
 from dmao_kernels.structure import (
     ComponentGates,
     Elastic,
@@ -108,6 +109,43 @@ def test_a_model_that_is_itself_elastic_can_be_edited():
     apply_plan(plan_for(elastic, plain.double_first), elastic, companions=[table])
     torch.testing.assert_close(model(x), before)
     assert all(torch.equal(table[n], t) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [plain.PlainFeedForward, Carrying, lambda: FeedForward(12, 24, components=4)])
+@pytest.mark.parametrize("wrap", [lambda module: module, nn.Sequential])
+def test_an_emptied_module_is_made_elastic_by_nobody_else(make, wrap):
+    model = wrap(make())
+    elastic = Elastic(model)
+    (name,) = elastic.modules
+    apply_plan(given_plan({name: ()}, elastic.counts()), elastic)
+    with pytest.raises(
+        ValueError, match=f"{name or 'the model'}: .* at least one component, got 0; .* give the Elastic of that event"
+    ):
+        Elastic(model)
+
+
+def test_components_without_parameters_are_refused():
+    class Fixed(plain.PlainFeedForward):
+        def __init__(self):
+            super().__init__(bias=False)
+            for linear in (self.w1, self.w2):
+                weight = linear.weight.detach()
+                del linear.weight
+                linear.register_buffer("weight", weight)
+
+        def component_layout(self):
+            return feedforward_layout(), 4
+
+    with pytest.raises(ValueError, match=r"the model: the components of a feedforward module must own parameters"):
+        Elastic(Fixed())
+
+
+def test_messages_name_a_model_that_is_itself_elastic():
+    elastic = Elastic(plain.PlainFeedForward())
+    with pytest.raises(ValueError, match=r"made for 3 components of the model, which has 4 now"):
+        apply_plan(given_plan({"": (0,)}, {"": 3}), elastic)
+    with pytest.raises(ValueError, match=r"plan: the model: source 9 is not one of 4 components"):
+        given_plan({"": (9,)}, elastic.counts())
 
 
 def test_layouts_that_do_not_fit():

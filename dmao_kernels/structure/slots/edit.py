@@ -39,7 +39,9 @@ def slot_sources(plan: Plan, elastic: Elastic) -> dict[str, Tensor]:
     for module in plan.modules:
         m = elastic.modules[module.name]
         if len(module.sources) > m.stored:
-            raise ValueError(f"apply_plan: {m.name} has {m.stored} slots, too few for {len(module.sources)} components")
+            raise ValueError(
+                f"apply_plan: {m.title} has {m.stored} slots, too few for {len(module.sources)} components"
+            )
         padded = (*module.sources, *(DEAD,) * (m.stored - len(module.sources)))
         sources[m.name] = torch.tensor(padded, dtype=torch.int64, device="cpu").to(m.device, non_blocking=True)
     return sources

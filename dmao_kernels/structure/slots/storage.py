@@ -92,17 +92,18 @@ def leave_slots(elastic: Elastic, optimizer: OptimizerOrMany, companions: Iterab
 def _capacity(m: ElasticModule, headroom: float) -> int:
     """The slots of a module, after a look at whether it can have some."""
     if m.gate is not None:
-        raise ValueError(f"to_slots: {m.name} has gates: fold them first")
+        raise ValueError(f"to_slots: {m.title} has gates: fold them first")
     if over := [name for name in m.layout.attributes if name.endswith(("normalized_shape", "num_channels"))]:
         raise ValueError(
-            f"to_slots: {m.name}: {over[0].rpartition('.')[0]} is a norm over all components, "
+            f"to_slots: {m.title}: {over[0].rpartition('.')[0]} is a norm over all components, "
             "whose statistics would count dead slots"
         )
     m.check()
     capacity = math.ceil(headroom * m.standard)
     if capacity < m.stored:
         raise ValueError(
-            f"to_slots: {m.name} has {m.stored} components, more than a headroom of {headroom} has room for: {capacity}"
+            f"to_slots: {m.title} has {m.stored} components, more than a headroom of {headroom} has room "
+            f"for: {capacity}"
         )
     return capacity
 
