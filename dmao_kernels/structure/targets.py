@@ -94,6 +94,28 @@ def check_companions(elastic: Elastic, companions: Sequence[Companion], in_place
                     )
 
 
+def require_in_place(elastic: Elastic) -> None:
+    """Raise RuntimeError where a module was replaced in the model since: edits of it would change nothing there.
+
+    It may stand behind another name by now, in a wrapper.
+    """
+    present = {id(module) for module in elastic.model.modules()}
+    for m in elastic.modules.values():
+        if id(m.module) not in present:
+            raise RuntimeError(
+                f"{m.title} must be the {type(m.module).__name__} that the model had when it was made elastic, got "
+                f"{_found(elastic.model, m.name)}: make a new controller of the model, as it is now"
+            )
+
+
+def _found(model: nn.Module, name: str) -> str:
+    try:
+        found = innermost(model.get_submodule(name))
+    except AttributeError:
+        return "none"
+    return f"another {type(found).__name__}"
+
+
 def expect(m: ElasticModule, name: str, tensor: Tensor, what: str, in_place: bool = False) -> None:
     """Raise ValueError unless ``tensor`` is a plain one of the shape of the module's tensor ``name``.
 

@@ -55,7 +55,7 @@ from dmao_kernels.structure import (
     make_slot_plan,
 )
 from dmao_kernels.structure.slots.storage import OptimizerOrMany
-from dmao_kernels.structure.targets import check_companions
+from dmao_kernels.structure.targets import check_companions, require_in_place
 
 __all__ = ["Event", "GrowAndDrop"]
 
@@ -202,8 +202,8 @@ class GrowAndDrop:
     def adapt(self) -> Event:
         """Drops and grows components of the model, in place: same Parameter objects, same order in the optimizer.
 
-        Raises RuntimeError where no gradient was observed, the training is over or the ranks' plans differ, ValueError
-        where the plan cannot be met; nothing is changed then.
+        Raises RuntimeError where no gradient was observed, the training is over, an elastic module was replaced in the
+        model or the ranks' plans differ, ValueError where the plan cannot be met; nothing is changed then.
         """
         if self.step >= self.total_steps:
             raise RuntimeError(
@@ -212,6 +212,7 @@ class GrowAndDrop:
             )
         if self.scores.calls == 0:
             raise RuntimeError("GrowAndDrop: there are no scores yet: call observe() after backward, before an event")
+        require_in_place(self.elastic)
         if self.elastic.storage == "slots":
             return self._adapt_slots()
         start = time.perf_counter()

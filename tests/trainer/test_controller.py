@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dmao_kernels.structure import ParameterCost, ScoringAdamW
-from tests.trainer.loop import Net, batch, build, observe, run, setup, without_time
+from tests.trainer.loop import Mlp, Net, batch, build, observe, run, setup, without_time
 
 
 def test_own_model_in_ten_lines():
@@ -395,6 +395,29 @@ def test_an_average_on_another_device_is_refused_in_slots_storage():
     average = copy.deepcopy(model).to("meta")
     with pytest.raises(ValueError, match=r"companions must be on the model's device in slots storage, cpu, got .*meta"):
         GrowAndDrop(model, None, Schedule(start=1), 4, companions=[average], storage="slots")
+
+
+@pytest.mark.parametrize("storage", ["tight", "slots"])
+def test_a_module_that_was_replaced_is_told_before_anything_changes(storage):
+    model, _, controller = setup(storage=storage)
+    observe(controller)
+    model.blocks[1] = Mlp()
+    with pytest.raises(RuntimeError, match=r"blocks\.1 must be the Mlp .*, got another Mlp: make a new controller"):
+        controller.adapt()
+    model.blocks = model.blocks[:1]
+    with pytest.raises(RuntimeError, match=r"blocks\.1 must be the Mlp .*, got none: make a new controller"):
+        controller.adapt()
+    assert not controller.events
+    assert controller.elastic.edits == 0
+
+
+def test_a_module_may_be_wrapped_and_stand_in_several_places():
+    model, _, controller = setup()
+    observe(controller)
+    model.blocks[0] = torch.compile(model.blocks[0])
+    model.blocks[1] = nn.Sequential(model.blocks[1])
+    model.blocks.append(model.blocks[2])
+    controller.adapt()
 
 
 def test_a_compiled_model_is_known_by_its_own_names():
