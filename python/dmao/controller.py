@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dmao.arguments import measured, require_choice, require_kinds
-from dmao.distributed import averaged, first_ranks, refuse_wrapper, require_same, several, unwrap, watch_wrapper
+from dmao.distributed import averaged, first_ranks, refuse_wrapper, require_same, retire_wrappers, several, unwrap
 from dmao.event import Copies, Event, Lazy, copies_of, join_copies, saved_copies
 from dmao.optimizers import add_gates, require_optimizers, state_follows
 from dmao.randomness import derive_seed
@@ -167,11 +167,12 @@ class GrowAndDrop:
         # the budget is checked before anything changes the model; with gates nothing counts as frozen
         self.budget = self._checked_budget(budget, set() if metric == "gate" else make_scores().frozen())
         require_optimizers(optimizer, self.elastic)
-        if storage == "slots" and self.elastic.storage == "tight":
+        if enlarged := storage == "slots" and self.elastic.storage == "tight":
             self.elastic.to_slots(headroom, optimizer, companions)
         self.gates = add_gates(self.elastic, optimizer, self._companions) if metric == "gate" else None
         self.scores = make_scores()
-        watch_wrapper(model, self.elastic)
+        if enlarged or self.gates is not None:
+            retire_wrappers(self.elastic)
         if isinstance(optimizer, ScoringAdamW):
             optimizer.scores = self.scores
 
@@ -225,6 +226,7 @@ class GrowAndDrop:
         plan = self._plan(scores)
         require_same("GrowAndDrop: the plan", plan.digest())
         apply_plan(plan, self.elastic, self.optimizer, self._companions, self._split)
+        retire_wrappers(self.elastic)
         self.scores.follow(plan)
         self._unread.append(plan)
         seconds = time.perf_counter() - start
@@ -283,7 +285,10 @@ class GrowAndDrop:
         trigger.load_state_dict(state["trigger"])
         events = [Event.from_dict(event) for event in state["events"]]
         copies = saved_copies(state)
+        widths = self.elastic.widths()
         self.elastic.load_state_dict(state["structure"], self._companions)
+        if self.elastic.widths() != widths:
+            retire_wrappers(self.elastic)
         self.scores.load_state_dict(state["scores"])
         self.trigger, self.events = trigger, events
         self._copies, self._unread = copies, []

@@ -7,6 +7,7 @@ cannot come to different widths.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -68,31 +69,42 @@ def refuse_wrapper(model: nn.Module | Elastic, what: str) -> None:
         )
 
 
-def watch_wrapper(model: nn.Module | Elastic, elastic: Elastic) -> None:
-    """Where `model` is a DistributedDataParallel, let it refuse a model that an event or a loaded state has edited.
+def retire_wrappers(elastic: Elastic) -> None:
+    """Let every DistributedDataParallel that now wraps some of `elastic`'s modules refuse to compute from here on.
 
-    It would look for gradients of the old shapes, or with find_unused_parameters average none at all, in silence.
+    Called where their parameters were changed: it would look for gradients of the old shapes, or with
+    find_unused_parameters average none at all, in silence. What gc.freeze() has hidden is not found.
     """
-    if (wrapper := _wrapper(model)) is not None and elastic.storage == "tight":
-        wrapper.register_forward_pre_hook(_Watch(elastic, elastic.edits))
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    changed = {id(m.module) for m in elastic.modules.values()}
+    for wrapper in _all_wrappers():
+        if any(id(part) in changed for part in wrapper.modules()):
+            wrapper.register_forward_pre_hook(_refuse)
+
+
+def _all_wrappers() -> list[DistributedDataParallel]:
+    """Those of this process, whoever made them, and when: a module does not know what wraps it.
+
+    An instance refers to its class, so the garbage collector knows. A hook on the model instead would not be run where
+    the model is compiled, and would be copied, exported and pickled with it.
+    """
+    kinds: list[type] = [DistributedDataParallel]
+    for kind in kinds:
+        kinds += type.__subclasses__(kind)
+    return [found for found in gc.get_referrers(*kinds) if type(found) in kinds]
+
+
+def _refuse(wrapper: nn.Module, inputs: Any) -> None:
+    raise RuntimeError(
+        "GrowAndDrop: the model was edited, by an event, a loaded state, slots storage or gates, after "
+        "DistributedDataParallel had wrapped it: go on with dmao.distributed.rewrap of the wrapper"
+    )
 
 
 def _wrapper(model: nn.Module | Elastic) -> DistributedDataParallel | None:
     inside = uncompiled(model) if isinstance(model, nn.Module) else None
     return inside if isinstance(inside, DistributedDataParallel) else None
-
-
-@dataclass(frozen=True)
-class _Watch:
-    elastic: Elastic
-    edits: int
-
-    def __call__(self, module: nn.Module, inputs: Any) -> None:
-        if self.elastic.edits != self.edits and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "GrowAndDrop: the model was edited, by an event or a loaded state, after DistributedDataParallel had "
-                "wrapped it: go on with dmao.distributed.rewrap of the wrapper"
-            )
 
 
 def wrap(model: nn.Module) -> nn.Module:
@@ -106,28 +118,27 @@ def wrap(model: nn.Module) -> nn.Module:
     return _wrapped(model, broadcast_buffers=False, find_unused_parameters=_has_empty(model))
 
 
-def rewrap(wrapped: DistributedDataParallel) -> DistributedDataParallel:
+def rewrap(wrapped: nn.Module) -> nn.Module:
     """A new wrapper with the options of `wrapped`, which counts on the shapes from before an event.
 
     Parameters without gradients are looked for where a module has lost all its components. Communication hooks and
-    mixed_precision are not carried over: a hook is to be registered again, and a compiled wrapper compiled.
+    mixed_precision are not carried over: a hook is to be registered again, and a compiled wrapper compiled. A model
+    that is no DistributedDataParallel, as on a single process, is given back as it is.
     """
-    new = _wrapped(
-        wrapped.module,
-        device_ids=wrapped.device_ids,
-        output_device=wrapped.output_device,
-        dim=wrapped.dim,
-        process_group=wrapped.process_group,
-        bucket_cap_mb=wrapped.bucket_bytes_cap / 2**20,
-        find_unused_parameters=wrapped.find_unused_parameters or _has_empty(wrapped.module),
-        gradient_as_bucket_view=wrapped.gradient_as_bucket_view,
-        static_graph=wrapped.static_graph,
-        broadcast_buffers=wrapped.broadcast_buffers,
+    if (old := _wrapper(wrapped)) is None:
+        return wrapped
+    return _wrapped(
+        old.module,
+        device_ids=old.device_ids,
+        output_device=old.output_device,
+        dim=old.dim,
+        process_group=old.process_group,
+        bucket_cap_mb=old.bucket_bytes_cap / 2**20,
+        find_unused_parameters=old.find_unused_parameters or _has_empty(old.module),
+        gradient_as_bucket_view=old.gradient_as_bucket_view,
+        static_graph=old.static_graph,
+        broadcast_buffers=old.broadcast_buffers,
     )
-    for hook in wrapped._forward_pre_hooks.values():
-        if isinstance(hook, _Watch):
-            watch_wrapper(new, hook.elastic)
-    return new
 
 
 def _wrapped(model: nn.Module, **options: Any) -> DistributedDataParallel:

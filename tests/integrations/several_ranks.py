@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 -m tests.integrations.several_ranks FOLDER
 import sys
 
 import lightning
+import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -56,6 +57,8 @@ def tight_with_accelerate(folder):
         wrapped.zero_grad()
         if controller.due(step):
             controller.adapt()
+            with pytest.raises(RuntimeError, match="was edited, by an event"):
+                prepared(x)
             prepared = rewrap(prepared)
     accelerator.save_state(folder)
     return model, controller

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 import torch.distributed as dist
 from dmao.controller import GrowAndDrop
 from dmao.distributed import rewrap
 from dmao.schedule import Schedule
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.trainer.loop import batch, build, run, setup
+from tests.trainer.loop import batch, build, observe, run, setup
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def test_a_wrapper_of_a_model_that_was_edited_refuses(alone: None) -> None:
     x = batch(0)[0]
     wrapped(x)
     again.load_state_dict(saved)
-    with pytest.raises(RuntimeError, match="was edited, by an event or a loaded state, after DistributedDataParallel"):
+    with pytest.raises(RuntimeError, match=r"was edited, by an event, a loaded state.*, after DistributedDataParallel"):
         wrapped(x)
     anew = rewrap(wrapped)
     anew(x).sum().backward()
@@ -40,6 +42,82 @@ def test_a_wrapper_of_a_model_that_was_edited_refuses(alone: None) -> None:
     assert wrapped.module(x).isfinite().all()
     with pytest.raises(RuntimeError, match=r"go on with dmao\.distributed\.rewrap"):
         anew(x)
+
+
+def let_an_event_fall(controller: GrowAndDrop) -> None:
+    observe(controller)
+    controller.adapt()
+
+
+WRAPPED = {
+    "plain": DistributedDataParallel,
+    "inside": lambda model: DistributedDataParallel(nn.Sequential(model)),
+    "compiled": lambda model: torch.compile(DistributedDataParallel(model), backend="eager"),
+    "of compiled": lambda model: DistributedDataParallel(torch.compile(model, backend="eager", fullgraph=True)),
+    "derived": lambda model: type("Derived", (DistributedDataParallel,), {})(model),
+}
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_wrapper_made_after_the_controller_refuses_too(alone: None, kind: str, used: bool) -> None:
+    """Also one that is used for the first time after the event."""
+    torch.compiler.reset()
+    model, _, controller = setup()
+    wrapped, x = WRAPPED[kind](model), batch(0)[0]
+    if used:
+        wrapped(x)
+    for _ in range(2):
+        let_an_event_fall(controller)
+        with pytest.raises(RuntimeError, match="was edited, by an event"):
+            wrapped(x)
+        wrapped = rewrap(wrapped)
+        assert isinstance(wrapped, DistributedDataParallel)
+        wrapped(x).sum().backward()
+
+
+def test_a_wrapper_made_before_the_controller_refuses_too(alone: None) -> None:
+    model = build()
+    wrapped, other = DistributedDataParallel(model), DistributedDataParallel(build())
+    let_an_event_fall(GrowAndDrop(model, None, Schedule(start=0.3), 40))
+    with pytest.raises(RuntimeError, match="was edited"):
+        wrapped(batch(0)[0])
+    other(batch(0)[0])
+
+
+@pytest.mark.parametrize("settings", [{"storage": "slots"}, {"metric": "gate"}], ids=str)
+def test_slots_and_gates_retire_a_wrapper_that_the_controller_was_not_given(alone: None, settings: dict) -> None:
+    model = build()
+    wrapped, x = DistributedDataParallel(model), batch(0)[0]
+    controller = GrowAndDrop(model, None, Schedule(start=1), 4, **settings)
+    with pytest.raises(RuntimeError, match=r"was edited, .* slots storage or gates"):
+        wrapped(x)
+    anew = rewrap(wrapped)
+    anew(x)
+    if controller.elastic.storage == "slots":  # whose shapes stay from here on
+        let_an_event_fall(controller)
+        anew(x).sum().backward()
+
+
+def test_a_state_of_the_same_widths_retires_nothing(alone: None) -> None:
+    model, _, controller = setup()
+    wrapped = DistributedDataParallel(model)
+    controller.load_state_dict(controller.state_dict())
+    wrapped(batch(0)[0])
+
+
+def test_the_model_gets_no_hooks(alone: None) -> None:
+    model, _, controller = setup()
+    DistributedDataParallel(model)
+    let_an_event_fall(controller)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_what_is_no_wrapper_is_given_back() -> None:
+    model = build()
+    assert rewrap(model) is model
+    compiled = torch.compile(model)
+    assert rewrap(compiled) is compiled
 
 
 @pytest.mark.parametrize("settings", [{"storage": "slots"}, {"metric": "gate"}], ids=str)

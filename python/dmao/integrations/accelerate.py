@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 
 from dmao.controller import GrowAndDrop
-from dmao.distributed import watch_wrapper
 
 FILE = "grow_and_drop.pt"
 
@@ -28,8 +27,6 @@ def checkpoint_with(accelerator: Accelerator, controller: GrowAndDrop) -> None:
             torch.save(state, Path(folder) / FILE)
 
     def load(models: list[Any], folder: str) -> None:
-        for model in models:
-            watch_wrapper(model, controller.elastic)
         controller.load_state_dict(torch.load(Path(folder) / FILE, map_location="cpu", weights_only=True))
 
     accelerator.register_save_state_pre_hook(save)
