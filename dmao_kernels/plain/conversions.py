@@ -84,6 +84,7 @@ def _multihead_attention(module: ElasticMultiheadAttention, convert: Plain) -> n
         return empty_in_place_of(module, EmptyForward(module, None, returns=2), in_proj_bias=None)
     fits = module.num_heads * module.head_dim == module.embed_dim
     module.__class__ = nn.MultiheadAttention if fits else plain.MultiheadAttention  # type: ignore[assignment]
+    module.out_proj = convert(module.out_proj)  # type: ignore[assignment]  # gates stand on its weight
     return module
 
 

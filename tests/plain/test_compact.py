@@ -197,6 +197,32 @@ def test_attention_of_pytorch(accelerated):
     torch.testing.assert_close(program.module()(x, x, x), attention(x, x, x))
 
 
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("after", ["no event", "an event", "an event without heads"])
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+def test_gates_of_attention_of_pytorch(kind, after, accelerated):
+    model = kind(12, 4, batch_first=True, **({} if kind is nn.MultiheadAttention else {"dim_feedforward": 24}))
+    elastic = Elastic(nn.ModuleList([model.eval()]))
+    gates = ComponentGates(elastic)
+    with torch.no_grad():
+        for gate in gates.parameters():
+            gate.copy_(torch.rand_like(gate) + 0.5)
+    if after != "no event":
+        apply_plan(plan_for(elastic, mixed if after == "an event" else (0, 2)), elastic)
+    if after.endswith("without heads"):
+        attention = "0" if kind is nn.MultiheadAttention else "0.self_attn"
+        apply_plan(dmao_kernels.structure.given_plan({attention: ()}, elastic.counts()), elastic)
+    if accelerated:
+        accelerate(model)
+    made, x = compact(model), inputs()
+    arguments = {nn.MultiheadAttention: (x, x, x), nn.TransformerEncoderLayer: (x,)}.get(kind, (x, x.flip(1)))
+    found, expected = made(*arguments), model(*arguments)
+    for ours, theirs in zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not any(name.endswith("gate") for name in made.state_dict())
+    assert not any(is_ours(type(module)) for module in made.modules())
+
+
 def operators(program):
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
