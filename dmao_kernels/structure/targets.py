@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from dmao_kernels.structure.places import Place, innermost
 from dmao_kernels.structure.register import prepare
@@ -116,9 +117,21 @@ def _found(model: nn.Module, name: str) -> str:
     return f"another {type(found).__name__}"
 
 
+def _refuse_averages_inside(elastic: Elastic) -> None:
+    """The modules of such an average would be elastic themselves, and edited by scores that are all zero."""
+    averages = [name for name, module in elastic.model.named_modules() if isinstance(module, AveragedModel) and name]
+    for name in averages:
+        if any(each.startswith(f"{name}.module") for each in elastic.modules):
+            raise ValueError(
+                f"companions must lie outside of the model, but {name} (AveragedModel) is a part of it: give the part "
+                "that is trained alone, as in GrowAndDrop(model.student, ..., companions=[model.average])"
+            )
+
+
 def expect(m: ElasticModule, name: str, tensor: Tensor, what: str, in_place: bool = False) -> None:
     """Raise ValueError unless ``tensor`` is a plain one of the shape of the module's tensor ``name``.
 
+    _refuse_averages_inside(elastic)
     in_place: it keeps its shape, and so it may also be sharded.
     """
     expected = m.layout.pattern(name).shape(m.stored, m.sizes)

@@ -233,6 +233,17 @@ def test_companions_are_looked_at_before_the_training():
         check_companions(elastic, [elsewhere], in_place=True)
 
 
+def test_an_average_inside_of_the_model_is_refused():
+    model = nn.Module()
+    model.student = build(plain.PlainFeedForward)
+    model.of_what_has_no_components = AveragedModel(nn.Linear(2, 2))
+    check_companions(Elastic(model), [], in_place=False)
+    model.ema = AveragedModel(model.student)
+    with pytest.raises(ValueError, match=r"must lie outside of the model, but ema \(AveragedModel\) is a part of it"):
+        check_companions(Elastic(model), [], in_place=False)
+    check_companions(Elastic(model.student), [model.ema], in_place=False)
+
+
 def test_attributes_and_dropout_follow():
     model = build()
     elastic = Elastic(model)
