@@ -31,6 +31,7 @@ from dmao_kernels.structure.scores import Metric, Scope, Scores
 from dmao_kernels.structure.selection import SELECTIONS, Selection, budget_range, make_plan
 from dmao_kernels.structure.slots.plan import SlotPlan, make_slot_plan
 from dmao_kernels.structure.slots.storage import Storage
+from dmao_kernels.structure.targets import register_weight_copy
 
 __all__ = [
     "SELECTIONS",
@@ -77,4 +78,5 @@ __all__ = [
     "packed_attention_layout",
     "register_family",
     "register_macs",
+    "register_weight_copy",
 ]

@@ -69,7 +69,8 @@ def apply_plan(
     Parameters keep their identity, so optimizers, their ``param_groups`` and schedulers stay as they are.
     Gradients and every optimizer tensor of a parameter's shape (moments, momentum, maxima) follow their
     components, and so do Adafactor's factors; fresh components start with zero state; scalars such as ``step``
-    stay. Between an edit and the next forward pass nothing computed before it may be differentiated.
+    stay. Copies of the weights in it (``register_weight_copy``) are edited as the weights are. Between an edit and the
+    next forward pass nothing computed before it may be differentiated.
 
     Copies preserve the function up to rounding: source and copy share the output weights. A module revived by
     fresh components contributes nothing at first: their output weights and the module's output bias are zero.

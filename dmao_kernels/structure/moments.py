@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dmao_kernels.layout import COMPONENT, Pattern
-from dmao_kernels.structure.targets import AVERAGES, expect, follows
+from dmao_kernels.structure.targets import WEIGHT_COPIES, expect, follows
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.edit import TensorEdit
@@ -63,7 +63,8 @@ def refuse_flat_state(optimizer: Optimizer) -> None:
 def follow_state(edit: TensorEdit, parameter: Tensor, state: Mapping[str, Any]) -> Values:
     """The edited tensors of one parameter's optimizer state, to be called once the gathering was made.
 
-    What has one entry per entry of the parameter follows its components; scalars stay.
+    What has one entry per entry of the parameter follows its components, as a moment unless its key is known to be
+    that of a copy of the weights; scalars stay.
     Raises ValueError for anything else.
     """
     values: Values = {}
@@ -71,8 +72,8 @@ def follow_state(edit: TensorEdit, parameter: Tensor, state: Mapping[str, Any]) 
         if _is_factor(key, state):
             values |= _follow_factor(edit, parameter, key, value)
         elif follows(edit.m, edit.name, parameter, key, value):
-            average = key in AVERAGES
-            values[key] = edit.weights(value) if average else edit.follow(value, f"optimizer state '{key}'")
+            weights = key in WEIGHT_COPIES
+            values[key] = edit.weights(value) if weights else edit.follow(value, f"optimizer state '{key}'")
     for key, partner in FACTORS.items():
         if partner in values and key in state and key not in values:
             values[key] = _rescaled(edit, state[key], state[partner], values[partner])

@@ -18,7 +18,21 @@ if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
 
 Companion = nn.Module | MutableMapping[str, Tensor]
-AVERAGES = {"ax"}  # torch.optim.ASGD
+# Optimizer state that is a copy of the weights, and no moment: averages, slow weights, weights as at the start.
+WEIGHT_COPIES = {
+    "ax",  # torch.optim.ASGD
+    "z",  # Schedule-Free
+    "slow_buffer",  # Ranger, Lookahead
+    "slow_params",  # Lookahead of pytorch_optimizer and torch_optimizer
+    "slow_param",
+    "lookahead_params",  # Ranger21
+    "lookahead_slow_buff",  # Lookahead of timm
+    "cached_params",  # Lookahead
+    "backup_params",  # Lookahead that pulls back
+    "p0",  # Prodigy
+    "x0",  # D-Adaptation
+    "old_p",  # SAM
+}
 
 
 class Companions:
@@ -84,6 +98,7 @@ def check_companions(elastic: Elastic, companions: Sequence[Companion], in_place
     """
     if not isinstance(companions, Sequence):
         raise TypeError(f"companions must be a list such as [average], got a {type(companions).__name__}")
+    _refuse_averages_inside(elastic)
     copies = Companions(elastic, companions)
     for m in elastic.modules.values():
         for name, _ in m.tensors():
@@ -131,7 +146,6 @@ def _refuse_averages_inside(elastic: Elastic) -> None:
 def expect(m: ElasticModule, name: str, tensor: Tensor, what: str, in_place: bool = False) -> None:
     """Raise ValueError unless ``tensor`` is a plain one of the shape of the module's tensor ``name``.
 
-    _refuse_averages_inside(elastic)
     in_place: it keeps its shape, and so it may also be sharded.
     """
     expected = m.layout.pattern(name).shape(m.stored, m.sizes)
@@ -160,10 +174,20 @@ def follows(m: ElasticModule, name: str, parameter: Tensor, key: str, value: Any
     )
 
 
-def averages(optimizers: Sequence[Optimizer], parameter: Tensor) -> list[Tensor]:
-    """The averages of a parameter that optimizers keep: they are weights, as those of a companion."""
-    states = [optimizer.state.get(parameter, {}) for optimizer in optimizers]
-    return [state[key] for state in states for key in AVERAGES & state.keys()]
+def register_weight_copy(key: str) -> None:
+    """Let what optimizers keep under ``key`` be edited as the weights are, of which it is a copy, and not as a moment.
+
+    Source and copy then share what leaves a component in it, as they do in the weights. Known are the slow weights of
+    Schedule-Free and Lookahead, the average of ASGD, and the weights at the start of Prodigy and D-Adaptation.
+    """
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"register_weight_copy: key must be a name in an optimizer's state, got {key!r}")
+    WEIGHT_COPIES.add(key)
+
+
+def weight_copies(optimizers: Sequence[Optimizer], parameter: Tensor) -> list[Tensor]:
+    """The copies of a parameter that optimizers keep: they are weights, as those of a companion."""
+    return [state[key] for state, key in state_beside(optimizers, parameter) if key in WEIGHT_COPIES]
 
 
 def state_beside(optimizers: Sequence[Optimizer], tensor: Tensor) -> list[tuple[MutableMapping[str, Tensor], str]]:

@@ -12,7 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dmao_kernels.structure import Elastic, Scores, apply_plan
+from dmao_kernels.structure import Elastic, Scores, apply_plan, register_weight_copy
 from tests.structure import plain
 from tests.structure.plain import build, double_first, drop_second, inputs, mixed, plan_for, train
 
@@ -117,6 +117,72 @@ def test_an_edit_equals_the_problem_cut_by_hand(kind, sources):
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(by_hand.state[theirs][key])), (name, key)
     double_train(model, optimizer, 30)
     assert double_train(model, optimizer, 1)[0] < min(losses[0], first[0])
+
+
+@pytest.mark.parametrize("storage", ["tight", "slots"])
+@pytest.mark.parametrize("key", ["z", "slow_buffer", "slow_params", "lookahead_slow_buff", "p0", "of_mine"])
+def test_copies_of_the_weights_in_the_state_are_edited_as_an_average(key, storage):
+    """And not as a moment: source and copy share what leaves them. Scalars under such a key stay."""
+    if key == "of_mine":
+        register_weight_copy(key)
+    model = model_of()
+    optimizer = optim.SGD(model.parameters(), momentum=0.9)
+    average = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        optimizer.state[p] = {key: average[name].clone(), "momentum_buffer": average[name].clone(), "ax": 0.5}
+    elastic = Elastic(model)
+    if storage == "slots":
+        elastic.to_slots(2.0, optimizer, [average])
+    apply_plan(plan_for(elastic, double_first), elastic, optimizer, [average])
+    for name, p in model.named_parameters():
+        state = optimizer.state[p]
+        assert torch.equal(state[key], average[name])
+        assert torch.equal(state["momentum_buffer"], average[name]) == (not name.endswith(("w2.weight", "out.weight")))
+        assert state["ax"] == 0.5
+
+
+def test_what_is_no_key():
+    with pytest.raises(ValueError, match="key must be a name in an optimizer's state, got None"):
+        register_weight_copy(None)
+
+
+class ScheduleFree(optim.Optimizer):
+    """SGD of Defazio et al., arXiv 2405.15682: between the average and `z` lie the parameters that are trained."""
+
+    def __init__(self, params, lr=0.5, beta=0.9):
+        super().__init__(params, {"lr": lr, "beta": beta, "k": 0})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            share, rate, beta = 1 / (group["k"] + 1), group["lr"], group["beta"]
+            for p in group["params"]:
+                z = self.state[p].setdefault("z", p.clone())
+                p.lerp_(z, share).add_(p.grad, alpha=rate * (beta * (1 - share) - 1))
+                z.sub_(p.grad, alpha=rate)
+            group["k"] += 1
+
+    @torch.no_grad()
+    def eval(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.lerp_(self.state[p]["z"], 1 - 1 / group["beta"])
+
+
+def test_growth_preserves_both_functions_of_schedule_free():
+    model = model_of()
+    optimizer, x = ScheduleFree(model.parameters()), inputs(dtype=torch.float64)
+    double_train(model, optimizer, 20)
+    grown, state = copy.deepcopy(model), copy.deepcopy(optimizer.state_dict())
+    followed = ScheduleFree(grown.parameters())
+    followed.load_state_dict(state)
+    elastic = Elastic(grown)
+    apply_plan(plan_for(elastic, double_first), elastic, followed)
+    for switch in (lambda: None, lambda: (optimizer.eval(), followed.eval())):
+        before = model(x)
+        switch()
+        torch.testing.assert_close(grown(x), model(x))
+    assert not torch.allclose(model(x), before)
 
 
 def estimates(optimizer, parameter):

@@ -13,13 +13,13 @@ from dmao_kernels.structure.gather import Split, draw, scale, share
 from dmao_kernels.structure.plan import FRESH, Plan
 from dmao_kernels.structure.shards import own, reshard, whole, write
 from dmao_kernels.structure.targets import (
-    AVERAGES,
+    WEIGHT_COPIES,
     Companions,
-    averages,
     expect,
     follows,
     output_biases,
     state_beside,
+    weight_copies,
 )
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _edit_tensor(
         random = draw((view.shape[0], max(m.stored // 2, 1), view.shape[2]), view, split, generator)
         if random is not None:
             random = scale(random.index_select(1, moves.pair), view.index_select(1, moves.source), split)
-    for weights in (tensor, *companions.tensors(m, name), *averages(optimizers, tensor)):
+    for weights in (tensor, *companions.tensors(m, name), *weight_copies(optimizers, tensor)):
         expect(m, name, weights, "it", in_place=True)
         view = m.view(name, whole(weights))
         new = moves.follow(view)
@@ -172,7 +172,7 @@ def _followers(
         yield "its gradient", parameter.grad
     for optimizer in optimizers:
         for key, value in optimizer.state.get(parameter, {}).items():
-            if key not in AVERAGES and follows(m, name, parameter, key, value):
+            if key not in WEIGHT_COPIES and follows(m, name, parameter, key, value):
                 yield f"optimizer state '{key}'", value
 
 
