@@ -187,6 +187,11 @@ class GrowAndDrop:
         self._state_follows = self._state_follows or state_follows(self.optimizer, self.elastic)
         self.scores.update()
 
+    def follow(self, companions: Sequence[nn.Module]) -> None:
+        """Edits these along from now on, and none of those before. Raises ValueError where they do not fit."""
+        check_companions(self.elastic, companions, in_place=self.elastic.storage == "slots")
+        self._companions = tuple(companions)
+
     def due(self, step: int) -> bool:
         """Whether an event falls now, `step` optimizer steps being done; none falls after the last step.
 

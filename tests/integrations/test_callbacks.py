@@ -14,7 +14,7 @@ from dmao.schedule import Schedule
 
 from dmao_kernels.nn import ConformerBlock
 from dmao_kernels.structure import ScoringAdamW
-from tests.integrations.test_examples import LIGHTNING, ROOT, TRANSFORMERS, example, same, seeded
+from tests.integrations.test_examples import LIGHTNING, ROOT, TRANSFORMERS, example, same, seeded, without_dropout
 
 SCHEDULE = Schedule(start=2, end=4, events=2)
 DATA = torch.utils.data.DataLoader(torch.randn(8, 2, 8, 16), batch_size=None)
@@ -271,3 +271,84 @@ def test_ranks_go_on_as_one_after_an_event(lightning, accelerate, tmp_path):
         for train in ("slots_with_lightning", "tight_with_accelerate"):
             assert f"rank {rank}: {train}: equal" in result.stdout
     assert (tmp_path / "grow_and_drop.pt").exists()
+
+
+def averaged(lightning, folder, kind, storage="tight", behind=True, checkpoint=None, steps=16, last=None, **settings):
+    """Trained in epochs of 4 steps, with events after 6 and 10, beside a callback that averages.
+
+    Returns the module in the end, the controller and the average.  last: takes the module's state after the last step.
+    """
+    from dmao.integrations.lightning import GrowAndDropCallback
+    from lightning.pytorch import callbacks
+
+    class Task(example("with_lightning").Task):
+        def training_step(self, x, index):
+            # which batch comes after a resumption is the loader's affair
+            seed = torch.Generator().manual_seed(self.global_step)
+            return super().training_step(torch.randn(x.shape, generator=seed), index)
+
+        def on_train_batch_end(self, *batch):
+            if last is not None:
+                last.update({name: value.clone() for name, value in self.state_dict().items()})
+
+    average = {
+        "ema": lambda: callbacks.EMAWeightAveraging(decay=0.5),
+        "mean": lambda: callbacks.WeightAveraging(use_buffers=False),
+        "swa": lambda: callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=1),
+    }[kind]()
+    schedule = Schedule(start=6, end=10, events=2, fraction=0.5)
+    adapt = GrowAndDropCallback(schedule, 16, storage=storage, **settings)
+    saver = callbacks.ModelCheckpoint(folder, "{step}", every_n_epochs=1, save_top_k=-1)
+    pair = [adapt, average] if behind else [average, adapt]
+    options = {"max_steps": steps, "callbacks": [*pair, saver], "default_root_dir": folder, **LIGHTNING}
+    data = torch.utils.data.DataLoader(DATA.dataset[:4], batch_size=None)
+    task = Task()
+    lightning.Trainer(**options).fit(task, data, ckpt_path=checkpoint)
+    return task, adapt.controller, getattr(average, "_average_model", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "storage", "behind"),
+    [
+        *(("ema", storage, behind) for storage in ("tight", "slots") for behind in (True, False)),
+        ("mean", "slots", False),
+        ("swa", "tight", True),
+        ("swa", "slots", False),
+    ],
+)
+def test_lightning_edits_averages_along(lightning, tmp_path, monkeypatch, kind, storage, behind):
+    """An average that was not has another shape behind an event, or, in slots, components in other places."""
+    without_dropout(monkeypatch)
+    last = {}
+    options = {"kind": kind, "storage": storage, "behind": behind}
+    task, controller, average = seeded(averaged, lightning, tmp_path / "whole", last=last, **options)
+    assert [event.step for event in controller.events] == [6, 10]
+    assert same(task, getattr(average, "module", average))  # Lightning leaves it in the module
+    averages = task.state_dict()
+    assert all(value.shape == averages[name].shape for name, value in last.items())
+    matrices = {name: value for name, value in last.items() if value.dim() == 2}
+    assert all((value - averages[name]).norm() <= 0.5 * value.norm() for name, value in matrices.items())
+    assert not any(torch.equal(value, averages[name]) for name, value in matrices.items() if value.any())
+
+    seeded(averaged, lightning, tmp_path / "half", steps=12, **options)
+    torch.manual_seed(1)
+    checkpoint, whole = tmp_path / "half" / "step=12.ckpt", dict(last)
+    resumed, _, _ = averaged(lightning, tmp_path, checkpoint=checkpoint, last=last, **options)
+    assert all(torch.equal(value, whole[name]) for name, value in last.items())
+    assert kind == "swa" or same(resumed, task)  # which Lightning averages a little differently after a resumption
+
+
+def test_lightning_averages_that_cannot_be_found(lightning, tmp_path):
+    from dmao.integrations.lightning import GrowAndDropCallback
+    from lightning.pytorch import callbacks
+
+    class Late(callbacks.EMAWeightAveraging):
+        def setup(self, trainer, pl_module, stage):
+            pass
+
+    adapt = GrowAndDropCallback(SCHEDULE, total_steps=6)
+    options = {"max_steps": 6, "callbacks": [Late(), adapt], "default_root_dir": tmp_path, **LIGHTNING}
+    with pytest.raises(ValueError, match=r"the average of Late must be its _average_model .*, got None: leave"):
+        lightning.Trainer(**options).fit(example("with_lightning").Task(), DATA)
+    with pytest.raises(TypeError, match="companions must be of class Sequence, got a Linear"):
+        GrowAndDropCallback(SCHEDULE, total_steps=6, companions=torch.nn.Linear(1, 1))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
 
+from dmao.arguments import require_kinds
 from dmao.controller import GrowAndDrop
 from dmao.integrations.common import attach, observe
 from dmao.schedule import Schedule
 
 _log = logging.getLogger(__name__)
+# an older Lightning has not all of them
+_AVERAGING = tuple(vars(callbacks).get(name, ()) for name in ("WeightAveraging", "StochasticWeightAveraging"))
 
 
 class GrowAndDropCallback(Callback):
@@ -21,7 +25,9 @@ class GrowAndDropCallback(Callback):
 
     Trainer(callbacks=[GrowAndDropCallback(Schedule(start=0.4), total_steps=1000)])
 
-    schedule, total_steps: when the events fall, counted in optimizer steps.  settings: as GrowAndDrop's.
+    schedule, total_steps: when the events fall, counted in optimizer steps.
+    companions: as GrowAndDrop's; averages of Lightning's WeightAveraging, EMAWeightAveraging and
+        StochasticWeightAveraging, before or behind this callback, are added to them.  settings: as GrowAndDrop's.
     controller: the GrowAndDrop, once `fit` has begun, or a checkpoint of other widths was loaded to be tested.
 
     A checkpoint is resumed, or tested, with a freshly built module: `trainer.fit(module, ckpt_path=...)`,
@@ -29,8 +35,12 @@ class GrowAndDropCallback(Callback):
     processes with storage="slots".
     """
 
-    def __init__(self, schedule: Schedule, total_steps: int, **settings: Any) -> None:
+    def __init__(
+        self, schedule: Schedule, total_steps: int, *, companions: Sequence[nn.Module] = (), **settings: Any
+    ) -> None:
+        require_kinds(companions=(companions, Sequence))
         self.schedule, self.total_steps, self.settings = schedule, total_steps, settings
+        self.companions = companions
         self.controller: GrowAndDrop | None = None
         self._hooked = False
 
@@ -59,6 +69,8 @@ class GrowAndDropCallback(Callback):
                 "GrowAndDrop: in 16-mixed the optimizer must not be fused: it unscales gradients in its step, behind "
                 "their scoring"
             )
+        _require_averages(trainer)
+        self._controller().follow(self._companions(trainer))
         last = trainer.estimated_stepping_batches
         attach(self._controller(), trainer.optimizers, trainer.global_step, last, late=True)
 
@@ -86,14 +98,39 @@ class GrowAndDropCallback(Callback):
             if _shapes(checkpoint["state_dict"]) == _shapes(module.state_dict()):
                 return
             self.controller = self._adapting(module)
+        if self.controller.elastic.storage == "tight":  # else averages have their shapes, and are loaded as they are
+            self.controller.follow(self._companions(module.trainer))
         self.controller.load_state_dict(state)
 
     def _adapting(self, module: LightningModule) -> GrowAndDrop:
-        return GrowAndDrop(module, None, self.schedule, self.total_steps, **self.settings)
+        # an average that is there already goes over to slots, and gets gates, with the module
+        companions = self._companions(module.trainer)
+        return GrowAndDrop(module, None, self.schedule, self.total_steps, companions=companions, **self.settings)
+
+    def _companions(self, trainer: Trainer) -> list[nn.Module]:
+        """Those that were given, and what Lightning's callbacks have made by now."""
+        made = [average for average in _averages(trainer).values() if average is not None]
+        return [*self.companions, *made]
 
     def _controller(self) -> GrowAndDrop:
         assert self.controller is not None  # made by setup
         return self.controller
+
+
+def _averages(trainer: Trainer) -> dict[Callback, nn.Module | None]:
+    """What Lightning's averaging callbacks average into; None where there is nothing yet."""
+    averaging = [each for each in trainer.callbacks if isinstance(each, _AVERAGING)]
+    return {each: getattr(each, "_average_model", None) for each in averaging}
+
+
+def _require_averages(trainer: Trainer) -> None:
+    """An average that is not edited along would be copied over the trained weights at the end."""
+    for callback, average in _averages(trainer).items():
+        if average is None:
+            raise ValueError(
+                f"GrowAndDrop: the average of {type(callback).__name__} must be its _average_model when the training "
+                "starts, got None: leave that callback out, and give companions=[average] that you update yourself"
+            )
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
