@@ -128,6 +128,16 @@ def test_caps_and_alignment():
     assert sum(event.grown for event in events) > 0
 
 
+@pytest.mark.parametrize(("budget", "fraction"), [(0.5, 0.01), (0.9, 0.3), (1.5, 0.01)])
+def test_the_first_event_goes_to_the_budget(budget, fraction):
+    """However small the fraction, and however many events are to come (docs/METHOD.md, section 8)."""
+    schedule = Schedule(start=4, end=12, events=3, fraction=fraction)
+    model, optimizer, controller = setup(budget=budget, schedule=schedule)
+    _, events = run(model, optimizer, controller, range(1, 21))
+    assert len(events) == 3
+    assert all(0 <= controller.budget - event.cost < 52 for event in events)
+
+
 def test_growth_to_a_larger_budget_in_small_events():
     schedule = Schedule(start=2, end=38, events=12, fraction=0.3)
     model, optimizer, controller = setup(schedule, budget=2.2, max_growth=0.1)
