@@ -137,8 +137,7 @@ class GrowAndDrop:
                 f"GrowAndDrop: observe_every must be at most {schedule.every}, as often as the schedule compares, "
                 f"got {observe_every}"
             )
-        if isinstance(model, Elastic) and model.storage == "slots":
-            storage = "slots"
+        storage = "slots" if isinstance(model, Elastic) and model.storage == "slots" else storage
         require_choice("selection", selection, SELECTIONS)
         require_choice("split", split, SPLITS)
         require_choice("storage", storage, ("tight", "slots") if metric != "gate" else ("tight",))
@@ -153,9 +152,7 @@ class GrowAndDrop:
         self.costs = Costs.from_dict(first_ranks(measured(cost, self.elastic).to_dict()))
         self.events: list[Event] = []
         self._copies: Copies = {}
-        self._selection = selection
-        self._split = split
-        self._seed = seed
+        self._selection, self._split, self._seed = selection, split, seed
         self._per_cost, self._keep_at_least, self._revive = per_cost, keep_at_least, revive
         self._caps, self._align = Caps(max_growth, max_width), align
         self._state_follows = False
