@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
+
 import numpy as np
 import pytest
 import soundfile
 from dmao.config import DataConfig, TrainConfig
+from dmao.data.corpus import LEXICON
 from dmao.data.disk import DiskCorpus, prepare_from_disk
 from dmao.data.features import load_features
 from dmao.data.segments import Segment, recording_names
@@ -31,7 +35,7 @@ def corpus(tmp_path_factory):
     return prepare_own(read, folder / "root")
 
 
-def prepare_own(read, root, version="1"):
+def prepare_own(read, root, version="1", dictionary=None):
     source = DiskCorpus(
         name="own",
         version=version,
@@ -39,6 +43,7 @@ def prepare_own(read, root, version="1"):
         arguments={},
         read=read,
         clean=lambda text, split: text,
+        dictionary=dictionary,
         language="cs",
     )
     return prepare_from_disk(source, root, jobs=1, progress=False)
@@ -72,6 +77,32 @@ def test_columns_of_the_references(corpus, tmp_path):
         "ann_k/001.wav 1 ann_k 0.000 0.500 hello\nben/001.wav 1 ben 0.000 0.500 hello\n"
     )
     assert [segment.recording for segment in source.segments("train").values()] == ["002"]
+
+
+def decomposed(text):
+    return unicodedata.normalize("NFD", text)
+
+
+def test_words_with_decomposed_accents_are_spelled(tmp_path):
+    """An accent may be a code point of its own in what the corpus brings; labels have whole letters."""
+    soundfile.write(tmp_path / "001.wav", corpora.speech("hello", 16_000), 16_000)
+    (tmp_path / "words.txt").write_text(decomposed("loď L O\nřeč R E\n"), encoding="utf-8")
+
+    def read(findings):
+        reference = decomposed("(loď) řeč")
+        yield Segment("a", str(tmp_path / "001.wav"), decomposed("loď"), "ann", "train", "t", reference=reference)
+
+    corpus = prepare_own(read, tmp_path / "root", dictionary=tmp_path / "words.txt")
+    (cut,) = corpus.cuts("train")
+    assert (cut.supervisions[0].text, cut.supervisions[0].custom) == ("loď", {"reference": "(loď) řeč"})
+    written = json.loads((corpus.root / LEXICON).read_text(encoding="utf-8"))
+    assert written == {"loď": [["L", "O"]], "řeč": [["R", "E"]]}
+    # earlier versions left them as they were
+    (corpus.root / LEXICON).write_text(json.dumps({decomposed(word): written[word] for word in written}))
+    for labels in ("characters", "phonemes"):
+        source = CorpusSource(TrainConfig(data=DataConfig(root=str(corpus.root), labels=labels)))
+        assert source.words == ("loď", "řeč")
+        assert all(source.labels.spellings(word) for word in source.words)
 
 
 def test_language(corpus):

@@ -24,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmao.data.labels import nfc
 from dmao.errors import UserError, reason
 from dmao.files import cannot_write, is_plain_name, read_json, write_atomically
 
@@ -116,7 +117,7 @@ class Corpus:
         return read_manifest(self.manifest(split), self.root)
 
     def lexicon(self) -> dict[str, Entry]:
-        """Read the vocabulary with its pronunciations: word -> phones, or a list of such."""
+        """Read the vocabulary with its pronunciations: word (NFC) -> phones, or a list of such."""
         path = self.root / LEXICON
         try:
             lexicon = read_json(path)
@@ -124,7 +125,7 @@ class Corpus:
             raise UserError(f"cannot read the lexicon {path}: {reason(error)}") from error
         if not isinstance(lexicon, dict):
             raise UserError(f"cannot read the lexicon {path}: expected words and phones, got {type(lexicon).__name__}")
-        return lexicon
+        return {nfc(word): entry for word, entry in lexicon.items()}  # earlier versions wrote words as they found them
 
     def __str__(self) -> str:
         parts = [f"{s} {v['utterances']} utterances, {v['seconds'] / 60:.1f} min" for s, v in self.splits.items()]

@@ -83,7 +83,7 @@ class Labels(ABC):
 
         g2p: voice of eSpeak NG that pronounces words beyond the lexicon ("en-us"); None: there are no such words.
         """
-        entries = {unicodedata.normalize("NFC", word): _pronunciations(word, e) for word, e in lexicon.items()}
+        entries = {nfc(word): _pronunciations(word, e) for word, e in lexicon.items()}
         speech: set[str] = set()
         noises: set[str] = set()
         for word, spelled in entries.items():
@@ -209,7 +209,12 @@ def is_noise(word: str) -> bool:
 
 def split_words(text: str) -> list[str]:
     """Split at white space after Unicode normalisation (NFC: one code point per accented letter)."""
-    return unicodedata.normalize("NFC", text).split()
+    return nfc(text).split()
+
+
+def nfc(text: str) -> str:
+    """One code point per accented letter: as labels spell, scoring compares, lexicons and language models have it."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _pronunciations(word: str, entry: Entry) -> tuple[tuple[str, ...], ...]:

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from dmao.data.g2p import pronounce as guess
-from dmao.data.labels import Unspellable, is_noise
+from dmao.data.labels import Unspellable, is_noise, nfc
 from dmao.data.problems import Findings
 
 Variants = list[list[str]]
@@ -27,7 +27,7 @@ def read_dictionary(path: Path, clean: Callable[[str], str], findings: Findings)
     """word -> its pronunciations, of a file of `word phone phone ...`; "#" and ";;;" begin comments.
 
     Phones lose their stress, become capitals, and end before a "#", as CMUdict has comments there; words become
-    `clean(word)`, and those that become nothing are left.
+    `clean(word)` in NFC, and those that become nothing are left.
     """
     found: dict[str, Variants] = {}
     for where, line in findings.lines(path):
@@ -35,7 +35,7 @@ def read_dictionary(path: Path, clean: Callable[[str], str], findings: Findings)
             continue
         written, *rest = line.split()
         phones = list(takewhile(lambda phone: not phone.startswith("#"), rest))
-        word = clean(_NUMBER.sub("", written))
+        word = nfc(clean(_NUMBER.sub("", written)))
         if not phones:
             findings.problem("bad line", where, f"expected a word and its phones, got {line.strip()!r}")
         elif word and not is_noise(word):

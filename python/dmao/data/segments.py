@@ -15,6 +15,7 @@ from typing import Any
 import soundfile
 
 from dmao.data import FRAME_SHIFT, LONGEST
+from dmao.data.labels import nfc, split_words
 from dmao.data.problems import Findings
 from dmao.errors import first_line
 from dmao.files import is_plain_name
@@ -29,7 +30,7 @@ class Segment:
     """One utterance as its corpus names it.
 
     audio: file.  channel: from 0.  start, end: seconds; None: to the end of the recording.
-    text: as written in the corpus, then as it is trained and scored.
+    text: as written in the corpus, then as it is trained and scored (NFC).
     reference: of an evaluation, with NIST's marks of alternatives and optional words (`dmao.scoring`); "": as `text`.
     split: that it belongs to.  part: of the split (a split of its own as well): "swbd" of Hub5'00.
     where: file and line that name it.
@@ -205,7 +206,7 @@ def _without_overlaps(found: list[Recorded], findings: Findings) -> list[Recorde
 
 
 def normalise(found: list[Recorded], clean: Callable[[str, str], str], findings: Findings) -> list[Recorded]:
-    """The segments with their texts as `clean(text, split)` leaves them; without those that hold no word.
+    """The segments with their texts as `clean(text, split)` leaves them, in NFC; without those that hold no word.
 
     Where a reference says what may be heard, what is heard beside counts: such a segment stays.
     """
@@ -215,9 +216,9 @@ def normalise(found: list[Recorded], clean: Callable[[str, str], str], findings:
         if not segment.text.strip():
             findings.problem("empty transcript", segment.where, segment.id)
             continue
-        text = " ".join(clean(segment.text, segment.split).split())
+        text = " ".join(split_words(clean(segment.text, segment.split)))
         if text or segment.reference:
-            kept.append(replace(item, segment=replace(segment, text=text)))
+            kept.append(replace(item, segment=replace(segment, text=text, reference=nfc(segment.reference))))
         else:
             findings.left_out["no word in the transcript"] += 1
     return kept
