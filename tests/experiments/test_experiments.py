@@ -150,6 +150,7 @@ def test_phonemes_are_told_before_a_training(tmp_path):
     [
         (["grow_and_drop.budget=0.9"], ("baseline", "dmao_paper"), "budget needs selection: exact"),
         (["grow_and_drop.storage=slots"], ("baseline", "random"), "ranking: random needs storage: tight"),
+        (["grow_and_drop.schedule=null"], (), "arm dmao_exact needs events, got grow_and_drop.schedule: null"),
         ([], ("baseline", "scratch"), "the widths of .*dmao_exact/seed-0 are needed"),
     ],
 )

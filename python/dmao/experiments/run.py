@@ -26,9 +26,10 @@ from scipy import stats
 from dmao.config import TrainConfig, load_config
 from dmao.errors import UserError, first_line
 from dmao.experiments.redistribution import Curves, redistribution_plot, relative_widths
-from dmao.experiments.tables import Arm
+from dmao.experiments.tables import NO_EVENTS, Arm
 from dmao.files import read_json, require_writable, write_atomically
 from dmao.metrics import finite
+from dmao.parsing import ConfigError
 from dmao.recognise import Recogniser, Search, check_search, decode
 from dmao.schedule import Schedule
 from dmao.scoring import Normaliser
@@ -103,9 +104,9 @@ def run_arms(
         raise UserError("experiment: takes one process; train runs with several by `dmao train`, then start this")
     require_writable(plan.folder / "results.json")
     _finished(plan)  # the table is to have them all: what does not fit is told before a training
-    for seed, arm in itertools.product(seeds, arms.values()):
+    for seed, (name, arm) in itertools.product(seeds, arms.items()):
         if arm.widths_of not in arms:  # else its widths are still to come
-            _configured(plan, arm, seed, configure)
+            _require_events(name, arm, _configured(plan, arm, seed, configure))
     checked = False
     for seed in seeds:
         for name, arm in arms.items():
@@ -145,6 +146,15 @@ def _configured(plan: Plan, arm: Arm, seed: int, configure: Callable[[tuple[str,
             "run that arm first"
         )
     return config.with_widths(found["components"])
+
+
+def _require_events(name: str, arm: Arm, config: TrainConfig) -> None:
+    """Raises ConfigError where an arm would be the baseline by another name."""
+    if config.grow_and_drop.schedule is None and NO_EVENTS not in arm.changes and arm.widths_of is None:
+        raise ConfigError(
+            f"experiment: arm {name} needs events, got grow_and_drop.schedule: null; "
+            "say when they fall, as by --set grow_and_drop.schedule.start=0.4"
+        )
 
 
 def _with_events(config: TrainConfig, events: int) -> TrainConfig:

@@ -27,7 +27,8 @@ def _schedule(**keys: object) -> Arm:
     return Arm(tuple(f"grow_and_drop.schedule.{key}={value}" for key, value in keys.items()))
 
 
-BASELINE = Arm(("grow_and_drop.schedule=null",))
+NO_EVENTS = "grow_and_drop.schedule=null"
+BASELINE = Arm((NO_EVENTS,))
 EXACT = _arm(selection="exact")
 
 
