@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
-    fixed = [f"precision={given.precision}", "steps=1000", "grow_and_drop.observe_every=1"]
+    fixed = [f"precision={given.precision}", "epochs=null", "steps=1000", "grow_and_drop.observe_every=1"]
     run(load_config(configs()[given.recipe], [*fixed, *given.overrides]))
 
 

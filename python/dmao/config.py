@@ -261,10 +261,21 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     """The configuration in a YAML file (None: the defaults), changed by "key=value", e.g.
     "learning_rate.peak=2e-3". A file with `base: OTHER.yaml` changes what that one, beside it, says.
 
-    Raises ConfigError with one line that names the key, what it takes and what was found.
+    Raises ConfigError with one line that names the key, what it takes and what was found; also where a change of
+    `steps` would have no effect, as `epochs` decides.
     """
-    values = _read_yaml(Path(path)) if path is not None else {}
-    return TrainConfig.from_dict(apply_overrides(values, overrides))
+    values, overrides = _read_yaml(Path(path)) if path is not None else {}, tuple(overrides)
+    config = TrainConfig.from_dict(apply_overrides(values, overrides))
+    if config.epochs is not None and "steps" in map(_key, overrides):
+        raise ConfigError(
+            f"config: epochs is {config.epochs} and decides how long it trains, so steps would have no effect; "
+            "for steps add --set epochs=null"
+        )
+    return config
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

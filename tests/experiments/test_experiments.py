@@ -319,7 +319,7 @@ def test_an_outcome_that_names_no_steps(tmp_path):
     plan.run_dir("baseline", 0).mkdir(parents=True)
     (plan.run_dir("baseline", 0) / "outcome.json").write_text(json.dumps(GOOD))
     with pytest.raises(UserError, match=r"baseline/seed-0 was trained with another config"):
-        run_arms(plan, chosen("main", ("baseline",)), [0], lambda changes: configure((*changes, "epochs=2")))
+        run_arms(plan, chosen("main", ("baseline",)), [0], lambda changes: load_config(None, [*changes, "epochs=2"]))
 
 
 def test_copies_that_were_set_aside_are_no_runs(table, tmp_path):

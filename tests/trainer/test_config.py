@@ -86,6 +86,15 @@ def test_steps_of_events_may_be_counted_with_epochs():
         load_config(None, ["grow_and_drop.schedule={start: 5000}"])
 
 
+def test_steps_that_would_have_no_effect(tmp_path):
+    for changes in (["epochs=30", "steps=4"], ["steps=4", "epochs=30"]):
+        with pytest.raises(ConfigError, match=r"epochs is 30 and decides how long .* add --set epochs=null"):
+            load_config(None, changes)
+    save_config(load_config(None, ["epochs=30"]), tmp_path / "config.yaml")  # a run's has both keys
+    assert load_config(tmp_path / "config.yaml", ["log_every=2"]).epochs == 30
+    assert load_config(tmp_path / "config.yaml", ["steps=4", "epochs=null"]).steps == 4
+
+
 def test_baseline_differs_in_the_schedule_alone():
     config = TrainConfig()
     restored = dataclasses.replace(

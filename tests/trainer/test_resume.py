@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,8 @@ def test_a_folder_of_another_training_is_refused(uninterrupted):
         train(tiny_config("learning_rate.peak=2e-2"), uninterrupted.run_dir, TinySource())
     with pytest.raises(ConfigError, match=r"another config: seed is 1, there 0 \(and 1 more keys\)"):
         train(tiny_config("seed=1", "steps=25"), uninterrupted.run_dir, TinySource())
-    other = tiny_config("epochs=30", "steps=9999", "grow_and_drop.schedule={start: 0.001}")  # no step of that run's 24
+    other = tiny_config("steps=9999", "grow_and_drop.schedule={start: 0.001}")  # no step of that run's 24
+    other = replace(other, epochs=30)
     with pytest.raises(ConfigError, match=r"another config: epochs is 30, there None"):
         train(other, uninterrupted.run_dir, TinySource())
     with pytest.raises(UserError, match="holds a training already"):
