@@ -45,7 +45,7 @@ def test_arms_change_what_they_say(table, tmp_path):
     plan = Plan(tmp_path, tuple(arms))
 
     def configured(arm):
-        return experiment._configured(plan, arm, 0, lambda changes: load_config(demo_config(), changes))
+        return experiment._configured(plan, "arm", arm, 0, lambda changes: load_config(demo_config(), changes))
 
     configs = {name: configured(arm) for name, arm in arms.items() if arm.widths_of is None}
     assert configs["baseline"].grow_and_drop.schedule is None
@@ -148,8 +148,12 @@ def test_phonemes_are_told_before_a_training(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "names", "message"),
     [
-        (["grow_and_drop.budget=0.9"], ("baseline", "dmao_paper"), "budget needs selection: exact"),
-        (["grow_and_drop.storage=slots"], ("baseline", "random"), "ranking: random needs storage: tight"),
+        (["grow_and_drop.budget=0.9"], ("baseline", "dmao_paper"), "arm dmao_paper: .*: budget needs selection: exact"),
+        (
+            ["grow_and_drop.storage=slots"],
+            ("baseline", "random"),
+            "arm random: .*: ranking: random needs storage: tight",
+        ),
         (["grow_and_drop.schedule=null"], (), "arm dmao_exact needs events, got grow_and_drop.schedule: null"),
         ([], ("baseline", "scratch"), "the widths of .*dmao_exact/seed-0 are needed"),
     ],
@@ -159,6 +163,29 @@ def test_an_arm_that_is_refused_is_told_before_a_training(changes, names, messag
     plan = Plan(tmp_path, tuple(TABLES["main"]))
     with pytest.raises(UserError, match=message):
         run_arms(plan, chosen("main", names), [0], lambda arm: configure((*changes, *arm)), lambda config: TinySource())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["steps=4"], "experiment: arm events_4: .*4 events do not fit between .*; to leave it out, name"),
+        (
+            ["grow_and_drop.schedule={earliest: 2, latest: 3}"],
+            "experiment: arm events_1: .* a schedule with fixed steps",
+        ),
+        (["steps=many"], "^config: steps must be a whole number"),
+    ],
+)
+def test_events_that_do_not_fit_name_their_arm(changes, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "train", lambda *_: pytest.fail("it was trained"))
+    changes = ["grow_and_drop.schedule={start: 0.5}", *changes]
+    with pytest.raises(UserError, match=message):
+        run_arms(
+            Plan(tmp_path, tuple(TABLES["iterations"])),
+            chosen("iterations", ()),
+            [0],
+            lambda arm: configure((*changes, *arm)),
+        )
 
 
 class Unspelled(TinySource):

@@ -40,6 +40,8 @@ from dmao.tune import tune
 
 _log = logging.getLogger(__name__)
 
+Configure = Callable[[tuple[str, ...]], TrainConfig]
+
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
@@ -89,7 +91,7 @@ def run_arms(
     plan: Plan,
     arms: Mapping[str, Arm],
     seeds: Sequence[int],
-    configure: Callable[[tuple[str, ...]], TrainConfig],
+    configure: Configure,
     data: Callable[[TrainConfig], Source | None] = lambda config: None,
 ) -> None:
     """Trains and decodes all arms, seed by seed, and writes the results after each run.
@@ -106,12 +108,12 @@ def run_arms(
     _finished(plan)  # the table is to have them all: what does not fit is told before a training
     for seed, (name, arm) in itertools.product(seeds, arms.items()):
         if arm.widths_of not in arms:  # else its widths are still to come
-            _require_events(name, arm, _configured(plan, arm, seed, configure))
+            _require_events(name, arm, _configured(plan, name, arm, seed, configure))
     checked = False
     for seed in seeds:
         for name, arm in arms.items():
             run_dir = plan.run_dir(name, seed)
-            config = _configured(plan, arm, seed, configure)
+            config = _configured(plan, name, arm, seed, configure)
             if (finished := _read(plan, run_dir)) is not None:
                 check_same_training(config, finished["config"], run_dir)
                 continue
@@ -132,11 +134,9 @@ def _check_decoding(plan: Plan, source: Source) -> None:
     check_search(plan.search, source)
 
 
-def _configured(plan: Plan, arm: Arm, seed: int, configure: Callable[[tuple[str, ...]], TrainConfig]) -> TrainConfig:
-    config = configure((*arm.changes, f"seed={seed}"))
+def _configured(plan: Plan, name: str, arm: Arm, seed: int, configure: Configure) -> TrainConfig:
+    config = _changed(name, arm, seed, configure)
     config = dataclasses.replace(config, eval_splits=tuple(dict.fromkeys((*config.eval_splits, plan.split))))
-    if arm.events is not None:
-        config = _with_events(config, arm.events)
     if arm.widths_of is None:
         return config
     found = _read(plan, plan.run_dir(arm.widths_of, seed))
@@ -146,6 +146,16 @@ def _configured(plan: Plan, arm: Arm, seed: int, configure: Callable[[tuple[str,
             "run that arm first"
         )
     return config.with_widths(found["components"])
+
+
+def _changed(name: str, arm: Arm, seed: int, configure: Configure) -> TrainConfig:
+    """The configuration as an arm has it. Raises ConfigError, which names the arm where it is what does not fit."""
+    try:
+        config = configure((*arm.changes, f"seed={seed}"))
+        return config if arm.events is None else _with_events(config, arm.events)
+    except ValueError as error:
+        configure((f"seed={seed}",))  # raises what is wrong without the arm, too
+        raise ConfigError(f"experiment: arm {name}: {error}; to leave it out, name the others by --arm") from error
 
 
 def _require_events(name: str, arm: Arm, config: TrainConfig) -> None:
@@ -161,7 +171,7 @@ def _with_events(config: TrainConfig, events: int) -> TrainConfig:
     """The published iterations: with the last event at E they fall at E / n, 2 E / n, ... E."""
     schedule = config.grow_and_drop.schedule
     if not isinstance(schedule, Schedule):
-        raise UserError("experiment: a number of events needs a schedule with fixed steps (start)")
+        raise ConfigError("a number of events needs a schedule with fixed steps (start)")
     last = schedule.start if schedule.end is None else schedule.end
     several = dataclasses.replace(schedule, start=None, end=last, events=events)
     return dataclasses.replace(config, grow_and_drop=dataclasses.replace(config.grow_and_drop, schedule=several))
