@@ -284,6 +284,15 @@ def test_what_is_finished_is_not_repeated(table, tmp_path, monkeypatch):
         run_arms(copy, arms, [0], lambda changes: configure((*changes, "steps=30")))
 
 
+def test_results_of_another_table_are_refused(table, monkeypatch):
+    monkeypatch.setattr(experiment, "train", lambda *_: pytest.fail("it was trained"))
+    plan, _ = table
+    before = (plan.folder / "results.json").read_bytes()
+    with pytest.raises(UserError, match="holds the results of another table, with the arm dmao_exact; expected one of"):
+        run_arms(dataclasses.replace(plan, order=tuple(TABLES["metric"])), chosen("metric", ()), [0], configure)
+    assert (plan.folder / "results.json").read_bytes() == before
+
+
 def test_outcomes_of_another_split_are_refused(table):
     plan, arms = table
     with pytest.raises(UserError, match=r"baseline/seed-0/outcome.json is of the split test, expected dev"):

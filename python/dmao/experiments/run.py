@@ -98,13 +98,14 @@ def run_arms(
 
     configure: the configuration with these changes.  data: the source of a training; None: the corpus of its config.
 
-    Raises UserError under torchrun, where the folder cannot be written, a split or the language model is bad, a
-    finished run was decoded otherwise, an arm needs another one that has not been trained, and whatever training
-    raises.
+    Raises UserError under torchrun, where the folder cannot be written or holds another table, a split or the language
+    model is bad, a finished run was decoded otherwise, an arm needs another one that has not been trained, and whatever
+    training raises.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("experiment: takes one process; train runs with several by `dmao train`, then start this")
     require_writable(plan.folder / "results.json")
+    _require_own_results(plan)
     _finished(plan)  # the table is to have them all: what does not fit is told before a training
     for seed, (name, arm) in itertools.product(seeds, arms.items()):
         if arm.widths_of not in arms:  # else its widths are still to come
@@ -125,6 +126,19 @@ def run_arms(
             _log.info("experiment: %s, seed %d is finished", name, seed)
             write_results(plan)
     write_results(plan)
+
+
+def _require_own_results(plan: Plan) -> None:
+    """Raises UserError where the folder has the results of another table, which would be replaced."""
+    try:
+        others = [name for name in read_json(plan.folder / "results.json")["arms"] if name not in plan.order]
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: it is made anew from the outcomes
+        return
+    if others:
+        raise UserError(
+            f"experiment: {plan.folder} holds the results of another table, with the arm {others[0]}; expected one of "
+            f"{', '.join(plan.order)}; choose another folder"
+        )
 
 
 def _check_decoding(plan: Plan, source: Source) -> None:
