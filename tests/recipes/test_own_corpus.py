@@ -79,6 +79,23 @@ def test_columns_of_the_references(corpus, tmp_path):
     assert [segment.recording for segment in source.segments("train").values()] == ["002"]
 
 
+def test_relative_audio_is_seen_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio" / "001.wav", corpora.speech("hello", 16_000), 16_000)
+    monkeypatch.chdir(tmp_path)
+    made = []
+    for place in ("audio", str(tmp_path / "audio")):
+
+        def read(findings, place=place):
+            yield Segment("u", f"{place}/001.wav", "hello", "ann", "train", "table")
+
+        corpus = prepare_own(read, tmp_path / f"root{len(made)}")
+        (cut,) = corpus.cuts("train")
+        made.append((corpus.fingerprint, cut.recording.sources[0].source))
+    assert made[0] == made[1]
+    assert made[0][1] == str(tmp_path / "audio" / "001.wav")
+
+
 def decomposed(text):
     return unicodedata.normalize("NFD", text)
 

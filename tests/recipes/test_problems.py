@@ -48,7 +48,7 @@ CASES = {
         (lambda s: one(s, FLAC).unlink(), "missing audio", FLAC, 1),
         (lambda s: one(s, FLAC).write_bytes(b""), "unreadable audio", FLAC, 1),
         (lambda s: make_folder(one(s, FLAC)), "unreadable audio", FLAC, 1),
-        (lambda s: one(s, FLAC).write_bytes(one(s, FLAC).read_bytes()[:4000]), "unreadable audio", "100-1-0001", 1),
+        (lambda s: one(s, FLAC).write_bytes(one(s, FLAC).read_bytes()[:4000]), "unreadable audio", FLAC, 1),
         (lambda s: rewrite(one(s, FLAC), 16_000, samples=0), "unreadable audio", FLAC, 1),
         (lambda s: rewrite(one(s, FLAC), 22_050), "wrong sample rate", "expected 16000 Hz, got 22050 Hz", 1),
         (lambda s: change_line(one(s, TRANSCRIPT), 1, lambda _: b"100-1-0001\n"), "empty transcript", "100-1-0001", 1),

@@ -74,8 +74,8 @@ def add_features(
         cuts: cuts with recordings, all of one sample rate.
         content: hash of the audio: features of other audio are never taken for these.
         jobs: processes that compute.
-        on_unreadable: gets every cut whose audio is missing, cut off or unreadable, with the reason; the manifest goes
-            without them. None raises the first one.
+        on_unreadable: gets every cut whose audio is missing, cut off or unreadable, with its file and the reason; the
+            manifest goes without them. None raises the first one.
         progress: show a progress bar.
 
     Returns:
@@ -94,11 +94,11 @@ def add_features(
         for cut, unreadable in zip(cuts, done, strict=True):
             if not unreadable:
                 described.append(replace(cut, features=_describe(cut, folder / f"{cut.id}.npy")))
-            elif on_unreadable is None:
-                path = root / cut.recording.sources[0].source
+                continue
+            path = root / cut.recording.sources[0].source
+            if on_unreadable is None:
                 raise UserError(f"cannot read audio of utterance {cut.id} ({path}): {unreadable}")
-            else:
-                on_unreadable(cut, unreadable)
+            on_unreadable(cut, f"{path}: {unreadable}")
         write_manifest(root / "manifests" / f"{split}.jsonl.gz", CutSet.from_cuts(described))
     return described
 

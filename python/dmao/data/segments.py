@@ -29,7 +29,8 @@ _SHOWN = 100  # characters of what is wrong
 class Segment:
     """One utterance as its corpus names it.
 
-    audio: file.  channel: from 0.  start, end: seconds; None: to the end of the recording.
+    audio: file; a relative path is seen from the working directory, and `check` makes it absolute.
+    channel: from 0.  start, end: seconds; None: to the end of the recording.
     text: as written in the corpus, then as it is trained and scored (NFC).
     reference: of an evaluation, with NIST's marks of alternatives and optional words (`dmao.scoring`); "": as `text`.
     split: that it belongs to.  part: of the split (a split of its own as well): "swbd" of Hub5'00.
@@ -106,12 +107,13 @@ def usable_id(id: str, where: str, findings: Findings) -> bool:
 
 
 def check(segments: list[Segment], sample_rate: int, findings: Findings, progress: bool = True) -> list[Recorded]:
-    """The segments that can be used; what is wrong with the others goes to `findings`.
+    """The segments that can be used, their audio by its absolute path; what is wrong with others goes to `findings`.
 
     Reads the headers of all recordings. Looked for: missing and unreadable audio, another sample rate, channels that
     are not there, ids given twice or unfit for a file name, segments without a frame, beyond the end of the recording
     (by more than the rounding of hundredths), or overlapping within a channel.
     """
+    segments = [replace(segment, audio=str(Path(segment.audio).absolute())) for segment in segments]
     headers = _headers({s.audio for s in segments}, sample_rate, findings, progress)
     ids: set[str] = set()
     good = []
