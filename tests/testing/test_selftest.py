@@ -73,11 +73,16 @@ def _unsteady() -> Tensor:
 
 
 def test_without_time_nothing_is_begun(tmp_path: Path) -> None:
-    report = selftest("cpu", tmp_path, quick=True, only=("numerics", "speed"), seconds=0.0, say=lambda line: None)
+    said: list[str] = []
+    report = selftest("cpu", tmp_path, quick=True, only=("numerics", "speed"), seconds=0.0, say=said.append)
     assert len(report.checks) == 1
     assert report.times == []
     assert "importance float32" in report.missing
     assert "checks after component_ffn bfloat16" in report.missing
+    assert said[-2].startswith("Not run for lack of time: checks after component_ffn bfloat16, ")
+    text = (tmp_path / "report.md").read_text()
+    assert "All that was run is right" in text
+    assert said[-2] in text
 
 
 def test_command_line(tmp_path: Path, run_python: Callable[..., object]) -> None:

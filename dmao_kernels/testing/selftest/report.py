@@ -65,6 +65,11 @@ class Report:
         wrong = [f"{c.op} ({c.name}, {c.dtype}, {c.backend}): {c.problem}" for c in self.checks if c.problem]
         return wrong + [f"training in {run.storage} storage: {run.problem}" for run in self.trainings if run.problem]
 
+    @property
+    def not_run(self) -> str:
+        """`missing` in one line; "" where all was run."""
+        return f"Not run for lack of time: {', '.join(self.missing)}" if self.missing else ""
+
     def write(self, folder: Path) -> None:
         """report.json and report.md."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,10 +80,11 @@ class Report:
         """In Markdown."""
         lines = ["# dmao selftest", "", *(f"- {key}: {value}" for key, value in self.machine.items()), ""]
         done = f"{len(self.checks)} checks and {len(self.trainings)} trainings, {len(self.wrong)} of them failed"
-        lines += [f"**{'Something is wrong' if self.wrong else 'All is right'}**: {done}.", ""]
+        right = "All that was run is right" if self.missing else "All is right"
+        lines += [f"**{'Something is wrong' if self.wrong else right}**: {done}.", ""]
         lines += [*(f"- {problem}" for problem in self.wrong), ""]
         if self.missing:
-            lines += [f"Not run for lack of time: {', '.join(self.missing)}.", ""]
+            lines += [f"{self.not_run}.", ""]
         lines += ["## Checks against float64", "", "| operation | case | dtype | backend | |", "|---|---|---|---|---|"]
         lines += [f"| {c.op} | {c.name} | {c.dtype} | {c.backend} | {c.problem or 'right'} |" for c in self.checks]
         lines += ["", "## Training with an event", ""]

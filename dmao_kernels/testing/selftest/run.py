@@ -64,6 +64,8 @@ def selftest(
         if "numerics" in only and torch.device(device).type == "cuda" and not quick:
             _check(report, device, (torch.float16,), end, say, watch)
             report.write(out)
+    if report.missing:
+        say(report.not_run)
     say(f"report: {out / 'report.md'}")
     return report
 
