@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 @click.option("--root", type=FOLDER, help="Folder of a prepared corpus: its transcripts, and its words.")
 @split_option("train", "Split of that corpus.")
 @click.option("--order", type=click.IntRange(2, 6), default=4, show_default=True, help="Longest n-gram.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The ARPA file.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The ARPA file; packed as .gz."
+)
 @json_option
 def lm(texts: tuple[Path, ...], root: Path | None, split: str, order: int, out: Path, as_json: bool) -> None:
     """Estimate a word n-gram model (Witten-Bell) from TEXTS, one sentence a line, and from a corpus.

@@ -95,7 +95,11 @@ def test_models_of_strangers_are_refused(tmp_path, content, said):
         LexiconDecoder(Labels.characters(SENTENCES), ["a", "b"], arpa=path)
 
 
-def test_packed_models_are_read(tmp_path):
-    write_arpa(SENTENCES, tmp_path / "x.arpa", 2)
-    (tmp_path / "x.arpa.gz").write_bytes(gzip.compress((tmp_path / "x.arpa").read_bytes()))
+def test_packed_models_are_written_and_read(tmp_path, monkeypatch):
+    for hour, name in enumerate(("x.arpa", "x.arpa.gz", "later.arpa.gz")):
+        monkeypatch.setattr("time.time", lambda hour=hour: 3600.0 * hour)
+        write_arpa(SENTENCES, tmp_path / name, 2)
+    packed = (tmp_path / "x.arpa.gz").read_bytes()
+    assert gzip.decompress(packed) == (tmp_path / "x.arpa").read_bytes()
+    assert packed == (tmp_path / "later.arpa.gz").read_bytes()
     LexiconDecoder(Labels.characters(SENTENCES), ["a", "b"], arpa=tmp_path / "x.arpa.gz")

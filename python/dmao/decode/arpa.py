@@ -67,7 +67,7 @@ def write_arpa(sentences: Iterable[str], path: str | Path, order: int = 3, words
 
     Args:
         sentences: training texts.
-        path: the ARPA file.
+        path: the ARPA file; packed where its name ends in ".gz".
         order: longest n-gram, at least 2: KenLM reads no unigram models.
         words: further words of the vocabulary that `sentences` may lack.
 
@@ -88,7 +88,9 @@ def write_arpa(sentences: Iterable[str], path: str | Path, order: int = 3, words
         lines += ["", f"\\{length}-grams:"]
         lines += [_line(model, ngram, with_backoff=length < order) for ngram in ngrams]
     lines += ["", "\\end\\", ""]
-    write_atomically(Path(path), "\n".join(lines))
+    content = "\n".join(lines).encode()
+    packed = Path(path).suffix == ".gz"
+    write_atomically(Path(path), gzip.compress(content, mtime=0) if packed else content)  # equal models, equal bytes
 
 
 def _line(model: WittenBell, ngram: NGram, *, with_backoff: bool) -> str:
