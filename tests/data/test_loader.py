@@ -43,6 +43,16 @@ def test_every_utterance_once(dataset, seconds, shuffle, buckets):
         assert len(ids) == 1 or sum(dataset.cuts[id].duration for id in ids) <= seconds
 
 
+def test_more_workers_than_cores_are_told_once_in_a_line(dataset, monkeypatch, caplog, recwarn):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    loader._tell_more_workers.cache_clear()
+    for epoch in range(2):
+        assert next(batches(dataset, seconds=60, epoch=epoch, workers=2))
+    said = [record.message for record in caplog.records]
+    assert said == ["data.workers is 2, more processes than cores here (1): fewer may be faster"]
+    assert not [warning for warning in recwarn if "worker" in str(warning.message)]
+
+
 def test_plan_is_a_function_of_seed_and_epoch(dataset):
     def plan(**changes):
         return epoch_plan(dataset, **{"seconds": 15, "seed": 3, "epoch": 2, **changes})

@@ -12,6 +12,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from lhotse.dataset import DynamicBucketingSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dmao.data.corpus import usable_cores
 from dmao.data.features import BINS, load_features
 from dmao.data.labels import Labels, Unspellable
 from dmao.data.manifests import MonoCut
@@ -219,10 +221,22 @@ def batches(
     if workers == 0:
         yield from map(dataset.batch, plan[start:])
         return
-    for batch in DataLoader(_Planned(dataset, plan[start:]), batch_size=None, num_workers=workers, prefetch_factor=4):
+    if workers > (cores := usable_cores()):
+        _tell_more_workers(workers, cores)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # the same, at length and in every epoch
+        planned = _Planned(dataset, plan[start:])
+        ahead = iter(DataLoader(planned, batch_size=None, num_workers=workers, prefetch_factor=4))
+    for batch in ahead:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+@cache
+def _tell_more_workers(workers: int, cores: int) -> None:
+    """Once in a process."""
+    _log.warning("data.workers is %d, more processes than cores here (%d): fewer may be faster", workers, cores)
 
 
 @dataclass(frozen=True)
