@@ -70,6 +70,7 @@ def make(layer: Layer, dtype: torch.dtype, backward: bool) -> Problem:
 
     ours = partial(conv3x3, pooling=layer.pooling)
     products = (2 + x.requires_grad) if backward else 1
+    forward, gradients = x.nbytes + grad.nbytes, x.nbytes * (1 + x.requires_grad) + grad.nbytes
     return Problem(
         {
             "ours": run(ours, x, grad),
@@ -78,7 +79,7 @@ def make(layer: Layer, dtype: torch.dtype, backward: bool) -> Problem:
         },
         gate=lambda: _check(ours, partial(conv3x3_reference, pooling=layer.pooling), [x, *filters], grad),
         flops=8.0 * products * layer.frames * 80 * layer.inputs * layer.outputs,
-        bytes=(3 if backward else 1) * (x.nbytes + grad.nbytes),
+        bytes=forward + backward * gradients,
     )
 
 

@@ -51,7 +51,9 @@ def make(operation: str, batch: int, frames: int, width: int, dtype: torch.dtype
         functions = {
             "ours": lambda x: unpack(x, offsets, frames),
             "eager": lambda x: pad_sequence(list(x.split(parts)), batch_first=True),
-            "by index": lambda x: x.new_zeros(batch * frames, width).index_copy(0, ready, x).view(batch, frames, width),
+            "by index": lambda x: (
+                x.new_zeros(batch * frames, width).index_copy_(0, ready, x).view(batch, frames, width)
+            ),
         }
 
     def gate() -> None:

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -142,6 +142,9 @@ class Report:
     @classmethod
     def read(cls, path: Path) -> Report:
         found = json.loads(path.read_text(encoding="utf-8"))
+        names = {field.name for field in fields(Limits)}
+        if any(limits.keys() != names for limits in found["conditions"]["limits"].values()):
+            raise ValueError(f"report: {path} was written by another version: its limits must be {sorted(names)}")
         return cls(found["conditions"], found["rows"])
 
     def with_later(self, later: Report) -> Report:

@@ -91,11 +91,12 @@ def remove_partial(folder: Path) -> None:
 def held(folder: Path) -> Iterator[None]:
     """Keeps `folder`, which is made where it is missing, from other processes that ask for it likewise.
 
-    The lock is the system's: it ends with this process, however that ends, and processes forked from it have none.
-    Raises UserError where another one holds it. Where the file system knows no locks, a warning says so.
+    The lock is the system's: it ends with this process, however that ends, and processes forked from it have none, nor
+    does it part threads of one. Raises UserError where another process holds it. Where the file system knows no locks,
+    a warning says so.
     """
-    path = folder / ".lock"
-    with writing(path):
+    with writing(folder / ".lock"):
+        path = _target(folder / ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     with file:

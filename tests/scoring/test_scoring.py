@@ -123,6 +123,7 @@ def test_references_for_other_tools(text, left):
 
 def test_marks_are_written_as_sclite_reads_them():
     text = "( uh ) (you know) {a / (b) c} t(o)"
+    assert Normaliser(drop=["e\u0301"]).for_sclite("ba \u00e9") == "ba"
     assert Normaliser().for_sclite(text) == "(uh) (you) (know) { a / b c / c } t(o)"
 
 

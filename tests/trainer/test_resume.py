@@ -100,6 +100,12 @@ def test_a_checkpoint_that_another_process_wrote_while_this_one_began_is_not_ove
     assert train(tiny_config(), tmp_path, TinySource()).steps == 24
 
 
+def test_a_folder_may_be_a_link_to_one_that_is_not_there_yet(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "scratch" / "run")
+    with held(tmp_path / "run"):
+        assert (tmp_path / "scratch" / "run" / ".lock").exists()
+
+
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
     def lockf(*_):
         raise OSError(errno.ENOLCK, "No locks available")

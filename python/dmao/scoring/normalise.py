@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, product
 from pathlib import Path
 
-from dmao.data.labels import split_words
+from dmao.data.labels import nfc, split_words
 from dmao.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Normaliser:
         for name, rules in (("references", self.references), ("hypotheses", self.hypotheses)):
             if not isinstance(rules, Mapping):
                 raise TypeError(f"Normaliser: {name} must map phrases to replacements, got a {type(rules).__name__}")
-        object.__setattr__(self, "drop", frozenset(word.lower() for word in self.drop))
+        object.__setattr__(self, "drop", frozenset(nfc(word.lower()) for word in self.drop))
 
     def __str__(self) -> str:
         """The same for the same rules and words only: `dmao compare` tells reports apart by it."""
