@@ -22,6 +22,5 @@ def no_double_backward(op: str) -> Callable[..., None]:
 
 
 def changed_in_place(tensors: Sequence[Tensor]) -> None:
-    """Counts up their versions, so that a graph which still needs the old values notices; tracing does so itself."""
-    if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version(list(tensors))
+    """Counts up their versions, so that a graph which still needs the old values notices."""
+    torch.autograd.graph.increment_version(list(tensors))

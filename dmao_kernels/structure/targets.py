@@ -30,7 +30,6 @@ WEIGHT_COPIES = {
     "cached_params",  # Lookahead
     "backup_params",  # Lookahead that pulls back
     "p0",  # Prodigy
-    "x0",  # D-Adaptation
     "old_p",  # SAM
 }
 
@@ -134,12 +133,13 @@ def _found(model: nn.Module, name: str) -> str:
 
 def _refuse_averages_inside(elastic: Elastic) -> None:
     """The modules of such an average would be elastic themselves, and edited by scores that are all zero."""
-    averages = [name for name, module in elastic.model.named_modules() if isinstance(module, AveragedModel) and name]
-    for name in averages:
-        if any(each.startswith(f"{name}.module") for each in elastic.modules):
+    for name, module in elastic.model.named_modules():
+        average = name and isinstance(module, AveragedModel) and any(p.requires_grad for p in module.parameters())
+        if average and any(each.startswith(f"{name}.module") for each in elastic.modules):
             raise ValueError(
                 f"companions must lie outside of the model, but {name} (AveragedModel) is a part of it: give the part "
-                "that is trained alone, as in GrowAndDrop(model.student, ..., companions=[model.average])"
+                "that is trained alone, as in GrowAndDrop(model.student, ..., companions=[model.average]), or, where "
+                "it is never updated, let it require no gradients: it keeps its width then"
             )
 
 
@@ -178,7 +178,7 @@ def register_weight_copy(key: str) -> None:
     """Let what optimizers keep under ``key`` be edited as the weights are, of which it is a copy, and not as a moment.
 
     Source and copy then share what leaves a component in it, as they do in the weights. Known are the slow weights of
-    Schedule-Free and Lookahead, the average of ASGD, and the weights at the start of Prodigy and D-Adaptation.
+    Schedule-Free and Lookahead, the average of ASGD, and the weights at the start of Prodigy.
     """
     if not isinstance(key, str) or not key:
         raise ValueError(f"register_weight_copy: key must be a name in an optimizer's state, got {key!r}")

@@ -92,10 +92,13 @@ def _all_wrappers() -> list[DistributedDataParallel]:
     kinds: list[type] = [DistributedDataParallel]
     for kind in kinds:
         kinds += type.__subclasses__(kind)
-    return [found for found in gc.get_referrers(*kinds) if type(found) in kinds]
+    found = [each for each in gc.get_referrers(*kinds) if type(each) in kinds]
+    return [wrapper for wrapper in found if "module" in vars(wrapper).get("_modules", ())]  # else its making failed
 
 
 def _refuse(wrapper: nn.Module, inputs: Any) -> None:
+    if not torch.is_grad_enabled():  # it passes on to the model
+        return
     raise RuntimeError(
         "GrowAndDrop: the model was edited, by an event, a loaded state, slots storage or gates, after "
         "DistributedDataParallel had wrapped it: go on with dmao.distributed.rewrap of the wrapper"

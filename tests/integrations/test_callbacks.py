@@ -338,6 +338,19 @@ def test_lightning_edits_averages_along(lightning, tmp_path, monkeypatch, kind, 
     assert kind == "swa" or same(resumed, task)  # which Lightning averages a little differently after a resumption
 
 
+def test_lightning_averages_on_another_device(lightning, tmp_path):
+    from dmao.integrations.lightning import GrowAndDropCallback
+    from lightning.pytorch import callbacks
+
+    adapt = GrowAndDropCallback(Schedule(start=6, fraction=0.5), 16, storage="slots")
+    average = callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=1, device="meta")
+    trainer = lightning.Trainer(max_steps=16, callbacks=[adapt, average], default_root_dir=tmp_path, **LIGHTNING)
+    with pytest.raises(
+        ValueError, match="must keep its average on the model's device, cpu, got meta: give it device=None"
+    ):
+        trainer.fit(example("with_lightning").Task(), DATA)
+
+
 def test_lightning_averages_that_cannot_be_found(lightning, tmp_path):
     from dmao.integrations.lightning import GrowAndDropCallback
     from lightning.pytorch import callbacks

@@ -85,6 +85,31 @@ def test_a_wrapper_made_before_the_controller_refuses_too(alone: None) -> None:
     other(batch(0)[0])
 
 
+def test_what_needs_no_gradients_may_still_be_computed(alone: None) -> None:
+    model, optimizer, controller = setup()
+    wrapped = DistributedDataParallel(model)
+    failed = _broken()
+    run(model, optimizer, controller, range(1, 13))
+    x = batch(0)[0]
+    assert isinstance(failed, ArithmeticError)
+    with torch.no_grad():
+        assert torch.equal(wrapped(x), model(x))
+    with pytest.raises(RuntimeError, match="was edited"):
+        wrapped(x)
+
+
+def _broken() -> BaseException:
+    """What holds a wrapper whose making failed."""
+
+    class Failing(DistributedDataParallel):
+        def __init__(self) -> None:
+            raise ArithmeticError(self)
+
+    with pytest.raises(ArithmeticError) as caught:
+        Failing()
+    return caught.value
+
+
 @pytest.mark.parametrize("settings", [{"storage": "slots"}, {"metric": "gate"}], ids=str)
 def test_slots_and_gates_retire_a_wrapper_that_the_controller_was_not_given(alone: None, settings: dict) -> None:
     model = build()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -70,6 +71,8 @@ class GrowAndDropCallback(Callback):
                 "their scoring"
             )
         _require_averages(trainer)
+        if self._controller().elastic.storage == "slots":
+            _place_averages(trainer, pl_module.device)
         self._controller().follow(self._companions(trainer))
         last = trainer.estimated_stepping_batches
         attach(self._controller(), trainer.optimizers, trainer.global_step, last, late=True)
@@ -131,6 +134,19 @@ def _require_averages(trainer: Trainer) -> None:
                 f"GrowAndDrop: the average of {type(callback).__name__} must be its _average_model when the training "
                 "starts, got None: leave that callback out, and give companions=[average] that you update yourself"
             )
+
+
+def _place_averages(trainer: Trainer, device: torch.device) -> None:
+    """Where slots are edited: StochasticWeightAveraging makes its average on the CPU, and moves it later."""
+    for callback, average in _averages(trainer).items():
+        if isinstance(callback, callbacks.StochasticWeightAveraging) and average is not None:
+            wanted = torch.device(callback._device or device)
+            if wanted.type != device.type:
+                raise ValueError(
+                    "GrowAndDrop: in slots storage StochasticWeightAveraging must keep its average on the model's "
+                    f"device, {device}, got {wanted}: give it device=None"
+                )
+            average.to(device)
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
