@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._harness import Timing
-from benchmarks.registry import LIMIT, OURS, Case, Problem
+from benchmarks.registry import LIMIT, OURS, Case, Problem, cases
 from benchmarks.roofline import Limits
 from dmao_kernels import cpu_capability
 from dmao_kernels.info import processor
@@ -220,8 +220,15 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return row["case"], row["peer"], *times, ratio, number("target"), met, share, row["gate"]
 
 
-def markdown(report: Report, plots: Sequence[str]) -> str:
-    """The whole document."""
+def not_measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The registered cases that have no row, for a run that was stopped or of some cases only."""
+    labels = (case.label(threads) for case in cases() for threads in case.threads)
+    measured = {row["case"] for row in rows}
+    return [label for label in labels if label not in measured]
+
+
+def markdown(report: Report, plots: Sequence[str], missing: Sequence[str] = ()) -> str:
+    """The whole document. missing: cases that it lacks."""
     found = report.conditions
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     lines = [
@@ -233,6 +240,7 @@ def markdown(report: Report, plots: Sequence[str]) -> str:
             f"Run again, {again['date']}, commit {again['commit']}: {'; '.join(again['cases'])}."
             for again in found.get("again", [])
         ),
+        *([f"Not measured: {'; '.join(missing)}."] if missing else []),
         "",
         "Measured by `make bench`, written by `python -m benchmarks.report`; nothing here is typed by hand. T1 and",
         "T2: with one and two threads. A ratio is time of ours / time of the peer: medians of rounds in which all",
@@ -279,7 +287,7 @@ def main() -> None:
         report = report.with_later(Report.read(path))
     plots = write_plots(report.rows, arguments.docs / "performance")
     names = [f"performance/{plot.name}" for plot in plots]
-    (arguments.docs / "PERFORMANCE.md").write_text(markdown(report, names), encoding="utf-8")
+    (arguments.docs / "PERFORMANCE.md").write_text(markdown(report, names, not_measured(report.rows)), encoding="utf-8")
     print(f"written: {arguments.docs / 'PERFORMANCE.md'}")
 
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks import compare, roofline
 from benchmarks._harness import Timing
 from benchmarks.registry import Case, Problem, cases
-from benchmarks.report import Measured, Report, break_even, markdown
+from benchmarks.report import Measured, Report, break_even, markdown, not_measured
 from benchmarks.roofline import Limits
 
 LIMITS = Limits(float32=100.0, bfloat16=200.0, read=10.0, copy=8.0, update=20.0)
@@ -141,6 +141,14 @@ def test_a_report_is_written_and_read_again(tmp_path: Path) -> None:
     assert [path.name for path in made.write(tmp_path)] == ["latest.json", "latest.md", "targets.svg"]
     assert Report.read(tmp_path / "latest.json") == made
     assert "Targets met: 0 of 2" in (tmp_path / "latest.md").read_text()
+
+
+def test_a_report_names_what_was_not_measured() -> None:
+    labels = [case.label(threads) for case in cases() for threads in case.threads]
+    rows = [{"case": label} for label in labels[2:]]
+    assert not_measured(rows) == labels[:2]
+    assert f"\nNot measured: {labels[0]}; {labels[1]}.\n" in markdown(report(run(1.0)), [], labels[:2])
+    assert "Not measured" not in markdown(report(run(1.0)), [])
 
 
 def test_cases_that_were_run_again_replace_the_first() -> None:
