@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks._oracle import check
 from benchmarks.registry import Case, Problem, register
 from dmao_kernels import BlockMask, block_attention
 from dmao_kernels.ops.block_attention.reference import block_attention_reference
-from dmao_kernels.testing import assert_close_to_oracle, outputs_and_gradients, to_float64
 
 BLOCK = 64
 SEED = torch.tensor([1])
@@ -151,20 +151,9 @@ class Inputs:
         if "lengths" in some:
             some["lengths"] = some["lengths"][ends]
         grad = self.grad[ends, :, :2]
-        results = [
-            outputs_and_gradients(function, **arguments, grad_output=grad)
-            for function, arguments in (
-                (block_attention, some),
-                (block_attention_reference, some),
-                (block_attention_reference, to_float64(some)),
-            )
-        ]
-        (ours, our_grads), (torchs, torch_grads), (truth, true_grads) = results
         # A weight is exp(score - logarithm of the sum) in float32: known up to epsilon times the largest score.
         slack = 10.0 if grad.dtype == torch.float32 else 1.0
-        assert_close_to_oracle(ours, torchs, truth, slack=slack)
-        for name, gradient in true_grads.items():
-            assert_close_to_oracle(our_grads[name], torch_grads[name], gradient, slack=slack, name=f"gradient {name}")
+        check(block_attention, block_attention_reference, grad=grad, slack=slack, **some)
 
 
 def make(setting: Setting, dtype: torch.dtype, backward: bool) -> Problem:

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks._oracle import check, run
 from benchmarks.registry import Case, Problem, register
 from dmao_kernels import component_conv, depthwise_conv1d
 from dmao_kernels.ops.component_conv.reference import component_conv_reference
 from dmao_kernels.ops.depthwise_conv1d.reference import channels_last_conv1d, depthwise_conv1d_reference
-from dmao_kernels.testing import assert_close_to_oracle, outputs_and_gradients, to_float64
 
 COMPONENTS = 4
 SHAPES = ((16, 250, 384, 31), (8, 100, 144, 15))
@@ -47,18 +47,6 @@ def chain(convolve: Callable[..., Tensor], lengths: Tensor, *inputs: Tensor) -> 
     return F.silu(F.layer_norm(y, y.shape[-1:], gain, shift))
 
 
-def check(
-    function: Callable[..., Tensor], reference: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor
-) -> None:
-    """Raises AssertionError unless the kernel is as close to float64 as PyTorch is."""
-    pairs = ((function, inputs), (reference, inputs), (reference, to_float64(inputs)))
-    results = [outputs_and_gradients(call, *arguments, grad_output=grad) for call, arguments in pairs]
-    (ours, our_grads), (torchs, torch_grads), (truth, true_grads) = results
-    assert_close_to_oracle(ours, torchs, truth)
-    for key in true_grads:
-        assert_close_to_oracle(our_grads[key], torch_grads[key], true_grads[key], name=f"gradient {key}")
-
-
 def make_depthwise(b: int, t: int, c: int, k: int, dtype: torch.dtype, backward: bool) -> Problem:
     inputs = make_inputs(b, t, c, k, dtype, gated=False)
     grad = torch.randn(b, t, c).to(dtype)
@@ -69,14 +57,14 @@ def make_depthwise(b: int, t: int, c: int, k: int, dtype: torch.dtype, backward:
         return F.conv1d(x, weight[:, None], bias, padding=k // 2, groups=c)
 
     calls = {
-        "ours": _run(depthwise_conv1d, inputs, grad, backward),
-        "eager": _run(eager, transposed, grad.mT.contiguous(), backward),
-        "channels-last": _run(channels_last_conv1d, inputs, grad, backward),
+        "ours": run(depthwise_conv1d, inputs, grad, backward),
+        "eager": run(eager, transposed, grad.mT.contiguous(), backward),
+        "channels-last": run(channels_last_conv1d, inputs, grad, backward),
     }
     size = inputs[0].nbytes
     return Problem(
         {name: call for name, call in calls.items() if dtype == torch.float32 or name not in SLOW},
-        gate=lambda: check(depthwise_conv1d, depthwise_conv1d_reference, inputs, grad),
+        gate=lambda: check(depthwise_conv1d, depthwise_conv1d_reference, *inputs, grad=grad),
         flops=(6 if backward else 2) * b * t * c * k,
         bytes=(5 if backward else 2) * size,
         absent={} if dtype == torch.float32 else SLOW,
@@ -96,28 +84,21 @@ def make_conv(b: int, t: int, c: int, k: int, dtype: torch.dtype, share: float, 
         return component_conv_reference(*arguments, None, live, components=COMPONENTS, lengths=lengths)
 
     calls = {
-        "ours": _run(partial(ours, live), inputs, grad, backward),
-        "eager": _run(partial(chain, conv1d, lengths), inputs, grad, backward),
+        "ours": run(partial(ours, live), inputs, grad, backward),
+        "eager": run(partial(chain, conv1d, lengths), inputs, grad, backward),
     }
     if live is not None:
-        calls["ours, all live"] = _run(partial(ours, None), inputs, grad, backward)
+        calls["ours, all live"] = run(partial(ours, None), inputs, grad, backward)
     elif dtype == torch.float32:
-        calls["channels-last"] = _run(partial(chain, channels_last_conv1d, lengths), inputs, grad, backward)
+        calls["channels-last"] = run(partial(chain, channels_last_conv1d, lengths), inputs, grad, backward)
     size = grad.nbytes * share
     return Problem(
         calls,
-        gate=lambda: check(partial(ours, live), reference, inputs, grad),
+        gate=lambda: check(partial(ours, live), reference, *inputs, grad=grad),
         flops=(6 if backward else 2) * b * t * c * k * share,
         bytes=(10 if backward else 3) * size,
         absent={} if dtype == torch.float32 or live is not None else SLOW,
     )
-
-
-def _run(function: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor, backward: bool) -> Callable[[], object]:
-    if backward:
-        return lambda: torch.autograd.grad(function(*inputs), inputs, grad)
-    frozen = [tensor.detach() for tensor in inputs]
-    return lambda: function(*frozen)
 
 
 for shape, dtype, backward in itertools.product(SHAPES, (torch.float32, torch.bfloat16), (False, True)):

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks._oracle import check
 from benchmarks.registry import Case, Problem, register
 from dmao_kernels import component_ffn
 from dmao_kernels.ops.component_ffn.reference import component_ffn_reference
-from dmao_kernels.testing import assert_close_to_oracle, outputs_and_gradients, to_float64
 
 COMPONENTS = 4
 SHAPES = ((384, 1536, 2000), (384, 1536, 500), (128, 512, 1500), (128, 512, 500), (96, 384, 1000))
@@ -38,22 +38,10 @@ def make_inputs(width: int, hidden: int, tokens: int, dtype: torch.dtype) -> lis
     ]
 
 
-def check(inputs: list[Tensor], live: Tensor | None, p: float, seed: Tensor) -> None:
-    """Raises AssertionError unless the kernel is as close to float64 as PyTorch is."""
-    options = {"components": COMPONENTS, "p": p, "seed": seed}
+def _check(inputs: list[Tensor], live: Tensor | None, p: float, seed: Tensor) -> None:
     grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype)
-    results = [
-        outputs_and_gradients(function, *arguments, live, grad_output=grad, **options)
-        for function, arguments in (
-            (component_ffn, inputs),
-            (component_ffn_reference, inputs),
-            (component_ffn_reference, to_float64(inputs)),
-        )
-    ]
-    (ours, our_grads), (torchs, torch_grads), (truth, true_grads) = results
-    assert_close_to_oracle(ours, torchs, truth)
-    for key in true_grads:
-        assert_close_to_oracle(our_grads[key], torch_grads[key], true_grads[key], name=f"gradient {key}")
+    options = {"components": COMPONENTS, "p": p, "seed": seed}
+    check(component_ffn, component_ffn_reference, *inputs, live, grad=grad, **options)
 
 
 def make(width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, share: float, backward: bool) -> Problem:
@@ -77,7 +65,7 @@ def make(width: int, hidden: int, tokens: int, dtype: torch.dtype, p: float, sha
         candidates["ours, all live"] = ours(None)
     return Problem(
         candidates,
-        gate=lambda: check(inputs, live, p, seed),
+        gate=lambda: _check(inputs, live, p, seed),
         flops=(12 if backward else 4) * tokens * width * hidden * share,
     )
 

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks._oracle import check, run
 from benchmarks.registry import Case, Problem, register
 from dmao_kernels import conv3x3
 from dmao_kernels.ops.conv3x3.reference import conv3x3_reference
-from dmao_kernels.testing import assert_close_to_oracle, outputs_and_gradients, to_float64
 
 
 @dataclass(frozen=True)
@@ -54,44 +54,26 @@ def make(layer: Layer, dtype: torch.dtype, backward: bool) -> Problem:
         y = F.conv2d(image, weight, bias, padding=1)
         return y if layer.pooling is None else F.relu(F.max_pool2d(y, layer.pooling))
 
-    def run(function: Callable[..., Tensor], image: Tensor, grad: Tensor) -> Callable[[], object]:
-        leaves = [tensor for tensor in (image, *filters) if tensor.requires_grad]
-        if backward:
-            return lambda: torch.autograd.grad(function(image, *filters), leaves, grad)
-        frozen = [tensor.detach() for tensor in (image, *filters)]
-        return lambda: function(*frozen)
-
     def image(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
         moved = tensor.detach().permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
         return moved.requires_grad_(tensor.requires_grad)
 
     def peer(memory_format: torch.memory_format) -> Callable[[], object]:
-        return run(eager, image(x, memory_format), image(grad, memory_format))
+        return run(eager, [image(x, memory_format), *filters], image(grad, memory_format), backward)
 
-    ours = partial(conv3x3, pooling=layer.pooling)
+    ours, plain = (partial(function, pooling=layer.pooling) for function in (conv3x3, conv3x3_reference))
     products = (2 + x.requires_grad) if backward else 1
     forward, gradients = x.nbytes + grad.nbytes, x.nbytes * (1 + x.requires_grad) + grad.nbytes
     return Problem(
         {
-            "ours": run(ours, x, grad),
+            "ours": run(ours, [x, *filters], grad, backward),
             "eager": peer(torch.contiguous_format),
             "channels-last": peer(torch.channels_last),
         },
-        gate=lambda: _check(ours, partial(conv3x3_reference, pooling=layer.pooling), [x, *filters], grad),
+        gate=lambda: check(ours, plain, x, *filters, grad=grad, slack=2, gradient_slack=4),
         flops=8.0 * products * layer.frames * 80 * layer.inputs * layer.outputs,
         bytes=forward + backward * gradients,
     )
-
-
-def _check(ours: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> None:
-    """Raises AssertionError unless the kernel is as close to float64 as PyTorch is."""
-    calls = ((ours, inputs), (plain, inputs), (plain, to_float64(inputs)))
-    (found, gradients), (torchs, torch_gradients), (truth, true_gradients) = (
-        outputs_and_gradients(function, *arguments, grad_output=grad) for function, arguments in calls
-    )
-    assert_close_to_oracle(found, torchs, truth, slack=2)
-    for key, gradient in true_gradients.items():
-        assert_close_to_oracle(gradients[key], torch_gradients[key], gradient, slack=4, name=f"gradient {key}")
 
 
 for layer, dtype, backward in itertools.product(FRONT_END, (torch.float32, torch.bfloat16), (False, True)):

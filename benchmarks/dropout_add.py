@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks._oracle import check
 from benchmarks.registry import Case, Problem, register
 from dmao_kernels import dropout_add, dropout_add_layer_norm
 from dmao_kernels.ops.dropout_add.reference import dropout_add_layer_norm_reference, dropout_add_reference
-from dmao_kernels.testing import assert_close_to_oracle, outputs_and_gradients, to_float64
 
 SHAPES = ((4000, 1536), (4000, 384), (500, 384))
 SCALE, P = 0.5, 0.1
@@ -59,13 +59,7 @@ def _check(kind: str, p: float, seed: Tensor, inputs: list[Tensor]) -> None:
 
     ours, reference = (joined(_ours(kind, p, seed, reference)) for reference in (False, True))
     grad = torch.randn_like(reference(*inputs))
-    results = [
-        outputs_and_gradients(function, *arguments, grad_output=grad)
-        for function, arguments in ((ours, inputs), (reference, inputs), (reference, to_float64(inputs)))
-    ]
-    assert_close_to_oracle(*(result[0] for result in results))
-    for key in results[0][1]:
-        assert_close_to_oracle(*(result[1][key] for result in results), name=f"gradient {key}")
+    check(ours, reference, *inputs, grad=grad)
 
 
 def make(kind: str, rows: int, width: int, dtype: torch.dtype, p: float, backward: bool) -> Problem:

@@ -27,7 +27,11 @@ def make(operation: str, batch: int, frames: int, width: int, dtype: torch.dtype
     lengths = torch.randint(frames // 2, frames + 1, (batch,), generator=generator, dtype=torch.int32)
     lengths[0] = frames
     parts: list[int] = lengths.tolist()
-    mask = torch.arange(frames) < lengths[:, None]
+
+    def inside() -> Tensor:
+        return torch.arange(frames) < lengths[:, None]
+
+    mask = inside()
     padded = torch.randn(batch, frames, width, generator=generator).to(dtype)
     packed, offsets = pack(padded, lengths)
     x = (padded if operation == "pack" else packed).requires_grad_()
@@ -37,7 +41,7 @@ def make(operation: str, batch: int, frames: int, width: int, dtype: torch.dtype
         return (lambda: torch.autograd.grad(function(x), x, grad)) if backward else lambda: function(x)
 
     def places() -> Tensor:
-        return (torch.arange(frames) < lengths[:, None]).flatten().nonzero()[:, 0]
+        return inside().flatten().nonzero()[:, 0]
 
     ready = places()
     functions: dict[str, Callable[[Tensor], Tensor]]

@@ -56,7 +56,7 @@ class Problem:
     gate: raises AssertionError unless ours is right; called once per number of threads, before the timing.
     flops: multiply-adds count twice; only those that the problem needs.
     bytes: least traffic with memory, reads and writes.
-    reads_only: whether all of it but a few is read, which is slower than reading and writing the same place.
+    reads_only: whether next to nothing is written; reading alone has a bandwidth of its own.
     absent: peers that cannot run here, with the reason; it is printed in place of a ratio.
     measure: where time in turns is not what is asked, times the candidates in about so many seconds.
     """

@@ -56,8 +56,8 @@ def several() -> bool:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside of a DistributedDataParallel, compiled or not; any other model itself."""
-    model = uncompiled(model)
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    wrapper = _wrapper(model)
+    return uncompiled(model) if wrapper is None else wrapper.module
 
 
 def refuse_wrapper(model: nn.Module | Elastic, what: str) -> None:

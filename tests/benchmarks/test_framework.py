@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import compare, roofline
 from benchmarks._harness import Timing
+from benchmarks._oracle import check
 from benchmarks.registry import Case, Problem, cases
 from benchmarks.report import Measured, Report, break_even, markdown, not_measured
 from benchmarks.roofline import Limits
@@ -177,3 +178,21 @@ def test_cases_are_registered() -> None:
     assert {"component_ffn", "importance_"} <= {case.op for case in found}
     quick = {case.op for case in found if case.quick}
     assert quick == {case.op for case in found}, "every operation has a quick case"
+
+
+def test_a_gate_sees_wrong_results_and_wrong_gradients() -> None:
+    x = torch.linspace(-2, 2, 33).requires_grad_()
+    grad = torch.ones(33)
+    check(torch.sin, torch.sin, x, grad=grad)
+    with pytest.raises(AssertionError, match="output"):
+        check(lambda x: 1.001 * torch.sin(x), torch.sin, x, grad=grad)
+    with pytest.raises(AssertionError, match="gradient 0"):
+        check(lambda x: torch.sin(x.detach()) + 0 * x, torch.sin, x, grad=grad)
+
+
+def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
+    older = report(run(1.0), limits={"1": {"float32": 1.0, "bfloat16": 1.0, "read": 1.0, "copy": 1.0}})
+    path = tmp_path / "older.json"
+    path.write_text(json.dumps({"conditions": older.conditions, "rows": older.rows}))
+    with pytest.raises(ValueError, match=r"older.json was written by another version: its limits must be \["):
+        Report.read(path)
