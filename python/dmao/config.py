@@ -266,12 +266,18 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     """
     values, overrides = _read_yaml(Path(path)) if path is not None else {}, tuple(overrides)
     config = TrainConfig.from_dict(apply_overrides(values, overrides))
-    if config.epochs is not None and "steps" in map(_key, overrides):
-        raise ConfigError(
-            f"config: epochs is {config.epochs} and decides how long it trains, so steps would have no effect; "
-            "for steps add --set epochs=null"
-        )
+    if "steps" in map(_key, overrides):
+        _require_steps_count(config.epochs, "config", "--set epochs=null")
     return config
+
+
+def _require_steps_count(epochs: Any, where: str, way_out: str) -> None:
+    """For a change of `steps`."""
+    if epochs is not None:
+        raise ConfigError(
+            f"{where}: epochs is {epochs} and decides how long it trains, so steps would have no effect; "
+            f"for steps add {way_out}"
+        )
 
 
 def _key(override: str) -> str:
@@ -312,7 +318,10 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     above = (*above, path.resolve())
     if (path.parent / base).resolve() in above:
         raise ConfigError(f"config: {path} is its own base")
-    return _merge(_read_yaml(path.parent / base, above), values)
+    below = _read_yaml(path.parent / base, above)
+    if "steps" in values and "epochs" not in values:
+        _require_steps_count(below.get("epochs"), f"config: {path}", "epochs: null")
+    return _merge(below, values)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

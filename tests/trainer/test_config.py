@@ -95,6 +95,16 @@ def test_steps_that_would_have_no_effect(tmp_path):
     assert load_config(tmp_path / "config.yaml", ["steps=4", "epochs=null"]).steps == 4
 
 
+def test_a_file_whose_steps_would_have_no_effect_is_refused(tmp_path):
+    (tmp_path / "base.yaml").write_text("epochs: 30")
+    above = tmp_path / "above.yaml"
+    above.write_text("base: base.yaml\nsteps: 4")
+    with pytest.raises(ConfigError, match=r"above.yaml: epochs is 30 and decides .* add epochs: null"):
+        load_config(above)
+    above.write_text("base: base.yaml\nsteps: 4\nepochs: null")
+    assert load_config(above).steps == 4
+
+
 def test_baseline_differs_in_the_schedule_alone():
     config = TrainConfig()
     restored = dataclasses.replace(
