@@ -102,7 +102,7 @@ class FrontEnd(nn.Module):
         x = features[:, None].masked_fill(~valid[:, None, :, None], 0.0)
         for inner, outer in ((self.conv1, self.conv2), (self.conv3, self.conv4)):
             x = inner(x).masked_fill(~valid[:, None, :, None], 0.0)
-            x = F.max_pool2d(F.relu(outer(x)), (2, 1))
+            x = F.relu(F.max_pool2d(outer(x), (2, 1)))
             valid = valid[:, 1::2]
             x = x.masked_fill(~valid[:, None, :, None], 0.0)
         return self.linear(x.permute(0, 2, 3, 1).flatten(2)), valid

@@ -63,7 +63,9 @@ class Event:
 
 def make(dtype: torch.dtype) -> Problem:
     event = Event(dtype)
-    moved = 2 * sum(x.nbytes for x in event.tensors)
+    read, written = len(set(SOURCES)), len(SOURCES)
+    moved = sum(x.nbytes for x in event.tensors) * (read + written) // COMPONENTS
+    moved += sum(given.nbytes for given in event.given if given is not None)
     return Problem({"ours": event.ours, "eager": event.eager}, event.check, bytes=moved)
 
 

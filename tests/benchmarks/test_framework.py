@@ -12,6 +12,7 @@ import torch
 from benchmarks import compare, roofline
 from benchmarks._harness import Timing
 from benchmarks._oracle import check
+from benchmarks._oracle import run as timed
 from benchmarks.registry import Case, Problem, cases
 from benchmarks.report import Measured, Report, break_even, markdown, not_measured
 from benchmarks.roofline import Limits
@@ -188,6 +189,15 @@ def test_a_gate_sees_wrong_results_and_wrong_gradients() -> None:
         check(lambda x: 1.001 * torch.sin(x), torch.sin, x, grad=grad)
     with pytest.raises(AssertionError, match="gradient 0"):
         check(lambda x: torch.sin(x.detach()) + 0 * x, torch.sin, x, grad=grad)
+
+
+def test_what_is_timed_is_forward_alone_or_with_all_gradients() -> None:
+    x, y = torch.linspace(-2, 2, 33).requires_grad_(), torch.ones(33)
+    forward, both = (timed(torch.mul, [x, y], 2 * y, backward) for backward in (False, True))
+    assert torch.equal(forward(), x)
+    assert not forward().requires_grad
+    (gradient,) = both()
+    assert torch.equal(gradient, 2 * y)
 
 
 def test_results_of_another_version_are_refused(tmp_path: Path) -> None:

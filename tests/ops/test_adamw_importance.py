@@ -219,6 +219,8 @@ def test_a_graph_that_needs_the_old_values_notices(backend: str) -> None:
         only_scored.backward()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         updated.backward()
+    kept = (problem.params[0], problem.exp_avgs[0], problem.exp_avg_sqs[0], problem.steps[0], problem.ema)
+    assert all(tensor._version for tensor in kept)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -110,7 +110,8 @@ def adamw_importance_(
         metric,
         beta,
     )
-    changed_in_place([ema, *(param for param, done in zip(params, steps, strict=True) if done.numel())])
+    rows = zip(params, exp_avgs, exp_avg_sqs, steps, strict=True)
+    changed_in_place([ema, *(tensor for row in rows if row[-1].numel() for tensor in row)])
 
 
 def _check(

@@ -29,7 +29,7 @@ class PlainFrontEnd(nn.Module):
         groups = ((self.conv1, self.conv2), (self.conv3, self.conv4))
         for (inner, outer), pooling in zip(groups, self.pooling, strict=True):
             x = inner(x).masked_fill(~valid[:, None, :, None], 0.0)
-            x, lengths = F.max_pool2d(F.relu(outer(x)), pooling), lengths // pooling[0]
+            x, lengths = F.relu(F.max_pool2d(outer(x), pooling)), lengths // pooling[0]
             valid = _valid(x.shape[2], lengths)
             x = x.masked_fill(~valid[:, None, :, None], 0.0)
         return self.linear(x.permute(0, 2, 3, 1).flatten(2)), valid
