@@ -156,9 +156,10 @@ def _why_not_beside(pair: Pair, found: list[Pair], model: nn.Module) -> str | No
             return f"{both.pop()} belongs to the units before it"
         if pair.owner == other.owner:
             return f"{pair.owner or 'the model'} holds another pair: give each a module of its own"
-    if describe(model.get_submodule(pair.owner)) is not None:
-        return f"{pair.owner or 'the model'} is known as a family of its own"
-    return None
+    described, owner = describe(model.get_submodule(pair.owner)), pair.owner or "the model"
+    if isinstance(described, str):
+        return f"{owner} is not elastic: {described}"
+    return None if described is None else f"{owner} is known as a family of its own"
 
 
 def _why_alone(follower: Follower, name: str) -> str:

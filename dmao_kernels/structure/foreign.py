@@ -85,13 +85,31 @@ def _without_nested_tensors(module: Any) -> None:
     module.use_nested_tensor = False
 
 
-_TRANSFORMER_FF = feedforward_layout("linear1", "linear2", norm=None)
+def _is_known(module: nn.Module, *methods: str) -> bool:
+    """Whether PyTorch or this library wrote these methods."""
+    packages = {getattr(type(module), method).__module__.partition(".")[0] for method in methods}
+    return packages <= {"torch", "dmao_kernels"}
+
+
+def _transformer_feed_forward(module: Any) -> Described:
+    if not _is_known(module, "forward", "_ff_block"):
+        known = (
+            "TransformerDecoderLayer" if isinstance(module, nn.TransformerDecoderLayer) else "TransformerEncoderLayer"
+        )
+        return f"a class derived from {known}, whose feed-forward may be another: register_family(Class, layout)"
+    up, down = module.linear1, module.linear2
+    plain = all(isinstance(part, nn.Linear) and _is_known(part, "forward") for part in (up, down))
+    if not plain or up.out_features != down.in_features:
+        return "linear1 and linear2 are no plain Linears with one width between them: register_family(Class, layout)"
+    return feedforward_layout("linear1", "linear2", norm=None)
+
+
 register_family(
     nn.MultiheadAttention, lambda module: _why_not_multihead(module) or _MULTIHEAD, returns=2, prepare=_any_heads
 )
-register_family(nn.TransformerEncoderLayer, _TRANSFORMER_FF, can_be_empty=False, prepare=_without_fast_path)
+register_family(nn.TransformerEncoderLayer, _transformer_feed_forward, can_be_empty=False, prepare=_without_fast_path)
 register_family(nn.TransformerEncoder, None, prepare=_without_nested_tensors)
-register_family(nn.TransformerDecoderLayer, _TRANSFORMER_FF, can_be_empty=False)
+register_family(nn.TransformerDecoderLayer, _transformer_feed_forward, can_be_empty=False)
 
 
 # torchaudio

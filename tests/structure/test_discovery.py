@@ -192,6 +192,15 @@ def test_known_families_are_left() -> None:
     assert again.counts() == elastic.counts()
 
 
+def test_families_that_are_not_elastic_tell_why() -> None:
+    class Squared(nn.TransformerEncoderLayer):
+        def _ff_block(self, x: Tensor) -> Tensor:
+            return self.linear2(self.linear1(x).relu().square())
+
+    found = discover(nn.Sequential(Squared(8, 2, 16, batch_first=True), nn.Identity()), torch.randn(2, 5, 8))
+    assert found.refused["0.linear1"].startswith("0 is not elastic: a class derived from TransformerEncoderLayer")
+
+
 def test_tied_and_derived_linears() -> None:
     class Own(nn.Linear):
         pass

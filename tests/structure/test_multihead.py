@@ -167,6 +167,73 @@ def test_derived_attention_is_refused() -> None:
         Elastic(nn.Sequential(Other(D, HEADS)))
 
 
+class NormedUnits(nn.TransformerEncoderLayer):
+    def __init__(self) -> None:
+        super().__init__(D, HEADS, 24, 0.0, batch_first=True)
+        self.units_norm = nn.LayerNorm(24)
+
+    def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear2(self.units_norm(self.linear1(x).relu()))
+
+
+class GatedUnits(nn.TransformerDecoderLayer):
+    def __init__(self) -> None:
+        super().__init__(D, HEADS, 24, 0.0, batch_first=True)
+        self.linear1 = nn.Linear(D, 48)
+
+    def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear2(nn.functional.glu(self.linear1(x)))
+
+
+class Experts(nn.TransformerEncoderLayer):
+    def __init__(self) -> None:
+        super().__init__(D, HEADS, 24, 0.0, batch_first=True)
+        self.linear1 = self.linear2 = None
+
+    def forward(self, src: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return src + self._sa_block(self.norm1(src), None, None)
+
+
+class SignLinear(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.sign() * self.weight.abs().mean(), self.bias)
+
+
+def replaced(**parts: nn.Module) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(D, HEADS, 24, 0.0, batch_first=True)
+    for name, part in parts.items():
+        setattr(layer, name, part)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (NormedUnits(), "a class derived from TransformerEncoderLayer, whose feed-forward may be another: register_f"),
+        (GatedUnits(), "a class derived from TransformerDecoderLayer, whose feed-forward"),
+        (Experts(), "a class derived from TransformerEncoderLayer, whose feed-forward"),
+        (replaced(linear1=SignLinear(D, 24)), "linear1 and linear2 are no plain Linears"),
+        (replaced(linear1=nn.Linear(D, 48), activation=nn.GLU()), "linear1 and linear2 are no plain Linears"),
+    ],
+)
+def test_another_feed_forward_is_left(layer: nn.Module, reason: str) -> None:
+    model, x = nn.Sequential(copy.deepcopy(layer)), torch.randn(B, T, D)
+    elastic = Elastic(model)
+    assert elastic.refused["0"].startswith(reason)
+    assert "0" not in elastic.modules
+    sources = dict.fromkeys(elastic.counts(), KEPT)
+    apply_plan(given_plan(sources, elastic.counts()), elastic)
+    if not isinstance(layer, nn.TransformerDecoderLayer):
+        assert torch.isfinite(model(x)).all()
+
+
+def test_a_derived_layer_with_the_feed_forward_of_pytorch_is_elastic() -> None:
+    class Named(nn.TransformerEncoderLayer):
+        """Overrides nothing of the feed-forward's."""
+
+    assert Elastic(nn.Sequential(Named(D, HEADS, 24))).counts() == {"0": 4, "0.self_attn": HEADS}
+
+
 def test_an_averaged_copy_made_before_follows() -> None:
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(D, HEADS, 24, 0.0, batch_first=True), 2).eval()
     average = copy.deepcopy(model)
