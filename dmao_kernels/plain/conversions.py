@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from dmao_kernels import nn as layers
@@ -20,7 +21,7 @@ def _linear(module: layers.MaskedLinear) -> nn.Linear:
     made = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
     made.weight, made.bias = module.weight, module.bias
     if (mask := module.mask) is not None:
-        made.weight = nn.Parameter(module.weight.detach() * mask.elements(*module.weight.shape))
+        made.weight = nn.Parameter(torch.where(mask.elements(*module.weight.shape), module.weight.detach(), 0))
     return made
 
 

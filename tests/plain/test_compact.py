@@ -132,9 +132,12 @@ def test_block_masks_and_activations_of_linear_layers():
         linear = layers.MaskedLinear(33, 40, activation=activation)
         linear.mask = BlockMask.from_dense(torch.tensor([[1, 0, 1], [0, 1, 1], [1, 0, 0]]).bool(), 16)
         x = torch.randn(5, 33)
-        made = compact(nn.Sequential(linear))[0]
-        assert made(x).shape == (5, width)
-        torch.testing.assert_close(made(x), linear(x), rtol=1e-5, atol=1e-5)
+        for dead in (0.0, torch.nan, torch.inf):
+            with torch.no_grad():
+                linear.weight[~linear.mask.elements(40, 33)] = dead
+            made = compact(nn.Sequential(linear))[0]
+            assert made(x).shape == (5, width)
+            torch.testing.assert_close(made(x), linear(x), rtol=1e-5, atol=1e-5)
 
 
 class Derived(layers.FeedForward):
