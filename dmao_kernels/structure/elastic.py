@@ -131,8 +131,14 @@ class ElasticModule:
         """Raise ValueError unless tensors and attributes (of ``module``, a copy) fit the layout and can follow."""
         where = module or self.module
         for name, tensor in self.tensors(where):
-            if getattr(self.place(name, where).owner, "live_blocks", None) is not None:
+            owner: Any = self.place(name, where).owner
+            if getattr(owner, "live_blocks", None) is not None:
                 raise ValueError(f"{self.title}: the block mask over {name} cannot follow its components")
+            if hasattr(owner, "weight_fake_quant") and getattr(owner.weight_fake_quant, "is_per_channel", True):
+                raise ValueError(
+                    f"{self.title}: scales per channel that {name} is quantised with cannot follow its components: "
+                    "call prepare_qat after the last event, or quantise weights per tensor"
+                )
             pattern: Pattern = self.layout.pattern(name)
             expected = pattern.shape(self.stored, self.sizes)
             if tuple(tensor.shape) != expected:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.ao import quantization
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 from torch.optim import lr_scheduler
@@ -306,6 +307,24 @@ def test_weights_that_are_computed_are_refused(kind):
     model = build(plain.PlainFeedForward)
     make(model.branches[0].w2)
     refused(message, lambda: Elastic(model), model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("scheme", ["x86", "qnnpack"])
+def test_training_for_quantisation(scheme):
+    """A scale per channel stays as long as it was; one per tensor does no harm."""
+    model = build(plain.PlainFeedForward).train()
+    model.qconfig = quantization.get_default_qat_qconfig(scheme)
+    quantization.prepare_qat(model, inplace=True)
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2)
+    train(model, optimizer, 2)
+    if scheme == "x86":
+        refused("scales per channel that .* is quantised with cannot follow", lambda: Elastic(model), model)
+        return
+    elastic = Elastic(model)
+    apply_plan(plan_for(elastic, mixed), elastic, optimizer)
+    losses = train(model, optimizer, 20)
+    assert losses[-1] < losses[0]
 
 
 def test_parametrizations_that_come_after_discovery_are_refused():
