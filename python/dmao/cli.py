@@ -91,7 +91,7 @@ def train(
     if widths_of is not None:
         from dmao.evaluate import load_widths
 
-        settings = settings.with_widths(load_widths(widths_of))
+        settings = settings.with_widths(load_widths(widths_of, settings.model))
     result = run(settings.baseline() if baseline else settings, run_dir, resume=not no_resume)
     if int(os.environ.get("RANK", "0")):  # under torchrun one process tells
         return

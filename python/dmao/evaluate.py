@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from dmao import checkpoint
-from dmao.config import TrainConfig
+from dmao.config import ModelConfig, TrainConfig
 from dmao.distributed import device_of
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.progress import bar
 from dmao.source import Source, saved_source
 from dmao.step import autocast, elastic_of, restore
+from dmao.widths import require_same_components
 
 if TYPE_CHECKING:
     from dmao.data.labels import Labels
@@ -68,9 +69,14 @@ def load_model(path: str | Path) -> ConformerCTC:
     return restore(load_checkpoint(path))[0].eval()
 
 
-def load_widths(path: str | Path) -> dict[str, int]:
-    """The number of components of every elastic module of a checkpoint, or of a run directory's newest usable one."""
+def load_widths(path: str | Path, wanted: ModelConfig | None = None) -> dict[str, int]:
+    """The number of components of every elastic module of a checkpoint, or of a run directory's newest usable one.
+
+    wanted: the model that is to have them; raises ConfigError where its modules or their components are others.
+    """
     model, _, controller, config = restore(load_checkpoint(path))
+    if wanted is not None:
+        require_same_components(wanted, config.model)
     return elastic_of(model, controller, config).counts()
 
 

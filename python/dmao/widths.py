@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
+from dmao.config import ModelConfig
+from dmao.models import ConformerCTC
 from dmao.parsing import ConfigError
 from dmao_kernels.structure import Elastic, apply_plan, given_plan
 from dmao_kernels.structure.plan import MOST_COMPONENTS, resized
@@ -30,3 +33,23 @@ def set_widths(model: nn.Module, widths: Mapping[str, int]) -> Elastic:
         if callable(reset := getattr(module, "reset_parameters", None)) and all(p.numel() for p in module.parameters()):
             reset()
     return elastic
+
+
+def require_same_components(model: ModelConfig, source: ModelConfig) -> None:
+    """Raises ConfigError where widths that a training of `source` has found are no widths of `model`.
+
+    The uniform models must have the same elastic modules, in as many components each: else one is another share of its
+    module. The model's width may be another.
+    """
+    here, there = _uniform(model), _uniform(source)
+    for name in {**here, **there}:
+        if here.get(name) != there.get(name):
+            raise ConfigError(
+                f"config: widths: {name} must have {here.get(name, 'no')} components in the uniform model that they "
+                f"were found in, got {there.get(name, 'none')}"
+            )
+
+
+def _uniform(model: ModelConfig) -> dict[str, int]:
+    with torch.device("meta"):
+        return Elastic(ConformerCTC(model.conformer(outputs=2))).counts()

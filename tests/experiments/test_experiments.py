@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from dmao.cli import main
-from dmao.config import load_config
+from dmao.config import ConfigError, load_config
 from dmao.errors import UserError
 from dmao.evaluate import load_widths
 from dmao.experiments import run as experiment
@@ -372,6 +372,8 @@ def test_part_of_a_table(table, tmp_path):
     with pytest.raises(UserError, match=r"the widths of .*dmao_exact/seed-0 are needed, and it is not finished"):
         run_arms(part, {"scratch": arms["scratch"]}, [0], configure, lambda config: TinySource())
     assert write_results(part)["arms"] == {}
+    with pytest.raises(ConfigError, match=r"blocks\.0\.ffn1 must have 2 components in the uniform model .*, got 4"):
+        run_arms(plan, {"scratch": arms["scratch"]}, [0], lambda changes: configure((*changes, "model.components=2")))
 
 
 def test_several_processes_are_refused(table, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -75,6 +77,30 @@ def test_from_scratch_at_found_widths(tmp_path):
     assert train(settings, scratch.run_dir, TinySource()) == scratch
     save_config(settings, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == settings
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("components=2", r"blocks\.0\.ffn1 must have 2 components in the uniform model .*, got 4"),
+        ("blocks=3", r"blocks\.2\.ffn1 must have 4 components in the uniform model .*, got none"),
+        ("blocks=1", r"blocks\.1\.ffn1 must have no components in the uniform model .*, got 4"),
+        ("heads=2", r"blocks\.0\.attention must have 2 components in the uniform model .*, got 4"),
+        (
+            "block=e_branchformer",
+            r"blocks\.0\.merge\.attention must have 4 components in the uniform model .*, got none",
+        ),
+    ],
+)
+def test_widths_of_other_components_are_refused(tmp_path, change, said):
+    source = train(tiny_config("steps=1", "grow_and_drop.schedule=null"), tmp_path / "source", TinySource())
+    save_config(tiny_config(f"model.{change}"), tmp_path / "config.yaml")
+    arguments = ["--run-dir", tmp_path / "run", "--widths-of", source.run_dir]
+    result = CliRunner().invoke(main, ["train", *map(str, (tmp_path / "config.yaml", *arguments))])
+    assert result.exit_code == 2
+    assert re.search(f"config: widths: {said}$", result.stderr.strip()), result.stderr
+    wider = tiny_config("model.width=32", "model.head_dim=8")
+    assert load_widths(source.run_dir, wider.model) == load_widths(source.run_dir)
 
 
 def test_widths_that_do_not_fit(tmp_path):

@@ -37,6 +37,7 @@ from dmao.scoring.compare import compare
 from dmao.source import CorpusSource, Source
 from dmao.trainer import TrainResult, check_same_training, train
 from dmao.tune import tune
+from dmao.widths import require_same_components
 
 _log = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ def _configured(plan: Plan, name: str, arm: Arm, seed: int, configure: Configure
             f"experiment: the widths of {plan.run_dir(arm.widths_of, seed)} are needed, and it is not finished: "
             "run that arm first"
         )
+    require_same_components(config.model, TrainConfig.from_dict(found["config"]).model)
     return config.with_widths(found["components"])
 
 
