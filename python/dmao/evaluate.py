@@ -15,7 +15,7 @@ from dmao.config import ModelConfig, TrainConfig
 from dmao.distributed import device_of
 from dmao.models import ConformerCTC, ctc_loss
 from dmao.progress import bar
-from dmao.source import Source, saved_source
+from dmao.source import Source, require_same_rate, saved_source
 from dmao.step import autocast, elastic_of, restore
 from dmao.widths import require_same_components
 
@@ -113,7 +113,7 @@ def open_checkpoint(
 ) -> tuple[ConformerCTC, Source, TrainConfig]:
     """Model, data and config of a checkpoint's state, with the labels in it; arguments as of `evaluate`.
 
-    Sets the number of threads that the config asks for.
+    Sets the number of threads that the config asks for. Raises UserError for data of another sample rate.
     """
     with checkpoint.used(state):
         values = state["config"]
@@ -121,6 +121,7 @@ def open_checkpoint(
             values = {**values, "data": {**values["data"], "root": root}}
         config = TrainConfig.from_dict(values)
         data = data or saved_source(state, config)
+        require_same_rate(state, data)
     torch.set_num_threads(config.threads)
     device = device_of("cpu" if config.device == "cpu" else "auto")  # not only where it was trained
     return restore(state)[0].to(device), data, config

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dmao.config import TrainConfig
+from dmao.errors import UserError
 
 if TYPE_CHECKING:
     from dmao.data.labels import Entry, Labels
@@ -84,10 +85,29 @@ def fingerprint(source: Source) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def sample_rate(source: Source) -> int | None:
+    """Of the audio that a source's features are of: its attribute `sample_rate`, where that is there and a number."""
+    found = getattr(source, "sample_rate", None)
+    return found if isinstance(found, int) else None
+
+
+def require_same_rate(state: Mapping[str, Any], source: Source) -> None:
+    """Raises UserError where a checkpoint's state is of a training on audio of another sample rate: the bins of its
+    features are of other frequencies. Checkpoints of earlier versions, and some sources, do not tell their rate.
+    """
+    expected, found = state.get("sample_rate"), sample_rate(source)
+    if expected is not None and found is not None and expected != found:
+        raise UserError(
+            f"data: the model of {state.get('path', 'the state')} was trained on audio of {expected} Hz, got a corpus "
+            f"of {found} Hz, whose features are others"
+        )
+
+
 class CorpusSource:
     """A prepared corpus as `config` asks for it. Splits are opened when they are first needed.
 
     fingerprint: of the training split alone, so that other splits may be added to the corpus.
+    sample_rate: of the audio, in Hz.
 
     Raises UserError where the corpus is missing, damaged, or holds nothing that the model can use.
     """
@@ -100,6 +120,7 @@ class CorpusSource:
         self.corpus = Corpus.load(config.data.root)
         described = self.corpus.splits.get(config.data.train)
         self.fingerprint = described.get("sha256") if isinstance(described, Mapping) else None
+        self.sample_rate = self.corpus.sample_rate
         self.inputs = BINS
         lexicon = self.corpus.lexicon()
         if labels is None:

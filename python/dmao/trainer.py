@@ -30,7 +30,7 @@ from dmao.files import held, remove_partial
 from dmao.metrics import Recorder, is_evaluation, read_json_lines
 from dmao.parsing import from_mapping
 from dmao.signals import NotedSignals
-from dmao.source import CorpusSource, Source, fingerprint, same_data, with_steps
+from dmao.source import CorpusSource, Source, fingerprint, require_same_rate, same_data, sample_rate, with_steps
 from dmao.step import (
     StepResult,
     TrainingStep,
@@ -355,6 +355,7 @@ class _Training:
             "labels": self.source.labels.state_dict(),
             "inputs": self.source.inputs,
             "data": fingerprint(self.source),
+            "sample_rate": sample_rate(self.source),
             "place": vars(self.place),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -366,6 +367,7 @@ class _Training:
     def _restore(self, state: dict[str, Any]) -> None:
         if state.get("labels") != self.source.labels.state_dict():
             raise UserError(f"train: {self.run_dir} was trained with other labels than the data has now")
+        require_same_rate(state, self.source)
         if same_data(state, self.source) is False:  # the place counts batches, which would be others
             raise UserError(
                 f"train: {self.run_dir} was trained on another split '{self.config.data.train}' than "

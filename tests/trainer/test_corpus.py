@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from dmao.data.manifests import CutSet, Span, make_cut, write_manifest
 from dmao.errors import UserError
 from dmao.evaluate import evaluate, evaluate_model
 from dmao.metrics import read_json_lines
+from dmao.recognise import Recogniser
 from dmao.source import CorpusSource
 from dmao.step import build_model
 from dmao.trainer import train
@@ -121,6 +123,26 @@ def test_a_training_does_not_go_on_with_another_corpus(tmp_path):
     del state["data"]
     checkpoint.save(old / "checkpoints", 18, state)
     assert train(other, old).steps == 18
+
+
+def test_a_corpus_of_another_sample_rate_is_refused(tmp_path):
+    """Its features are of other frequencies. A checkpoint from before does not tell its rate."""
+    here, other = (make_tones(tmp_path / name, {"train": ["a", "b"], "test": ["a"]}) for name in ("here", "other"))
+    stamp = json.loads((other / "corpus.json").read_text())
+    (other / "corpus.json").write_text(json.dumps({**stamp, "sample_rate": 8000}))
+    done = train(tiny_config(f"data.root={here}", "steps=18"), tmp_path / "run")
+    said = "was trained on audio of 16000 Hz, got a corpus of 8000 Hz"
+    assert evaluate(done.checkpoint, "test", root=str(here)).words == 2
+    with pytest.raises(UserError, match=said):
+        evaluate(done.checkpoint, "test", root=str(other))
+    with pytest.raises(UserError, match=said):
+        Recogniser(done.checkpoint, root=str(other))
+    with pytest.raises(UserError, match=said):
+        train(tiny_config(f"data.root={other}", "steps=18"), tmp_path / "run")
+    state = checkpoint.load(done.checkpoint)
+    del state["sample_rate"]
+    old = checkpoint.save(tmp_path / "old" / "checkpoints", 18, state)
+    assert evaluate(old, "test", root=str(other)).words == 2
 
 
 def test_the_first_epochs_may_begin_with_short_utterances(corpus):
