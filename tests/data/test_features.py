@@ -1,7 +1,9 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from dmao.data import features
 from dmao.data.features import add_features, load_features
@@ -109,6 +111,28 @@ def test_audio_shorter_than_its_manifest(tmp_path):
     with pytest.raises(UserError, match=r"utterance a .*holds 8000 samples, its manifest says 16000"):
         prepared(tmp_path, [longer])
     assert len(prepared(tmp_path, [cut])) == 1
+
+
+@pytest.mark.parametrize("sample", [np.nan, np.inf, 1e30])
+def test_audio_that_is_not_finite_is_unreadable(tmp_path, sample):
+    soundfile.write(tmp_path / "bad.wav", np.r_[np.zeros(8000), np.full(8000, sample)], 16000, "FLOAT")
+    cuts = [sine(tmp_path, "good"), make_cut("bad", Path("bad.wav"), 16000, text="x", speaker="s", language="en")]
+    with pytest.raises(UserError, match=r"audio of utterance bad \(.*bad.wav\): it holds NaN or infinity, or"):
+        prepared(tmp_path, cuts)
+    told = []
+    kept = add_features(tmp_path, "train", cuts, "c", on_unreadable=lambda cut, why: told.append(why), progress=False)
+    assert [cut.id for cut in kept] == ["good"]
+    assert told == [f"{tmp_path / 'bad.wav'}: it holds NaN or infinity, or numbers too large for features"]
+
+
+def test_features_that_are_not_finite_are_named(tmp_path):
+    """Earlier versions made such of such audio."""
+    (cut,) = prepared(tmp_path, [sine(tmp_path, "a")])
+    np.save(Path(cut.features.storage_path) / cut.features.storage_key, np.full((100, 80), np.nan, np.float16))
+    with pytest.raises(
+        UserError, match=r"got NaN or infinity, .* again, which tells of audio that is to blame"
+    ):
+        load_features(cut)
 
 
 def test_missing_features_are_named(tmp_path):

@@ -13,6 +13,7 @@ from dmao.data.corpus import LEXICON
 from dmao.data.disk import DiskCorpus, prepare_from_disk
 from dmao.data.features import load_features
 from dmao.data.segments import Segment, recording_names
+from dmao.errors import UserError
 from dmao.scoring.files import write_stm
 from dmao.source import CorpusSource
 
@@ -35,7 +36,7 @@ def corpus(tmp_path_factory):
     return prepare_own(read, folder / "root")
 
 
-def prepare_own(read, root, version="1", dictionary=None):
+def prepare_own(read, root, version="1", dictionary=None, on_problem="refuse"):
     source = DiskCorpus(
         name="own",
         version=version,
@@ -46,7 +47,7 @@ def prepare_own(read, root, version="1", dictionary=None):
         dictionary=dictionary,
         language="cs",
     )
-    return prepare_from_disk(source, root, jobs=1, progress=False)
+    return prepare_from_disk(source, root, on_problem=on_problem, jobs=1, progress=False)
 
 
 @pytest.mark.parametrize("rows", [("yes", "no"), ("yes",)], ids=["two files of one name", "one of them"])
@@ -68,6 +69,26 @@ def test_a_table_that_named_the_wrong_file(tmp_path, rows):
     assert not np.array_equal(features[0], mended[0])
     if len(rows) == 2:
         assert np.array_equal(features[0], mended[1])
+
+
+@pytest.mark.parametrize("on_problem", ["refuse", "skip"])
+def test_audio_that_is_not_finite_is_a_problem(tmp_path, on_problem):
+    good = corpora.speech("hello", 16_000)
+    for name, samples in (("good", good), ("bad", np.full_like(good, np.nan, dtype=np.float32))):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16_000, "FLOAT")
+
+    def read(findings):
+        for name in ("good", "bad"):
+            yield Segment(name, str(tmp_path / f"{name}.wav"), "hello", "ann", "train", "table")
+
+    if on_problem == "refuse":
+        with pytest.raises(UserError, match=r"1 unreadable audio \(bad: .*bad\.wav: it holds NaN or infinity"):
+            prepare_own(read, tmp_path / "root")
+    else:
+        corpus = prepare_own(read, tmp_path / "root", on_problem="skip")
+        assert [cut.id for cut in corpus.cuts("train")] == ["good"]
+    (problem,) = map(json.loads, (tmp_path / "root" / "problems.jsonl").read_text().splitlines())
+    assert (problem["kind"], problem["where"]) == ("unreadable audio", "bad")
 
 
 def test_columns_of_the_references(corpus, tmp_path):

@@ -74,15 +74,15 @@ def add_features(
         cuts: cuts with recordings, all of one sample rate.
         content: hash of the audio: features of other audio are never taken for these.
         jobs: processes that compute.
-        on_unreadable: gets every cut whose audio is missing, cut off or unreadable, with its file and the reason; the
-            manifest goes without them. None raises the first one.
+        on_unreadable: gets every cut whose audio is missing, cut off, unreadable or not finite, with its file and the
+            reason; the manifest goes without them. None raises the first one.
         progress: show a progress bar.
 
     Returns:
         The cuts of the manifest, with features.
 
     Raises:
-        UserError: if audio is missing, cut off or unreadable (names utterance and file).
+        UserError: if audio is missing, cut off, unreadable or not finite (names utterance and file).
     """
     sample_rate = cuts[0].sampling_rate if cuts else SAMPLE_RATE
     key = hashlib.sha256(f"{content} {feature_version(sample_rate)}".encode()).hexdigest()[:12]
@@ -131,7 +131,10 @@ def _compute(cut: MonoCut, root: Path, folder: Path) -> str:
         audio = _audio(cut, root)
     except UserError as error:
         return str(error)
-    _write(path, _extractor(cut.sampling_rate).extract(audio, cut.sampling_rate), _frames_of(cut), cut.id)
+    features = _extractor(cut.sampling_rate).extract(audio, cut.sampling_rate)
+    if not np.isfinite(features).all():
+        return "it holds NaN or infinity, or numbers too large for features"
+    _write(path, features, _frames_of(cut), cut.id)
     return ""
 
 
@@ -143,12 +146,14 @@ def load_features(cut: MonoCut) -> np.ndarray:
     """
     try:
         features = cut.load_features().astype(np.float32)
-        if features.ndim != 2 or features.shape[1] != BINS or not len(features) or not np.isfinite(features).all():
-            raise ValueError(f"expected finite numbers [frames, {BINS}], got {list(features.shape)}")
+        if features.ndim != 2 or features.shape[1] != BINS or not len(features):
+            raise ValueError(f"expected numbers [frames, {BINS}], got {list(features.shape)}")
+        if not np.isfinite(features).all():
+            raise ValueError("expected finite numbers, got NaN or infinity, as from such audio")
     except Exception as error:  # numpy and the file system raise their own
         path = Path(cut.features.storage_path) / cut.features.storage_key
         reason = first_line(error)
-        way_out = "delete that file and ROOT/corpus.json, then prepare again"
+        way_out = "delete that file and ROOT/corpus.json, then prepare again, which tells of audio that is to blame"
         raise UserError(f"cannot read features of utterance {cut.id} ({path}): {reason}; {way_out}") from error
     deviation = features.std(axis=0) + _DEVIATION_FLOOR
     return (features - features.mean(axis=0)) / deviation
