@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
@@ -115,6 +117,36 @@ def test_relative_audio_is_seen_from_the_working_directory(tmp_path, monkeypatch
         made.append((corpus.fingerprint, cut.recording.sources[0].source))
     assert made[0] == made[1]
     assert made[0][1] == str(tmp_path / "audio" / "001.wav")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from dmao.data.disk import DiskCorpus, prepare_from_disk
+from dmao.data.segments import Segment
+
+def read(findings):
+    yield Segment("u", str(Path("001.wav").resolve()), "hello", "ann", "train", "table")
+
+corpus = DiskCorpus("own", "1", 16_000, {}, read, lambda text, split: text)
+if __name__ == sys.argv[1] or sys.argv[1] == "anything":
+    print(prepare_from_disk(corpus, "root", jobs=2, progress=False))
+"""
+
+
+@pytest.mark.parametrize("guard", ["__main__", "anything"])
+def test_a_script_prepares_with_several_jobs(tmp_path, guard):
+    """Its processes import it; without the guard each waited for the folder that it holds."""
+    soundfile.write(tmp_path / "001.wav", corpora.speech("hello", 16_000), 16_000)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py", guard]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    if guard == "__main__":
+        assert ended.stdout.startswith("own: train 1 utterances"), ended.stderr
+        return
+    assert "UserError: a script that prepares with several jobs must do so below" in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("dmao.errors.UserError: features: a process that computes them has ended"), ended.stderr
 
 
 def decomposed(text):

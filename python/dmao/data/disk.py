@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -77,14 +78,19 @@ def prepare_from_disk(
         root: folder for manifests and features, created if need be.
         on_problem: what becomes of utterances with something wrong: "refuse" raises one error about all of them,
             "skip" leaves them out. Either way they are listed in ROOT/problems.jsonl.
-        jobs: processes that compute features; None takes all cores.
+        jobs: processes that compute features; None takes all cores. Unless it is 1, they import the calling script,
+            which must prepare below `if __name__ == "__main__":`.
         progress: show progress bars.
 
     Raises:
-        UserError: problems in the source that are refused, nothing left of a split, folder that cannot be written.
+        UserError: problems in the source that are refused, nothing left of a split, folder that cannot be written, call
+            by a script that a process of the preparation imports.
     """
     from dmao.data.features import feature_version
 
+    # Such a process would wait for its parent to leave the folder, and that for it.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError('a script that prepares with several jobs must do so below `if __name__ == "__main__":`')
     root = Path(root)
     arguments = {**source.arguments, "on_problem": on_problem}
     versions = {"format": source.version, "features": feature_version(source.sample_rate)}

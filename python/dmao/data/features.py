@@ -15,6 +15,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -82,7 +83,7 @@ def add_features(
         The cuts of the manifest, with features.
 
     Raises:
-        UserError: if audio is missing, cut off, unreadable or not finite (names utterance and file).
+        UserError: if audio is missing, cut off, unreadable or not finite (names utterance and file), or a process ends.
     """
     sample_rate = cuts[0].sampling_rate if cuts else SAMPLE_RATE
     key = hashlib.sha256(f"{content} {feature_version(sample_rate)}".encode()).hexdigest()[:12]
@@ -114,6 +115,11 @@ def _compute_all(cuts: Sequence[MonoCut], root: Path, folder: Path, jobs: int) -
     with ProcessPoolExecutor(jobs, context, initializer=_begin_worker) as pool:
         try:
             yield from pool.map(_compute, *work, chunksize=32)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "features: a process that computes them has ended, for want of memory, or because a script prepares "
+                'without `if __name__ == "__main__":`; jobs=1 needs no other process'
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
