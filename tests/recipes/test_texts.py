@@ -136,6 +136,16 @@ def test_dictionaries(tmp_path):
     assert findings.counts() == {"bad line": 2}
 
 
+def test_phones_that_are_numbers_stay(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("four 4\nten 1 0\neleven 11 a12 a1\n")
+    assert read_dictionary(path, str.lower, Findings()) == {
+        "four": [["4"]],
+        "ten": [["1", "0"]],
+        "eleven": [["11", "A12", "A"]],
+    }
+
+
 def test_guesses_have_the_phones_of_the_dictionary():
     known = {"little": [["L", "IH", "T", "EL"]]}
     found, guessed = pronounce(["little", "bottle", "[noise]", "c3po"], known)

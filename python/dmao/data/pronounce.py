@@ -20,7 +20,7 @@ VOICE = "en-us"
 _PHONES = "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 PHONES = frozenset(_PHONES.split())  # of the CMU dictionary
 _NUMBER = re.compile(r"\(\d+\)$")
-_STRESS = re.compile(r"\d$")
+_STRESS = re.compile(r"(?<=\D)\d$")  # a phone may be a number as a whole
 
 
 def read_dictionary(path: Path, clean: Callable[[str], str], findings: Findings) -> dict[str, Variants]:
