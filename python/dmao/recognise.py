@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -210,6 +211,21 @@ def _same_root(state: Mapping[str, Any], root: str | None) -> bool:
     return root is None or Path(root).resolve() == Path(TrainConfig.from_dict(state["config"]).data.root).resolve()
 
 
+def check_references(source: Source, split: str, normaliser: Normaliser) -> None:
+    """Before a search: raises UserError for a reference that cannot be scored, and names its utterance."""
+    for id, segment in source.segments(split).items():
+        with _scoring(id):
+            normaliser.reference(segment.reference)
+
+
+@contextmanager
+def _scoring(id: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"utterance {id}: {error}") from error
+
+
 def check_search(search: Search, source: Source) -> None:
     """Before there is a model: raises UserError as `Recogniser.decoder` would."""
     if search.kind == "lexicon":
@@ -249,6 +265,7 @@ def decode(
     out = out or recogniser.folder / "decode" / split
     require_writable(out / "report.txt")
     recogniser.source.left_out(split)  # opens it: what is missing is told before a prior is estimated
+    check_references(recogniser.source, split, normaliser)
     decoder = recogniser.decoder(search)
     plain: dict[str, str] = {}
     words: dict[str, list[TimedWord]] = {}
@@ -276,11 +293,11 @@ def decode(
 def _score(
     references: dict[str, str], texts: dict[str, str], segments: dict[str, Segment], normaliser: Normaliser, title: str
 ) -> Report:
-    scored = (
-        Utterance(id, segments[id].speaker, align(reference, texts[id], normaliser))
-        for id, reference in references.items()
-    )
-    return Report(sorted(scored, key=lambda u: u.id), title)
+    scored = []
+    for id, reference in sorted(references.items()):
+        with _scoring(id):
+            scored.append(Utterance(id, segments[id].speaker, align(reference, texts[id], normaliser)))
+    return Report(scored, title)
 
 
 def _segments(source: Source, split: str, ids: Iterable[str]) -> dict[str, Segment]:

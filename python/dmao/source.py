@@ -172,7 +172,7 @@ class CorpusSource:
                 end=cut.end,
                 channel=_channel(cut.channel, cut.recording.num_channels),
                 speaker=cut.supervisions[0].speaker or "unknown",
-                reference=(cut.supervisions[0].custom or {}).get("reference", ""),
+                reference=(cut.supervisions[0].custom or {}).get("reference") or cut.supervisions[0].text or "",
             )
             for cut in self.corpus.cuts(split)
         }

@@ -14,7 +14,7 @@ from dmao.decode import Scales
 from dmao.errors import UserError
 from dmao.files import require_writable, write_atomically
 from dmao.progress import bar
-from dmao.recognise import TUNED, Heard, Recogniser, Search
+from dmao.recognise import TUNED, Heard, Recogniser, Search, check_references
 from dmao.scoring import ErrorCount, Normaliser, Segment, align
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def tune(
         raise UserError(f"tune: the {search.kind} search has no scales of words; use the lexicon search")
     require_writable(recogniser.folder / TUNED)
     segments = recogniser.source.segments(split)  # opens it: what is missing is told before a prior is estimated
+    check_references(recogniser.source, split, normaliser)
     decoder = recogniser.lexicon_decoder(search, prior=True)
     heard = list(_spread(recogniser.hear(split), len(segments), utterances))
     references = [_reference(segments, h) for h in heard]

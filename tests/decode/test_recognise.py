@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import shutil
 
@@ -209,3 +210,16 @@ def test_what_strangers_left_beside_a_checkpoint(run, content):
             path.unlink()
         for path, kept in before.items():
             path.write_bytes(kept)
+
+
+def test_references_are_looked_at_before_the_search(tmp_path, monkeypatch):
+    corpus = make_tones(tmp_path / "corpus", {"train": ["a", "b"], "test": ["a"]})
+    done = train(tiny_config(f"data.root={corpus}", "steps=18"), tmp_path / "run")
+    manifest = corpus / "manifests" / "test.jsonl.gz"
+    manifest.write_bytes(gzip.compress(gzip.decompress(manifest.read_bytes()).replace(b'"ab ba"', b'"{ ab"')))
+    recogniser = Recogniser(done.checkpoint)
+    monkeypatch.setattr(recogniser, "hear", lambda split: pytest.fail("the search has begun"))
+    for search in (decode, tune):
+        args = ("test", Search())
+        with pytest.raises(UserError, match=r"^utterance test-a: score: the braces of '{ ab' do not pair$"):
+            search(recogniser, *args)

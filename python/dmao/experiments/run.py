@@ -30,7 +30,7 @@ from dmao.experiments.tables import NO_EVENTS, Arm
 from dmao.files import read_json, require_writable, write_atomically
 from dmao.metrics import finite
 from dmao.parsing import ConfigError
-from dmao.recognise import Recogniser, Search, check_search, decode
+from dmao.recognise import Recogniser, Search, check_references, check_search, decode
 from dmao.schedule import Schedule
 from dmao.scoring import Normaliser
 from dmao.scoring.compare import compare
@@ -146,6 +146,8 @@ def _check_decoding(plan: Plan, source: Source) -> None:
     """What would be told after the first training is told before it."""
     if plan.dev is not None:
         source.left_out(plan.dev)
+    for split in filter(None, (plan.split, plan.dev)):
+        check_references(source, split, plan.normaliser)
     check_search(plan.search, source)
 
 

@@ -14,7 +14,7 @@ from dmao.files import write_atomically
 class Segment:
     """Where an utterance comes from: seconds of a channel of a recording, and who speaks.
 
-    reference: with marks of alternatives and optional words, where the plain text has none.
+    reference: what is said, with marks of alternatives and optional words where there are any; "": the plain text.
     """
 
     recording: str
