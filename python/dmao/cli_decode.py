@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 )
 @json_option
 def lm(texts: tuple[Path, ...], root: Path | None, split: str, order: int, out: Path, as_json: bool) -> None:
-    """Estimate a word n-gram model (Witten-Bell) from TEXTS, one sentence a line, and from a corpus.
+    """Estimate a word n-gram model (Witten-Bell) from TEXTS, one sentence a line (marks <s> and </s> are passed over),
+    and from a corpus.
 
     For some millions of words; larger models come from KenLM's lmplz or from the corpus's makers, in the same format.
 
@@ -260,7 +261,7 @@ def normaliser_of(glm: Path | None, drop: tuple[str, ...]) -> Normaliser:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             yield from (line for line in file if line.strip())
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read {path}: it is not UTF-8 ({error.reason} at byte {error.start})") from error

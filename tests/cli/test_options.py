@@ -92,9 +92,11 @@ def test_prepare(told, corpus):
 
 
 def test_lm(told, tmp_path):
-    (tmp_path / "texts").write_text("a b\n\nb\n")
+    (tmp_path / "texts").write_text("\ufeffa b\n\nb\n", encoding="utf-8")
     out = tmp_path / "lm.arpa"
     assert told("lm", tmp_path / "texts", "--out", out, "--order", 2) == {"lm": str(out), "order": 2, "sentences": 2}
+    assert "<s> a" in (written := out.read_text(encoding="utf-8"))
+    assert "\ufeff" not in written
 
 
 def test_prior(told, trained):

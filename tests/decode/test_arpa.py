@@ -44,6 +44,12 @@ def test_witten_bell_by_hand():
     assert model.backoff(("a",)) == pytest.approx(3 / 7)
 
 
+def test_marks_of_sentences_are_no_words():
+    marked = WittenBell(["<s> a b a </s>", "b a </s> <s> c", "<s> a", "<s> </s>"], 3)
+    plain = WittenBell(SENTENCES, 3)
+    assert (marked.vocabulary, marked.followers) == (plain.vocabulary, plain.followers)
+
+
 @pytest.mark.parametrize("order", [2, 3])
 def test_file_says_what_the_model_says(tmp_path, order):
     path = tmp_path / "ř.arpa"

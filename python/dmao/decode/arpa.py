@@ -37,7 +37,8 @@ class WittenBell:
         self.order = order
         self.followers: dict[NGram, Counter[str]] = defaultdict(Counter)  # history -> counts of the next word
         for sentence in sentences:
-            padded = (_BEGIN, *split_words(sentence), _END)
+            unmarked = (word for word in split_words(sentence) if word not in (_BEGIN, _END))
+            padded = (_BEGIN, *unmarked, _END)
             for position in range(1, len(padded)):
                 for length in range(min(order - 1, position) + 1):
                     self.followers[padded[position - length : position]][padded[position]] += 1
@@ -66,7 +67,7 @@ def write_arpa(sentences: Iterable[str], path: str | Path, order: int = 3, words
     """Estimate an n-gram model from `sentences` and write it to `path`.
 
     Args:
-        sentences: training texts.
+        sentences: training texts; marks <s> and </s> in them are passed over.
         path: the ARPA file; packed where its name ends in ".gz".
         order: longest n-gram, at least 2: KenLM reads no unigram models.
         words: further words of the vocabulary that `sentences` may lack.
