@@ -65,8 +65,14 @@ class Evaluation:
 
 
 def load_model(path: str | Path) -> ConformerCTC:
-    """The trained model of a checkpoint or of a run directory's newest usable one, in evaluation mode."""
-    return restore(load_checkpoint(path))[0].eval()
+    """The trained model of a checkpoint or of a run directory's newest usable one, in evaluation mode.
+
+    It is in tight storage, whatever it was trained in, so that `dmao_kernels.compact` takes it.
+    """
+    model, _, controller, _ = restore(load_checkpoint(path))
+    if controller is not None and controller.elastic.storage == "slots":
+        controller.elastic.to_tight()
+    return model.eval()
 
 
 def load_widths(path: str | Path, wanted: ModelConfig | None = None) -> dict[str, int]:

@@ -15,6 +15,7 @@ from dmao.overhead import Median, measure_overhead, step_times
 from dmao.step import TrainingStep, _cost_model, build_model, make_controller, make_optimizer, restore
 from dmao.trainer import TrainingFailed, train
 
+from dmao_kernels import compact
 from dmao_kernels.structure import Costs, LatencyCost
 from tests.trainer.tiny import BINS, WORDS, TinySource, losses, tiny_config
 
@@ -98,6 +99,19 @@ def test_learns_to_read(tmp_path):
     result = train(config, tmp_path, TinySource())
     assert result.evaluations["train"]["wer"] < 30
     assert losses(rows_of(result, "train"))[-1][1] < 0.5 * losses(rows_of(result, "train"))[0][1]
+
+
+def test_a_model_trained_in_slots_is_compacted(tmp_path):
+    result = train(tiny_config("grow_and_drop.storage=slots"), tmp_path, TinySource())
+    batch = next(TinySource().train_batches(0))
+    model = load_model(tmp_path)
+    with torch.no_grad():
+        kept = restore(checkpoint.load(result.checkpoint))[0].eval()(batch.features, batch.feature_lengths)
+        for plain in (model, compact(model)):
+            log_probs, lengths = plain(batch.features, batch.feature_lengths)
+            assert lengths.tolist() == kept[1].tolist()
+            for ours, theirs, length in zip(log_probs, kept[0], lengths, strict=True):
+                torch.testing.assert_close(ours[:length], theirs[:length])
 
 
 @pytest.mark.parametrize(
