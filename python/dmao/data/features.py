@@ -155,11 +155,11 @@ def load_features(cut: MonoCut) -> np.ndarray:
         if features.ndim != 2 or features.shape[1] != BINS or not len(features):
             raise ValueError(f"expected numbers [frames, {BINS}], got {list(features.shape)}")
         if not np.isfinite(features).all():
-            raise ValueError("expected finite numbers, got NaN or infinity, as from such audio")
+            raise ValueError("expected finite numbers, got NaN or infinity (preparing again names such audio)")
     except Exception as error:  # numpy and the file system raise their own
         path = Path(cut.features.storage_path) / cut.features.storage_key
         reason = first_line(error)
-        way_out = "delete that file and ROOT/corpus.json, then prepare again, which tells of audio that is to blame"
+        way_out = "delete that file and ROOT/corpus.json, then prepare again"
         raise UserError(f"cannot read features of utterance {cut.id} ({path}): {reason}; {way_out}") from error
     deviation = features.std(axis=0) + _DEVIATION_FLOOR
     return (features - features.mean(axis=0)) / deviation
