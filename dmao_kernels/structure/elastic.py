@@ -102,6 +102,11 @@ class ElasticModule:
         components = self.components
         return components * self.own_cost + (self.shared_cost if components else 0)
 
+    @property
+    def trained(self) -> bool:
+        """Whether any of its tensors requires a gradient."""
+        return any(tensor.requires_grad for _, tensor in self.tensors())
+
     def place(self, tensor_name: str, module: nn.Module | None = None) -> Place:
         """The place of a tensor in this module (or in ``module``, a copy of it)."""
         return find_place(module or self.module, tensor_name, self.title)
@@ -244,6 +249,10 @@ class Elastic:
     def widths(self) -> dict[str, int]:
         """Components that the tensors of every elastic module have room for; in tight storage all of them live."""
         return {name: m.stored for name, m in self.modules.items()}
+
+    def frozen(self) -> set[str]:
+        """Names of the modules of which nothing is trained."""
+        return {name for name, m in self.modules.items() if not m.trained}
 
     def live_parameters(self, counts: Mapping[str, int] | None = None) -> int:
         """Parameters in use: all of the model's but for the shared ones of empty modules, for gates and dead slots.

@@ -35,7 +35,8 @@ class ComponentGates:
     It is part of the module's layout: edits, optimizer state, averaged copies and checkpoints carry it. Its
     parameters are to be given to the optimizer (``parameters()``); score with ``Scores(elastic,
     metric="gate")``; add ``penalty`` to the loss, and the gates of components that do not pay for their
-    parameters go to zero. ``fold`` ends it.
+    parameters go to zero. ``fold`` ends it. Gates of a module that is frozen as a whole are frozen, too: to learn
+    these alone, let them require gradients.
 
     A freshly built model that is to load a gated checkpoint needs its gates first. So does every averaged copy: one
     that exists already gets them as one of the ``companions``.
@@ -94,10 +95,11 @@ def fold_gate(owner: nn.Module, leaf: str) -> None:
 
 
 def _attach(m: ElasticModule, counterparts: Iterable[nn.Module]) -> None:
-    name = m.layout.output[0]
+    name, trained = m.layout.output[0], m.trained
     for module in (m.module, *counterparts):
         owner, leaf = _output(m, module)
         gate = ComponentGate(getattr(owner, leaf), m.components, m.layout.pattern(name), m.sizes)
+        gate.requires_grad_(trained)
         parametrize.register_parametrization(owner, leaf, gate, unsafe=True)
     m.gate = f"{name.rpartition('.')[0]}.parametrizations.{leaf}.0.gate".removeprefix(".")
     m.layout = replace(m.layout, tensors={**m.layout.tensors, m.gate: "C"})

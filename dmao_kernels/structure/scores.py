@@ -133,9 +133,7 @@ class Scores:
         return {n: s.abs() if self.metric == "signed" else s.clone() for n, s in self._split(self._whole()).items()}
 
     def frozen(self) -> set[str]:
-        """Names of the modules that cannot be scored, since all parameters that would be are frozen."""
-        if self.metric in ("magnitude", "gate"):
-            return set()
+        """Names of the modules that keep their width, since all parameters that are scored are frozen."""
         return {
             m.name
             for m in self.elastic.modules.values()

@@ -132,14 +132,13 @@ def _found(model: nn.Module, name: str) -> str:
 
 
 def _refuse_averages_inside(elastic: Elastic) -> None:
-    """The modules of such an average would be elastic themselves, and edited by scores that are all zero."""
+    """Their modules would be elastic themselves: edited by scores of their own or, frozen, not at all."""
     for name, module in elastic.model.named_modules():
-        average = name and isinstance(module, AveragedModel) and any(p.requires_grad for p in module.parameters())
+        average = name and isinstance(module, AveragedModel)
         if average and any(each.startswith(f"{name}.module") for each in elastic.modules):
             raise ValueError(
                 f"companions must lie outside of the model, but {name} (AveragedModel) is a part of it: give the part "
-                "that is trained alone, as in GrowAndDrop(model.student, ..., companions=[model.average]), or, where "
-                "it is never updated, let it require no gradients: it keeps its width then"
+                "that is trained alone, as in GrowAndDrop(model.student, ..., companions=[model.average])"
             )
 
 

@@ -161,8 +161,9 @@ class GrowAndDrop:
         if storage == "slots" and (self._caps != Caps() or align != 1):
             raise ValueError("GrowAndDrop: max_growth, max_width and align need storage='tight'")
         make_scores = partial(Scores, self.elastic, metric=metric, scope=scope, beta=beta, every=observe_every)
-        # the budget is checked before anything changes the model; with gates nothing counts as frozen
-        self.budget = self._checked_budget(budget, set() if metric == "gate" else make_scores().frozen())
+        # the budget is checked before anything changes the model, as gates do
+        frozen = self.elastic.frozen() if metric == "gate" else make_scores().frozen()
+        self.budget = self._checked_budget(budget, frozen)
         require_optimizers(optimizer, self.elastic)
         if enlarged := storage == "slots" and self.elastic.storage == "tight":
             self.elastic.to_slots(headroom, optimizer, companions)
@@ -332,11 +333,11 @@ class GrowAndDrop:
 
     def _checked_budget(self, budget: int | float | None, frozen: set[str]) -> int:
         """The budget as a cost. Raises ValueError where one event cannot meet it, or the widths are not aligned."""
-        groups = self._groups({name: [0.0] * n for name, n in self.elastic.counts().items()}, frozen)
-        least, most = budget_range(
-            groups, fixed=self._fixed(frozen), keep_at_least=self._keep_at_least, caps=self._caps
-        )
-        start = self.costs.total(self.elastic.counts())
+        counts = self.elastic.counts()
+        groups = self._groups({name: [0.0] * n for name, n in counts.items()}, frozen)
+        fixed = self.costs.total({name: counts[name] for name in frozen})
+        least, most = budget_range(groups, fixed=fixed, keep_at_least=self._keep_at_least, caps=self._caps)
+        start = self.costs.total(counts)
         if budget is None:
             return start
         if self._selection == "paper":
@@ -365,21 +366,16 @@ class GrowAndDrop:
         groups = self.elastic.groups(scores, self.costs, self._align)
         return [group for group in groups if group.name not in frozen]
 
-    def _fixed(self, frozen: set[str]) -> int:
-        """The cost of all that an event cannot change."""
-        counts = self.elastic.counts()
-        return self.costs.fixed + sum(self.costs.of(name, counts[name]) for name in frozen)
-
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
         # A module that is frozen has no scores; zeros would say that it is worth nothing.
-        frozen = self.scores.frozen()
-        empty = [name for name, count in self.elastic.counts().items() if count == 0 and name not in frozen]
+        frozen, counts = self.scores.frozen(), self.elastic.counts()
+        empty = [name for name, count in counts.items() if count == 0 and name not in frozen]
         plan = partial(
             make_plan,
             self._groups(scores, frozen),
             self.schedule.fraction_per_event,
             self._selection,
-            fixed=self._fixed(frozen),
+            fixed=self.costs.total({name: counts[name] for name in frozen}),
             unit=self.costs.unit,
             per_cost=self._per_cost,
             keep_at_least=self._keep_at_least,
@@ -397,4 +393,4 @@ class GrowAndDrop:
                 raise
             # After a revival the budget may be out of reach; a training must not end by that.
             _log.warning("GrowAndDrop: this event revives nothing: %s", error)
-            return plan(budget=min(self.budget, self.costs.total(self.elastic.counts())))
+            return plan(budget=min(self.budget, self.costs.total(counts)))

@@ -21,7 +21,7 @@ def require_optimizers(optimizer: OptimizerOrMany, elastic: Elastic) -> None:
     require_kinds(optimizer=(optimizer, Optimizer, Sequence))
     for each in _listed(optimizer):
         require_kinds(optimizer=(each, Optimizer))
-    trains = any(tensor.requires_grad for m in elastic.modules.values() for _, tensor in m.tensors())
+    trains = elastic.frozen() != elastic.modules.keys()
     if trains and not holders(_listed(optimizer), elastic, trained=True):
         raise ValueError(
             "GrowAndDrop: optimizer must hold parameters of the model's elastic modules, but holds none: is it of "

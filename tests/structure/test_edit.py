@@ -242,8 +242,9 @@ def test_an_average_inside_of_the_model_is_refused():
     with pytest.raises(ValueError, match=r"must lie outside of the model, but ema \(AveragedModel\) is a part of it"):
         check_companions(Elastic(model), [], in_place=False)
     check_companions(Elastic(model.student), [model.ema], in_place=False)
-    model.ema.requires_grad_(False)  # a teacher that nobody updates
-    check_companions(Elastic(model), [], in_place=False)
+    model.ema.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"ema \(AveragedModel\) is a part of it: give the part that is trained alone"):
+        check_companions(Elastic(model), [], in_place=False)
 
 
 def test_attributes_and_dropout_follow():

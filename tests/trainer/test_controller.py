@@ -123,6 +123,26 @@ def test_frozen_modules_keep_their_width():
         assert start - 4 * 13 < event.parameters == sum(p.numel() for p in model.parameters()) <= start
 
 
+@pytest.mark.parametrize(("metric", "storage"), [("magnitude", "tight"), ("magnitude", "slots"), ("gate", "tight")])
+def test_a_frozen_teacher_inside_of_the_model_stays_what_it_is(metric, storage):
+    model = build()
+    model.teacher = copy.deepcopy(model.blocks).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.blocks.parameters(), lr=1e-2)
+    controller = GrowAndDrop(model, optimizer, Schedule(start=2, fraction=0.4), 5, metric=metric, storage=storage)
+    x, _ = batch(0)
+    expected = [block(x) for block in model.teacher]
+    for _ in range(2):
+        penalty = controller.penalty(1.0) if metric == "gate" else 0
+        (model(x).square().mean() + penalty).backward()
+        controller.observe()
+        optimizer.step()
+    controller.due(2)
+    event = controller.adapt()
+    assert event.dropped
+    assert {event.counts_after[f"teacher.{i}"] for i in range(5)} == {4}
+    assert all(torch.equal(block(x), before) for block, before in zip(model.teacher, expected, strict=True))
+
+
 def test_an_event_in_inference_mode_leaves_a_model_that_trains():
     _, _, controller = setup()
     observe(controller)

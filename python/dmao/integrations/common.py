@@ -50,7 +50,8 @@ def observe(controller: GrowAndDrop) -> None:
 def _require_gates(controller: GrowAndDrop, optimizer: Optimizer) -> None:
     """Weight decay would pull every gate, and with it the module's output, towards nothing."""
     decays = {id(p): group.get("weight_decay", 0) for group in optimizer.param_groups for p in group["params"]}
-    if controller.gates and any(decays.get(id(gate)) != 0 for gate in controller.gates.parameters()):
+    gates = controller.gates.parameters() if controller.gates else ()
+    if any(gate.requires_grad and decays.get(id(gate)) != 0 for gate in gates):
         raise ValueError(
             "GrowAndDrop: with metric='gate' the optimizer must hold the gates, which are the parameters whose names "
             "end in '.gate', in a group with weight_decay=0"
