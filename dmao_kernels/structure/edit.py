@@ -304,7 +304,9 @@ def _parameter_changes(edit: TensorEdit, parameter: Tensor, optimizers: Sequence
     """New data, gradient and optimizer state of one parameter."""
     old_data, old_grad = parameter.data, parameter.grad
     new_data = edit.weights(parameter)
-    new_grad = None if old_grad is None else edit.follow(old_grad, "its gradient")
+    # optimizers that take means, as Adafactor, divide by the number of entries
+    emptied = not edit.plan.sources
+    new_grad = None if old_grad is None or emptied else edit.follow(old_grad, "its gradient")
     changes = [
         _Change(
             lambda: _replace(parameter, new_data(), new_grad and new_grad()),

@@ -53,7 +53,7 @@ def refuse_flat_state(optimizer: Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             for each in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(each, Tensor) and each.numel() == total and each.shape != parameter.shape:
+                if isinstance(each, Tensor) and each.numel() == total > 0 and each.shape != parameter.shape:
                     raise ValueError(
                         f"apply_plan: {type(optimizer).__name__} keeps '{key}' over all parameters in one vector: "
                         "it cannot follow their components"

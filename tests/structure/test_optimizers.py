@@ -225,6 +225,23 @@ def test_adafactor_with_every_family(cls):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("kind", [optim.Adafactor, optim.Muon])
+def test_what_divides_by_the_number_of_entries_passes_over_empty_modules(kind):
+    """Also where the edit falls between backward and step: the gradients of what is empty are gone."""
+    model = build(plain.PlainFeedForward)
+    optimizer = kind([p for p in model.branches.parameters() if p.dim() == 2], lr=1e-2)
+    elastic = Elastic(model)
+    train(model, optimizer, 1)
+    model(inputs()).sum().backward()
+    apply_plan(plan_for(elastic, ()), elastic, optimizer)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    apply_plan(plan_for(elastic, (-1,)), elastic, optimizer)
+    train(model, optimizer, 1)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 def changed_by(action, model, *others):
     before = [copy.deepcopy(part.state_dict()) for part in (model, *others)]
     action()
