@@ -16,13 +16,13 @@ from torch.optim import Optimizer
 from dmao_kernels.structure.empty import set_empty
 from dmao_kernels.structure.fresh import fresh_values
 from dmao_kernels.structure.gather import SPLITS, Gathering, Split, copied, draw, moved, scale, share, weights_index
-from dmao_kernels.structure.moments import follow_state, holders, refuse_flat_state
+from dmao_kernels.structure.moments import follow_state, holders, listed, refuse_buckets, refuse_flat_state
 from dmao_kernels.structure.places import Place, get_attribute, set_attribute
 from dmao_kernels.structure.plan import ModulePlan, Plan, resized
 from dmao_kernels.structure.shards import reshard
 from dmao_kernels.structure.slots.edit import edit_slots, slot_sources
 from dmao_kernels.structure.slots.plan import SlotPlan
-from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases, state_beside
+from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases, state_beside, state_of
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -92,7 +92,7 @@ def apply_plan(
     start = time.perf_counter()
     if split not in SPLITS:
         raise ValueError(f"apply_plan: split must be one of {', '.join(SPLITS)}, got '{split}'")
-    optimizers = _followed(optimizer, elastic)
+    optimizers = _followed(optimizer, elastic, in_place=elastic.storage == "slots")
     edited = _check(plan, elastic)
     copies = Companions(elastic, companions)
     before = elastic.live_parameters()
@@ -139,9 +139,8 @@ def apply_slot_plan(
         module.check()
     fresh = {m.name: fresh_values(m, 1, plan.seed) for m in modules} if plan.revive else {}
     generator = generator or torch.Generator(modules[0].device).manual_seed(plan.seed)
-    edit_slots(
-        elastic, plan.sources, _followed(optimizer, elastic), Companions(elastic, companions), split, generator, fresh
-    )
+    optimizers = _followed(optimizer, elastic, in_place=True)
+    edit_slots(elastic, plan.sources, optimizers, Companions(elastic, companions), split, generator, fresh)
 
 
 def resize(
@@ -157,13 +156,14 @@ def resize(
         m.check()
         edited.append((m, ModulePlan(name, m.stored, resized(m.stored, width))))
     with torch.no_grad():
-        optimizers = _followed(optimizer, elastic)
+        optimizers = _followed(optimizer, elastic, in_place=False)
         _edit(edited, elastic, optimizers, Companions(elastic, companions), "halves", torch.Generator(), {})
 
 
-def _followed(optimizer: Optimizer | Sequence[Optimizer] | None, elastic: Elastic) -> list[Optimizer]:
+def _followed(optimizer: Optimizer | Sequence[Optimizer] | None, elastic: Elastic, in_place: bool) -> list[Optimizer]:
     """The optimizers whose state follows. Raises ValueError where one keeps state that cannot."""
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    optimizers = listed(optimizer)
+    refuse_buckets(optimizers, in_place)
     for each in holders(optimizers, elastic):
         refuse_flat_state(each)
     return optimizers
@@ -314,7 +314,7 @@ def _parameter_changes(edit: TensorEdit, parameter: Tensor, optimizers: Sequence
         )
     ]
     for optimizer in optimizers:
-        state = optimizer.state.get(parameter, {})
+        state = state_of(optimizer, parameter)
         changes += [_item_change(state, key, value) for key, value in follow_state(edit, parameter, state).items()]
     return changes
 

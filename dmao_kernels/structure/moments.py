@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dmao_kernels.layout import COMPONENT, Pattern
-from dmao_kernels.structure.targets import WEIGHT_COPIES, expect, follows
+from dmao_kernels.structure.targets import WEIGHT_COPIES, expect, follows, state_of
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.edit import TensorEdit
@@ -23,6 +23,30 @@ FACTORS = {"row_var": "col_var", "col_var": "row_var"}
 Values = dict[str, Callable[[], Tensor]]
 
 
+def listed(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
+    """The optimizers that are given, and those inside of these with state of their own, as in a wrapper."""
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    for each in optimizers:  # which grow on the way
+        optimizers += [o for o in vars(each).values() if isinstance(o, Optimizer) and o not in optimizers]
+    return list({id(each.state): each for each in reversed(optimizers)}.values())
+
+
+def refuse_buckets(optimizers: Sequence[Optimizer], in_place: bool) -> None:
+    """Raise ValueError for options of ZeroRedundancyOptimizer with which it cannot go on after an edit.
+
+    in_place: whether parameters keep their shapes.
+    """
+    for each in optimizers:
+        kind = type(each).__name__
+        if getattr(each, "_overlap_with_ddp", False):
+            raise ValueError(f"{kind}: overlap_with_ddp must be False, got True: no edit finds its moments")
+        if not in_place and getattr(each, "parameters_as_bucket_view", False):
+            raise ValueError(
+                f"{kind}: parameters_as_bucket_view must be False where edits change shapes, got True: leave it out, "
+                "or make the optimizer of a model that is in slots storage"
+            )
+
+
 def check_state(elastic: Elastic, optimizers: Sequence[Optimizer]) -> None:
     """Raise ValueError where an optimizer keeps what could not follow the components at an edit."""
     tight = elastic.storage == "tight"
@@ -30,7 +54,7 @@ def check_state(elastic: Elastic, optimizers: Sequence[Optimizer]) -> None:
         refuse_flat_state(optimizer)
         for m in elastic.modules.values():
             for name, tensor in m.tensors():
-                state = optimizer.state.get(tensor, {})
+                state = state_of(optimizer, tensor)
                 for key, value in state.items():
                     if not (tight and _is_factor(key, state)) and follows(m, name, tensor, key, value):
                         expect(m, name, value, f"optimizer state '{key}'", in_place=not tight)
@@ -51,7 +75,7 @@ def refuse_flat_state(optimizer: Optimizer) -> None:
     """Raise ValueError where the optimizer keeps vectors over all of its parameters at once, as LBFGS does."""
     total = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     for parameter, state in optimizer.state.items():
-        for key, value in state.items():
+        for key, value in (state or {}).items():
             for each in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(each, Tensor) and each.numel() == total > 0 and each.shape != parameter.shape:
                     raise ValueError(

@@ -189,9 +189,14 @@ def weight_copies(optimizers: Sequence[Optimizer], parameter: Tensor) -> list[Te
     return [state[key] for state, key in state_beside(optimizers, parameter) if key in WEIGHT_COPIES]
 
 
+def state_of(optimizer: Optimizer, tensor: Tensor) -> MutableMapping[str, Any]:
+    """What an optimizer keeps of a parameter; ZeroRedundancyOptimizer has None for what another rank keeps."""
+    return optimizer.state.get(tensor) or {}
+
+
 def state_beside(optimizers: Sequence[Optimizer], tensor: Tensor) -> list[tuple[MutableMapping[str, Tensor], str]]:
     """The pieces of optimizer state that have the shape of a vector: in which state, and under which key."""
-    states = [optimizer.state.get(tensor, {}) for optimizer in optimizers]
+    states = [state_of(optimizer, tensor) for optimizer in optimizers]
     return [
         (state, key)
         for state in states

@@ -381,7 +381,7 @@ def test_an_optimizer_of_another_model_is_refused():
         GrowAndDrop(build(), other, Schedule(start=1), total_steps=4)
 
 
-def test_several_optimizers_follow():
+def test_several_optimizers_follow(caplog):
     model = build()
     weights, biases = ([p for p in model.parameters() if (p.dim() > 1) == matrix] for matrix in (True, False))
     optimizers = [torch.optim.AdamW(weights, lr=0.01), torch.optim.SGD(biases, lr=0.01, momentum=0.9)]
@@ -392,6 +392,9 @@ def test_several_optimizers_follow():
             optimizer.step()
         if controller.due(step):
             assert controller.adapt().dropped
+    assert not caplog.text
+    GrowAndDrop(model, optimizers[0], Schedule(start=1), total_steps=4)
+    assert "holds 5 trainable parameters of elastic modules less than there are, as blocks.0.up.bias" in caplog.text
     with pytest.raises(ValueError, match="metric='gate' adds parameters to the optimizer: give one, not several"):
         GrowAndDrop(model, optimizers, Schedule(start=1), total_steps=4, metric="gate")
     with pytest.raises(ValueError, match="adds gates to companions: they must be modules, got a mapping"):

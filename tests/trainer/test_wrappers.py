@@ -1,4 +1,4 @@
-"""DistributedDataParallel made before the controller changed what it wraps."""
+"""DistributedDataParallel made before the controller changed what it wraps, and optimizers inside of others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from dmao.controller import GrowAndDrop
 from dmao.distributed import rewrap
 from dmao.schedule import Schedule
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
+from dmao_kernels.structure import Elastic
 from tests.trainer.loop import batch, build, observe, run, setup
 
 
@@ -151,3 +153,44 @@ def test_a_wrapper_whose_parameters_would_change_is_refused(alone: None, setting
     with pytest.raises(ValueError, match=f"{name}='{value}' changes parameters that DistributedDataParallel counts on"):
         GrowAndDrop(DistributedDataParallel(build()), None, Schedule(start=1), 4, **settings)
     GrowAndDrop(build(), None, Schedule(start=1), 4, **settings)
+
+
+class Around(torch.optim.Optimizer):
+    """An optimizer around another, whose own state stays empty."""
+
+    def __init__(self, parameters, lr: float) -> None:
+        self.inside = torch.optim.AdamW(parameters, lr=lr)
+        super().__init__(self.inside.param_groups, {})
+
+    def step(self, closure=None):
+        return self.inside.step(closure)
+
+
+class Passing(Around):
+    """As accelerate's, which passes on what is inside."""
+
+    state = property(lambda self: self.inside.state, lambda self, value: None)
+
+
+def of_zero(parameters, lr: float) -> torch.optim.Optimizer:
+    return ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, lr=lr)
+
+
+@pytest.mark.parametrize("storage", ["tight", "slots"])
+@pytest.mark.parametrize("kind", [Around, Passing, of_zero], ids=lambda kind: kind.__name__)
+def test_moments_inside_of_another_optimizer_follow(alone: None, kind, storage: str) -> None:
+    expected, _ = run(*setup(storage=storage), range(1, 21))
+    assert run(*setup(optimizer_class=kind, storage=storage), range(1, 21))[0] == expected
+
+
+def test_options_of_zero_with_which_an_edit_cannot_be_followed(alone: None) -> None:
+    def controller(model, **options):
+        parameters = (model.model if isinstance(model, Elastic) else model).parameters()
+        optimizer = ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, lr=0.01, **options)
+        return GrowAndDrop(model, optimizer, Schedule(start=1), 4)
+
+    with pytest.raises(ValueError, match="parameters_as_bucket_view must be False where edits change shapes"):
+        controller(build(), parameters_as_bucket_view=True)
+    let_an_event_fall(controller(Elastic(build(), storage="slots"), parameters_as_bucket_view=True))
+    with pytest.raises(ValueError, match="overlap_with_ddp must be False, got True"):
+        controller(Elastic(build(), storage="slots"), overlap_with_ddp=True)

@@ -19,6 +19,7 @@ from dmao_kernels.structure.targets import (
     follows,
     output_biases,
     state_beside,
+    state_of,
     weight_copies,
 )
 
@@ -171,7 +172,7 @@ def _followers(
     if parameter.grad is not None:
         yield "its gradient", parameter.grad
     for optimizer in optimizers:
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in state_of(optimizer, parameter).items():
             if key not in WEIGHT_COPIES and follows(m, name, parameter, key, value):
                 yield f"optimizer state '{key}'", value
 
