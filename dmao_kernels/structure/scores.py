@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -139,6 +139,16 @@ class Scores:
             for m in self.elastic.modules.values()
             if not any(place.tensor is not None and place.tensor.requires_grad for _, place in self._scored(m))
         }
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether scores of exactly zero say that there were no gradients."""
+        return self.metric not in ("magnitude", "gate")
+
+    def unscored(self, scores: Mapping[str, Sequence[float]]) -> set[str]:
+        """Names of the modules that could be scored and have components, but no gradient that was not zero."""
+        reached = {name for name, values in scores.items() if any(values) or not len(values)}
+        return scores.keys() - reached - self.frozen() if self.by_gradients else set()
 
     def reset(self) -> None:
         """Begin anew (as the published code does after an event)."""

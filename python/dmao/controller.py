@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dmao.arguments import measured, require_choice, require_kinds
 from dmao.distributed import averaged, first_ranks, refuse_wrapper, require_same, retire_wrappers, several, unwrap
-from dmao.event import Copies, Event, Lazy, copies_of, join_copies, saved_copies
+from dmao.event import Copies, Event, Lazy, copies_of, join_copies, saved_copies, told
 from dmao.optimizers import add_gates, require_optimizers, state_follows
 from dmao.randomness import derive_seed
 from dmao.schedule import Schedule, WhenSettled, check_whole
@@ -71,7 +71,8 @@ class GrowAndDrop:
         the storage: what `fully_shard` needs (docs/DISTRIBUTED.md).
     optimizer: its moments follow the components; several in a list; None where there is none to follow.
     schedule, total_steps: when the events fall: at fixed steps (Schedule), or once the ranking of the components has
-        settled (WhenSettled).  Modules whose scored parameters are all frozen keep their width.
+        settled (WhenSettled).  Modules whose scored parameters are all frozen, or
+        had no gradients (a warning names these), keep their width.
     metric: taylor, gradient, magnitude, signed, or gate (a learnable gate per component, added to the
         optimizer).
     scope: "slice" scores the published slice, "component" all that a component owns.
@@ -233,7 +234,7 @@ class GrowAndDrop:
         self.scores.follow(plan)
         self._unread.append(plan)
         seconds = time.perf_counter() - start
-        event = Event.of(plan, self.elastic, self.step, len(self.events), scores, seconds)
+        event = told(Event.of(plan, self.elastic, self.step, len(self.events), scores, seconds), self.scores)
         self.events.append(event)
         return event
 
@@ -312,6 +313,7 @@ class GrowAndDrop:
             keep_at_least=self._keep_at_least,
             revive=self._revive,
             frozen=self.scores.frozen(),
+            spare_unscored=self.scores.by_gradients,
             seed=derive_seed(self._seed, "event", len(self.events)),
         )
         if several():
@@ -320,7 +322,8 @@ class GrowAndDrop:
         self.scores.follow_slots(plan.sources)
         self._unread.append(plan)
         step, index, seconds = self.step, len(self.events), time.perf_counter() - start
-        event = cast(Event, Lazy(lambda: Event.of(plan.plan, self.elastic, step, index, scores, seconds)))
+        event_of = partial(Event.of, elastic=self.elastic, step=step, index=index, scores=scores, seconds=seconds)
+        event = cast(Event, Lazy(lambda: told(event_of(plan.plan), self.scores)))
         self.events.append(event)
         return event
 
@@ -367,8 +370,8 @@ class GrowAndDrop:
         return [group for group in groups if group.name not in frozen]
 
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
-        # A module that is frozen has no scores; zeros would say that it is worth nothing.
-        frozen, counts = self.scores.frozen(), self.elastic.counts()
+        # A module that is frozen, or was not used, has no scores; zeros would say that it is worth nothing.
+        frozen, counts = self.scores.frozen() | self.scores.unscored(scores), self.elastic.counts()
         empty = [name for name, count in counts.items() if count == 0 and name not in frozen]
         plan = partial(
             make_plan,

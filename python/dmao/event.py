@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
-from dmao_kernels.structure import Elastic, Pairs, Plan
+from dmao_kernels.structure import Elastic, Pairs, Plan, Scores
+
+_log = logging.getLogger(__name__)
 
 Copies = dict[str, list[tuple[int, int]]]
 
@@ -116,6 +119,17 @@ class Lazy:
         if "_found" not in self.__dict__:
             self._found = self._read()
         return self._found
+
+
+def told(event: Event, scores: Scores) -> Event:
+    """The event, after a warning that names the modules which no gradient has reached."""
+    if names := scores.unscored(event.scores):
+        _log.warning(
+            "GrowAndDrop: event %d leaves the width of %s: no gradient has reached it, all scores are zero",
+            event.index + 1,
+            ", ".join(sorted(names)),
+        )
+    return event
 
 
 def copies_of(plan: Plan) -> Copies:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -27,8 +28,8 @@ def attach(
     if len(optimizers) != 1:
         raise ValueError(f"GrowAndDrop: one optimizer is expected, got {len(optimizers)}")
     # accelerate's wrapper passes on state and groups, but its class hides what it wraps; others have state of their own
-    inside = getattr(optimizers[0], "optimizer", None)
-    optimizer = inside if getattr(inside, "state", None) is optimizers[0].state else optimizers[0]
+    inside: Any = getattr(optimizers[0], "optimizer", None)
+    optimizer: Optimizer = inside if getattr(inside, "state", None) is optimizers[0].state else optimizers[0]
     require_optimizers(optimizer, controller.elastic)
     _require_gates(controller, optimizer)
     _require_steps(controller, step, last, late)
