@@ -50,7 +50,10 @@ def compact(model: nn.Module) -> nn.Module:
     """
     made: dict[int, nn.Module] = {}
     if names := in_slots(model):
-        raise ValueError(f"compact: {names[0]} is in slots storage: call Elastic.to_tight() first")
+        raise ValueError(
+            f"compact: {names[0]} is in slots storage: call Elastic.to_tight() first, of a copy.deepcopy of it "
+            "where the training goes on"
+        )
 
     def convert(module: nn.Module) -> nn.Module:
         module = uncompiled(module)

@@ -74,6 +74,7 @@ class Scores:
         self.elastic, self.metric, self.scope, self.beta, self.every = elastic, metric, scope, beta, every
         self.calls = self.updates = 0
         self._counts, self._edits = elastic.widths(), elastic.edits
+        self._fitting_version = elastic.version  # at which the averages were last seen to fit
         self._places: list[tuple[ElasticModule, list[tuple[str, Place]]]] = []
         self._places_version = -1
         self._table: _Table | None = None
@@ -86,7 +87,8 @@ class Scores:
         """Take the present gradients into account: one pass over the scored tensors, no host synchronisation.
 
         Call it after ``loss.backward()`` and before gradients are cleared. Raises RuntimeError where the
-        model was edited and the scores were not told (``follow``, once per ``apply_plan``).
+        model was edited and the scores were not told (``follow``, once per ``apply_plan``; ``refit``, once per
+        ``to_slots`` or ``to_tight``), or edited by another Elastic.
         """
         if (begun := self.begin_update()) is not None:
             tensors, arguments = begun
@@ -107,6 +109,12 @@ class Scores:
             raise RuntimeError(
                 "Scores.update: the structure has changed: call follow(plan) after apply_plan(plan, ...)"
             )
+        if self._fitting_version != self.elastic.version:
+            if self._counts != self.elastic.widths():
+                raise RuntimeError(
+                    "Scores.update: the widths have changed: call refit() after to_slots() or to_tight()"
+                )
+            self._fitting_version = self.elastic.version
         self.calls += 1
         if (self.calls - 1) % self.every:
             return None
@@ -252,7 +260,7 @@ class Scores:
         return [(name, place) for name, place in places if place.is_parameter]
 
     def _current_table(self) -> _Table:
-        """The table, rebuilt where the structure, a parameter's identity or its being frozen has changed."""
+        """The table, rebuilt where the structure, a parameter's identity, size or its being frozen has changed."""
         if self._table is None or self._table.parts:
             reshard(self.elastic.model)
         device = next(iter(self.elastic.modules.values())).device
@@ -262,7 +270,7 @@ class Scores:
             self._places = [(m, self._scored(m)) for m in self.elastic.modules.values()]
             self._places_version = self.elastic.version
         key = tuple(
-            (id(t), t.requires_grad)
+            (id(t), t.requires_grad, t.numel())
             for _, places in self._places
             for _, place in places
             if (t := place.tensor) is not None
@@ -281,6 +289,11 @@ class Scores:
             for name, place in places:
                 tensor = cast(Tensor, place.tensor)
                 repeats, components, run = m.layout.pattern(name).triple(m.stored, m.sizes)
+                if tensor.numel() != (expected := repeats * components * run):
+                    raise RuntimeError(
+                        f"Scores: {m.title}: {name} must have {expected} entries, got {tensor.numel()}: another "
+                        "controller or Elastic has edited it: let one alone do so"
+                    )
                 if components and (tensor.requires_grad or self.metric in ("magnitude", "gate")):
                     of_component += repeats * run
                     if not is_sharded(tensor):

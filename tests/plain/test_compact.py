@@ -350,5 +350,9 @@ def test_slots_are_refused():
     elastic = Elastic(model, storage="slots")
     with pytest.raises(ValueError, match=r"compact: ffn1 is in slots storage: call Elastic.to_tight\(\) first"):
         compact(model)
+    aside = copy.deepcopy(elastic)
+    aside.to_tight()
+    torch.testing.assert_close(compact(aside.model.eval())(x := torch.randn(1, 7, 12)), model.eval()(x))
+    model.train()
     elastic.to_tight()
     compact(model)

@@ -174,6 +174,36 @@ def test_an_edit_that_keeps_the_counts_must_be_followed_too():
         scores.update()
 
 
+@pytest.mark.parametrize("storage", ["tight", "slots"])
+def test_a_structure_that_was_changed_behind_the_scores(storage):
+    elastic = Elastic(build(plain.PlainFeedForward), storage=storage)
+    scores = Scores(elastic)
+    backward(elastic.model)
+    scores.update()
+    before = scores.values()["branches.0"][:4]
+    if storage == "tight":
+        elastic.to_slots()
+    else:
+        elastic.to_tight()
+    with pytest.raises(RuntimeError, match=r"call refit\(\) after to_slots\(\) or to_tight\(\)"):
+        scores.update()
+    scores.refit()
+    assert torch.equal(scores.values()["branches.0"][:4], before)
+    backward(elastic.model)
+    scores.update()
+
+
+def test_an_edit_by_another_elastic():
+    model = build(plain.PlainFeedForward)
+    scores, other = Scores(Elastic(model)), Elastic(model)
+    apply_plan(plan_for(other, (0, 1)), other)
+    backward(model)
+    with pytest.raises(
+        RuntimeError, match=r"branches.0: w1.weight must have 288 entries, got 144: another controller or"
+    ):
+        scores.update()
+
+
 def test_the_table_is_rebuilt_only_when_it_must():
     model = build()
     elastic = Elastic(model)
