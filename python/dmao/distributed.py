@@ -70,7 +70,7 @@ def refuse_wrapper(model: nn.Module | Elastic, what: str) -> None:
 
 
 def retire_wrappers(elastic: Elastic) -> None:
-    """Let every DistributedDataParallel that now wraps some of `elastic`'s modules refuse to compute from here on.
+    """Let every DistributedDataParallel that now wraps some of `elastic`'s modules refuse to compute with gradients.
 
     Called where their parameters were changed: it would look for gradients of the old shapes, or with
     find_unused_parameters average none at all, in silence. What gc.freeze() has hidden is not found.
