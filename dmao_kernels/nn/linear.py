@@ -33,7 +33,7 @@ class MaskedLinear(nn.Linear):
     """
 
     live_blocks: Tensor | None
-    _lists: BlockMask | None  # of live_blocks; no buffers, as averages of buffers would mix ids as numbers
+    live_block_size: Tensor | None
 
     def __init__(
         self,
@@ -56,7 +56,9 @@ class MaskedLinear(nn.Linear):
         self.activation = activation
         self.block = block
         self.register_buffer("live_blocks", None)
-        self._lists = None
+        self.register_buffer("live_block_size", None)  # of the saved state; the layer itself reads `block`
+        for name in _MASK_TENSORS:
+            self.register_buffer(f"_{name}", None, persistent=False)
 
     @classmethod
     def from_linear(
@@ -81,13 +83,10 @@ class MaskedLinear(nn.Linear):
 
         Setting raises ValueError where the mask's grid does not fit the weight.
         """
-        lists, device = self._lists, self.weight.device
-        if lists is None or lists.device == device:
-            return lists
-        lists = lists.to(device)
-        if device.type != "meta":  # from there nothing comes back
-            self._lists = lists
-        return lists
+        if self.live_blocks is None:
+            return None
+        tensors = (getattr(self, f"_{name}") for name in _MASK_TENSORS)
+        return BlockMask(self.block, *self.live_blocks.shape, *tensors)
 
     @mask.setter
     def mask(self, mask: BlockMask | None) -> None:
@@ -98,14 +97,12 @@ class MaskedLinear(nn.Linear):
                     f"MaskedLinear: mask must have {list(expected)} blocks of {mask.block} over the weight "
                     f"{list(self.weight.shape)}, got {[mask.rows, mask.columns]}"
                 )
+            mask = mask.to(self.weight.device)
             self.block = mask.block
-        self.live_blocks = None if mask is None else mask.to(self.weight.device).to_dense()
-        self._lists = mask
-
-    @property
-    def live_block_size(self) -> Tensor | None:
-        """The edge of a block, int64 [], as the saved state has it; None without a mask."""
-        return None if self.live_blocks is None else torch.full((), self.block, device=self.live_blocks.device)
+        self.live_blocks = None if mask is None else mask.to_dense()
+        self.live_block_size = None if mask is None else torch.full((), mask.block, device=self.weight.device)
+        for name in _MASK_TENSORS:
+            setattr(self, f"_{name}", None if mask is None else getattr(mask, name))
 
     def forward(self, x: Tensor, mask: BlockMask | None = None) -> Tensor:
         """Map `x` [..., in_features] to [..., out_features], or half of that with "glu".
@@ -116,24 +113,10 @@ class MaskedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         """nn.Linear's, with the activation and the share of live blocks."""
-        mask = self._lists
+        mask = self.mask
         text = super().extra_repr()
         text += "" if self.activation == "none" else f", activation={self.activation}"
         return text + ("" if mask is None else f", block={mask.block}, density={mask.density:.3g}")
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Layers that earlier versions pickled whole have the lists and the size among their buffers."""
-        super().__setstate__(state)
-        if "_lists" not in state:
-            self._buffers.pop("live_block_size", None)
-            lists = [self._buffers.pop(f"_{name}") for name in _MASK_TENSORS]
-            grid = self.live_blocks
-            self._lists = None if grid is None else BlockMask(self.block, *grid.shape, *lists)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if (size := self.live_block_size) is not None:
-            destination[prefix + "live_block_size"] = size
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *messages: list[str]
@@ -148,7 +131,7 @@ class MaskedLinear(nn.Linear):
         elif (reason := self._why_not_load(prefix, grid, size)) is not None:
             messages[-1].append(reason)
         else:
-            state_dict[name] = plain_bools(grid)
+            state_dict[name], state_dict[size_name] = plain_bools(grid), torch.full((), self.block, device=grid.device)
             self.mask = mask = BlockMask.from_dense(state_dict[name], self.block)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *messages)
         if mask is not None:
