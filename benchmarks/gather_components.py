@@ -2,7 +2,7 @@
 
 A quarter of the components of a Conformer of 12 blocks and width 384 goes and as many are copied: parameters, gradients
 and both moments. The peer takes index_select tensor by tensor and writes the shares of copies into the result. Floor:
-the new tensors are read and written once; page faults of new memory come on top.
+what stays is read once, the shares too, and the new tensors are written; page faults of new memory come on top.
 """
 
 from __future__ import annotations

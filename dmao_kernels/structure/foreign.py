@@ -91,16 +91,19 @@ def _is_known(module: nn.Module, *methods: str) -> bool:
     return packages <= {"torch", "dmao_kernels"}
 
 
+_REGISTER = "register_family(Class, layout, can_be_empty=False)"  # the residual sum stands inside
+
+
 def _transformer_feed_forward(module: Any) -> Described:
     if not _is_known(module, "forward", "_ff_block"):
         known = (
             "TransformerDecoderLayer" if isinstance(module, nn.TransformerDecoderLayer) else "TransformerEncoderLayer"
         )
-        return f"a class derived from {known}, whose feed-forward may be another: register_family(Class, layout)"
+        return f"a class derived from {known}, whose feed-forward may be another: {_REGISTER}"
     up, down = module.linear1, module.linear2
     plain = all(isinstance(part, nn.Linear) and _is_known(part, "forward") for part in (up, down))
     if not plain or up.out_features != down.in_features:
-        return "linear1 and linear2 are no plain Linears with one width between them: register_family(Class, layout)"
+        return f"linear1 and linear2 are no plain Linears with one width between them: {_REGISTER}"
     return feedforward_layout("linear1", "linear2", norm=None)
 
 

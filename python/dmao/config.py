@@ -264,20 +264,17 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     Raises ConfigError with one line that names the key, what it takes and what was found; also where a change of
     `steps` would have no effect, as `epochs` decides.
     """
-    values, overrides = _read_yaml(Path(path)) if path is not None else {}, tuple(overrides)
+    changed: list[str] = []  # where steps stand above epochs
+    values, overrides = _read_yaml(Path(path), changed) if path is not None else {}, tuple(overrides)
     config = TrainConfig.from_dict(apply_overrides(values, overrides))
     if "steps" in map(_key, overrides):
-        _require_steps_count(config.epochs, "config", "--set epochs=null")
-    return config
-
-
-def _require_steps_count(epochs: Any, where: str, way_out: str) -> None:
-    """For a change of `steps`."""
-    if epochs is not None:
+        changed.append("")
+    if config.epochs is not None and changed:
         raise ConfigError(
-            f"{where}: epochs is {epochs} and decides how long it trains, so steps would have no effect; "
-            f"for steps add {way_out}"
+            f"config: {changed[-1]}epochs is {config.epochs} and decides how long it trains, so steps would have no "
+            "effect; for steps add epochs: null to the file, or --set epochs=null"
         )
+    return config
 
 
 def _key(override: str) -> str:
@@ -299,7 +296,7 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
     write_atomically(Path(path), yaml.safe_dump(config.to_dict(), sort_keys=False))
 
 
-def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_yaml(path: Path, changed: list[str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a device or a pipe has no end
         raise ConfigError(f"config: {path} must be a file")
     try:
@@ -318,9 +315,9 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     above = (*above, path.resolve())
     if (path.parent / base).resolve() in above:
         raise ConfigError(f"config: {path} is its own base")
-    below = _read_yaml(path.parent / base, above)
-    if "steps" in values and "epochs" not in values:
-        _require_steps_count(below.get("epochs"), f"config: {path}", "epochs: null")
+    below = _read_yaml(path.parent / base, changed, above)
+    if "steps" in values and "epochs" not in values and below.get("epochs") is not None:
+        changed.append(f"{path}: ")
     return _merge(below, values)
 
 

@@ -71,8 +71,7 @@ class GrowAndDrop:
         the storage: what `fully_shard` needs (docs/DISTRIBUTED.md).
     optimizer: its moments follow the components; several in a list; None where there is none to follow.
     schedule, total_steps: when the events fall: at fixed steps (Schedule), or once the ranking of the components has
-        settled (WhenSettled).  Modules whose scored parameters are all frozen, or
-        had no gradients (a warning names these), keep their width.
+        settled (WhenSettled).  Modules whose scored parameters are all frozen, or had no gradients, keep their width.
     metric: taylor, gradient, magnitude, signed, or gate (a learnable gate per component, added to the
         optimizer).
     scope: "slice" scores the published slice, "component" all that a component owns.
@@ -148,6 +147,8 @@ class GrowAndDrop:
         self.trigger: Trigger = schedule.trigger(total_steps)
         self.optimizer = optimizer
         self.elastic = model if isinstance(model, Elastic) else Elastic(unwrap(model), components)
+        for name, reason in self.elastic.refused.items():
+            _log.info("GrowAndDrop: %s keeps its width: %s", name or "the model", reason)
         check_companions(self.elastic, companions, in_place=storage == "slots")
         self._companions = tuple(companions)
         self.costs = Costs.from_dict(first_ranks(measured(cost, self.elastic).to_dict()))

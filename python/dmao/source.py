@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dmao.config import TrainConfig
@@ -88,7 +89,7 @@ def fingerprint(source: Source) -> str | None:
 def sample_rate(source: Source) -> int | None:
     """Of the audio that a source's features are of: its attribute `sample_rate`, where that is there and a number."""
     found = getattr(source, "sample_rate", None)
-    return found if isinstance(found, int) else None
+    return int(found) if isinstance(found, Integral | float) and not isinstance(found, bool) else None
 
 
 def require_same_rate(state: Mapping[str, Any], source: Source) -> None:

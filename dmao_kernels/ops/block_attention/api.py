@@ -17,6 +17,7 @@ from dmao_kernels.ops._checks import (
     check_float,
     describe,
     dtype_name,
+    has_dtype,
     is_pair,
     without_autocast,
 )
@@ -227,9 +228,11 @@ def _check_visibility(
     *,
     packed: bool,
 ) -> None:
-    if window is not None and (not is_pair(window) or any(bound is not None and bound < 0 for bound in window)):
+    if window is not None and not (is_pair(window) and all(x is None or _is_whole(x, 0) for x in window)):
         raise ValueError(f"block_attention: window must be (left, right), each >= 0 or None, got {window}")
-    if chunk is not None and (not is_pair(chunk) or chunk[0] < 1 or (chunk[1] is not None and chunk[1] < 0)):
+    if chunk is not None and not (
+        is_pair(chunk) and _is_whole(chunk[0], 1) and (chunk[1] is None or _is_whole(chunk[1], 0))
+    ):
         raise ValueError(f"block_attention: chunk must be (size >= 1, left_chunks >= 0 or None), got {chunk}")
     check_block_mask("block_attention", "block_mask", block_mask)
     if block_mask is not None:
@@ -242,8 +245,12 @@ def _check_visibility(
                 f"block_attention: block_mask must cover {q.shape[1]} frames, got {block_mask.rows} blocks of "
                 f"{block_mask.block}"
             )
-    if head_mask is not None and (head_mask.dtype != torch.bool or list(head_mask.shape) != [q.shape[-2]]):
+    if head_mask is not None and (not has_dtype(head_mask, torch.bool) or list(head_mask.shape) != [q.shape[-2]]):
         raise ValueError(f"block_attention: head_mask must be bool [{q.shape[-2]}], got {describe(head_mask)}")
+
+
+def _is_whole(bound: int | None, least: int) -> bool:
+    return bound is not None and not isinstance(bound, float) and bound >= least
 
 
 def _check_positions(

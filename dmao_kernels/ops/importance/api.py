@@ -95,7 +95,7 @@ def _check(
         raise ValueError(f"importance_: got {len(weights)} weights but {len(grads)} grads")
     for i, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
         for name, tensor in (("weights", weight), ("grads", grad)):
-            if tensor.dtype not in DTYPES:
+            if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
                 raise ValueError(
                     f"importance_: {name}[{i}] must be float32, bfloat16 or float16, got {describe(tensor)}"
                 )

@@ -88,13 +88,16 @@ def prepare_from_disk(
     """
     from dmao.data.features import feature_version
 
-    # Such a process would wait for its parent to leave the folder, and that for it.
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UserError('a script that prepares with several jobs must do so below `if __name__ == "__main__":`')
     root = Path(root)
     arguments = {**source.arguments, "on_problem": on_problem}
     versions = {"format": source.version, "features": feature_version(source.sample_rate)}
     versions |= installed_versions("espeakng-loader")
+    # A process of this preparation that imports the script would wait for its parent to leave the folder, and the
+    # parent for it.
+    if getattr(multiprocessing.current_process(), "_inheriting", False) and not Corpus.find(
+        root, source.name, arguments, versions
+    ):
+        raise UserError('a script that prepares with several jobs must do so below `if __name__ == "__main__":`')
     with preparing(root):
         if corpus := Corpus.find(root, source.name, arguments, versions):
             return corpus
