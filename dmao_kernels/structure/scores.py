@@ -148,15 +148,12 @@ class Scores:
             if not any(place.tensor is not None and place.tensor.requires_grad for _, place in self._scored(m))
         }
 
-    @property
-    def by_gradients(self) -> bool:
-        """Whether scores of exactly zero say that there were no gradients."""
-        return self.metric not in ("magnitude", "gate")
-
     def unscored(self, scores: Mapping[str, Sequence[float]]) -> set[str]:
-        """Names of the modules that could be scored and have components, but no gradient that was not zero."""
+        """Names of the modules with components of which all have scores of exactly zero, though gradients make them."""
+        if self.metric in ("magnitude", "gate"):
+            return set()
         reached = {name for name, values in scores.items() if any(values) or not len(values)}
-        return scores.keys() - reached - self.frozen() if self.by_gradients else set()
+        return scores.keys() - reached - self.frozen()
 
     def reset(self) -> None:
         """Begin anew (as the published code does after an event)."""

@@ -71,7 +71,7 @@ class GrowAndDrop:
         the storage: what `fully_shard` needs (docs/DISTRIBUTED.md).
     optimizer: its moments follow the components; several in a list; None where there is none to follow.
     schedule, total_steps: when the events fall: at fixed steps (Schedule), or once the ranking of the components has
-        settled (WhenSettled).  Modules whose scored parameters are all frozen, or had no gradients, keep their width.
+        settled (WhenSettled).  Modules whose scored parameters are all frozen keep their width.
     metric: taylor, gradient, magnitude, signed, or gate (a learnable gate per component, added to the
         optimizer).
     scope: "slice" scores the published slice, "component" all that a component owns.
@@ -314,7 +314,6 @@ class GrowAndDrop:
             keep_at_least=self._keep_at_least,
             revive=self._revive,
             frozen=self.scores.frozen(),
-            spare_unscored=self.scores.by_gradients,
             seed=derive_seed(self._seed, "event", len(self.events)),
         )
         if several():
@@ -371,8 +370,8 @@ class GrowAndDrop:
         return [group for group in groups if group.name not in frozen]
 
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
-        # A module that is frozen, or was not used, has no scores; zeros would say that it is worth nothing.
-        frozen, counts = self.scores.frozen() | self.scores.unscored(scores), self.elastic.counts()
+        # A module that is frozen has no scores; zeros would say that it is worth nothing.
+        frozen, counts = self.scores.frozen(), self.elastic.counts()
         empty = [name for name, count in counts.items() if count == 0 and name not in frozen]
         plan = partial(
             make_plan,

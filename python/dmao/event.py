@@ -122,10 +122,11 @@ class Lazy:
 
 
 def told(event: Event, scores: Scores) -> Event:
-    """The event, after a warning that names the modules which no gradient has reached."""
+    """The event, after a warning that names the modules without any score: they are not used yet, or dead."""
     if names := scores.unscored(event.scores):
         _log.warning(
-            "GrowAndDrop: event %d leaves the width of %s: no gradient has reached it, all scores are zero",
+            "GrowAndDrop: at event %d all scores of %s are zero, as no gradient has reached what is scored, and these "
+            "components go first; freeze a part that is used later, which keeps its width",
             event.index + 1,
             ", ".join(sorted(names)),
         )

@@ -20,4 +20,4 @@ class RandomRanking(GrowAndDrop):
     def _plan(self, scores: Mapping[str, list[float]]) -> Plan:
         lots = generator(self._seed, "random ranking", len(self.events))
         drawn = {name: torch.rand(len(v), generator=lots, device="cpu").tolist() for name, v in scores.items()}
-        return super()._plan(drawn | {name: scores[name] for name in self.scores.unscored(scores)})
+        return super()._plan(drawn)

@@ -1,6 +1,5 @@
 """Plans made on the device: what make_plan selects, to the last component."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -103,25 +102,6 @@ def test_no_module_outgrows_its_slots(groups, options, selection, data):
     elif found.met:
         plan = market.plan(*market.exact(options["fraction"], market.before), selection, options["seed"])
         assert found.plan == plan
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(problems(), OPTIONS, st.sampled_from(["exact", "paper"]), st.booleans(), st.none() | st.floats(0.3, 2))
-def test_modules_without_scores_are_spared_as_frozen_ones(groups, options, selection, revive, share):
-    """Those whose components all score 0, but none that is empty."""
-    capacities = [2 * len(g.scores) + 1 for g in groups]
-    idle = [g.name for g in groups if g.scores and not any(g.scores)]
-    if share is not None and selection == "exact":
-        options = {**options, "budget": round(share * make_plan(groups, 0.1, "paper").before)}
-    plan = partial(on_the_device, groups, capacities, selection=selection, revive=revive, **options)
-    found = plan(spare_unscored=True)
-    spared = {m.name: m for m in found.plan.modules}
-    assert not any(spared[name].changed for name in idle)
-    if len(idle) < len(groups):
-        expected = plan(frozen=idle)
-        assert [spared[m.name] for m in expected.plan.modules] == list(expected.plan.modules)
-        assert bool(found.met) == bool(expected.met)
-        assert found.plan.after - found.plan.before == expected.plan.after - expected.plan.before
 
 
 def test_an_emptied_module_comes_back_with_what_it_shares_or_not_at_all():

@@ -14,7 +14,7 @@ from dmao.schedule import Schedule
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dmao_kernels.structure import ParameterCost, Scores, ScoringAdamW, apply_plan, given_plan
+from dmao_kernels.structure import ParameterCost, ScoringAdamW
 from tests.trainer.loop import Mlp, Net, batch, build, observe, run, setup, without_time
 
 
@@ -124,21 +124,18 @@ def test_frozen_modules_keep_their_width():
 
 
 @pytest.mark.parametrize("storage", ["tight", "slots"])
-def test_a_part_that_was_not_used_keeps_its_width(storage, caplog):
-    """Yet; and an empty one, which has no scores either, is revived."""
-    model, optimizer, controller = setup(storage=storage, revive=True)
-    apply_plan(given_plan({"blocks.1": ()}, controller.elastic.counts()), controller.elastic, optimizer)
-    controller.scores = Scores(controller.elastic)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_part_that_was_not_used_is_told(storage, frozen, caplog):
+    model, _, controller = setup(storage=storage)
+    model.blocks[4].requires_grad_(not frozen)
     later, model.blocks = model.blocks[4], model.blocks[:4]
     for _ in range(3):
         observe(controller)
     model.blocks.append(later)
     event = controller.adapt()
-    assert event.counts_after["blocks.4"] == 4
-    assert event.dropped
-    assert event.counts_after["blocks.1"] == 1
-    assert len(caplog.records) == 1
-    assert "event 1 leaves the width of blocks.4: no gradient has reached it, all scores are zero" in caplog.text
+    assert (event.counts_after["blocks.4"] == 4) == frozen
+    told = "at event 1 all scores of blocks.4 are zero, as no gradient has reached what is scored"
+    assert [told in record.message for record in caplog.records] == [True] * (not frozen)
 
 
 @pytest.mark.parametrize(("metric", "storage"), [("magnitude", "tight"), ("magnitude", "slots"), ("gate", "tight")])

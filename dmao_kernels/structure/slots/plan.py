@@ -61,14 +61,13 @@ def make_slot_plan(
     keep_at_least: int = 0,
     revive: bool = False,
     frozen: Collection[str] = (),
-    spare_unscored: bool = False,
     seed: int = 0,
 ) -> SlotPlan:
     """``make_plan`` on the device, for a model in slots storage.
 
     scores: of every module [capacity], finite; those of dead slots are not looked at (``Scores.values``).
     costs: default: parameters.  revive: every empty module gets one fresh component.  frozen: modules that stay as
-        they are.  spare_unscored: so do modules whose components all have scores of exactly 0.
+        they are.
     The other arguments are as in ``make_plan``; no module grows beyond its slots.
 
     Raises ValueError for arguments out of range. What only the device knows is no error: see ``SlotPlan.met``.
@@ -90,7 +89,7 @@ def make_slot_plan(
         m = elastic.modules[name]
         count = cast(Tensor, m.slots).sum()
         fixed = fixed.to(count.device, non_blocking=True) + count * costs.own[name] + (count > 0) * costs.shared[name]
-    market = _Market(modules, scores, costs, per_cost, keep_at_least, revive, fixed, spare_unscored)
+    market = _Market(modules, scores, costs, per_cost, keep_at_least, revive, fixed)
     dropped, grown, met = market.paper(fraction) if selection == "paper" else market.exact(fraction, budget)
     return SlotPlan(market.sources(dropped, grown), met, seed, selection, revive, elastic.edits, market)
 
@@ -107,7 +106,6 @@ class _Market:
         keep_at_least: int,
         revive: bool,
         fixed: Tensor,
-        spare_unscored: bool,
     ) -> None:
         self.modules = modules
         self.device = modules[0].device
@@ -128,9 +126,6 @@ class _Market:
         self.live = torch.cat([cast(Tensor, m.slots) for m in modules])
         self.count = self._per_module(self.owner, self.live)
         worth = torch.cat([scores[m.name] for m in modules]).double()
-        self.free = self._per_module(self.owner, self.live & (worth != 0)) > 0  # [modules]: their widths may change
-        self.free = self.free | (self.count == 0) | (not spare_unscored)
-        self.keep, self.most = (torch.where(self.free, limit, self.count) for limit in (self.keep, self.most))
         if per_cost:
             worth = worth / self.cost[self.owner]
         # [slots], in the order of worth; 0.0 - x, since a sort may tell -0.0 from 0.0
@@ -141,7 +136,7 @@ class _Market:
         self.droppable = self.alive & (self.rank >= self.keep[self.of])
         # totals
         self.fresh = (self.count == 0) & revive
-        self.adaptable = (self.cost * self.count * self.free).cumsum(0)[-1]
+        self.adaptable = (self.cost * self.count).cumsum(0)[-1]
         fixed = fixed.to(self.device, non_blocking=True)
         self.before = fixed + self._size(self.count)
         self.floor = fixed + self._size(torch.minimum(self.keep, self.count))
@@ -204,8 +199,8 @@ class _Market:
         dropped = dropped & ~kept
 
         most = torch.iinfo(torch.int64).max
-        smallest = torch.where((self.count > 0) & self.free, self.own, most).amin()
-        smallest = torch.where(smallest < most, smallest, (self.own * self.free).amax().clamp(min=1))
+        smallest = torch.where(self.count > 0, self.own, most).amin()
+        smallest = torch.where(smallest < most, smallest, self.own.amax())
         reachable, good = goal >= self.floor + self.revival, gap < smallest
         chosen = torch.where(good.any(), good.long().argmax(), gap.argmin())[None]
         self.fresh = self.fresh & reachable
