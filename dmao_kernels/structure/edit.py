@@ -22,7 +22,7 @@ from dmao_kernels.structure.plan import ModulePlan, Plan, resized
 from dmao_kernels.structure.shards import reshard
 from dmao_kernels.structure.slots.edit import edit_slots, slot_sources
 from dmao_kernels.structure.slots.plan import SlotPlan
-from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases, state_beside, state_of
+from dmao_kernels.structure.targets import Companion, Companions, expect, output_biases, state_beside, states_of
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.elastic import Elastic, ElasticModule
@@ -163,7 +163,7 @@ def resize(
 def _followed(optimizer: Optimizer | Sequence[Optimizer] | None, elastic: Elastic, in_place: bool) -> list[Optimizer]:
     """The optimizers whose state follows. Raises ValueError where one keeps state that cannot."""
     optimizers = listed(optimizer)
-    refuse_buckets(optimizers, in_place)
+    refuse_buckets(holders(optimizers, elastic), in_place)
     for each in holders(optimizers, elastic):
         refuse_flat_state(each)
     return optimizers
@@ -313,8 +313,7 @@ def _parameter_changes(edit: TensorEdit, parameter: Tensor, optimizers: Sequence
             lambda: _replace(parameter, old_data, old_grad),
         )
     ]
-    for optimizer in optimizers:
-        state = state_of(optimizer, parameter)
+    for state in states_of(optimizers, parameter):
         changes += [_item_change(state, key, value) for key, value in follow_state(edit, parameter, state).items()]
     return changes
 

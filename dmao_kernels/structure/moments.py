@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dmao_kernels.layout import COMPONENT, Pattern
-from dmao_kernels.structure.targets import WEIGHT_COPIES, expect, follows, state_of
+from dmao_kernels.structure.targets import WEIGHT_COPIES, expect, follows, states_of
 
 if TYPE_CHECKING:
     from dmao_kernels.structure.edit import TensorEdit
@@ -25,10 +25,13 @@ Values = dict[str, Callable[[], Tensor]]
 
 def listed(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
     """The optimizers that are given, and those inside of these with state of their own, as in a wrapper."""
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
-    for each in optimizers:  # which grow on the way
-        optimizers += [o for o in vars(each).values() if isinstance(o, Optimizer) and o not in optimizers]
-    return list({id(each.state): each for each in reversed(optimizers)}.values())
+    found = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    for each in found:  # which grow on the way
+        values = (value if isinstance(value, list | tuple) else [value] for value in vars(each).values())
+        inside = [o for value in values for o in value if isinstance(o, Optimizer)]
+        found += [o for o in inside if all(o is not other for other in found)]
+    states = [each.state for each in found]  # held, as some are made when they are asked for
+    return [each for i, each in enumerate(found) if all(states[i] is not state for state in states[:i])]
 
 
 def refuse_buckets(optimizers: Sequence[Optimizer], in_place: bool) -> None:
@@ -54,10 +57,10 @@ def check_state(elastic: Elastic, optimizers: Sequence[Optimizer]) -> None:
         refuse_flat_state(optimizer)
         for m in elastic.modules.values():
             for name, tensor in m.tensors():
-                state = state_of(optimizer, tensor)
-                for key, value in state.items():
-                    if not (tight and _is_factor(key, state)) and follows(m, name, tensor, key, value):
-                        expect(m, name, value, f"optimizer state '{key}'", in_place=not tight)
+                for state in states_of([optimizer], tensor):
+                    for key, value in state.items():
+                        if not (tight and _is_factor(key, state)) and follows(m, name, tensor, key, value):
+                            expect(m, name, value, f"optimizer state '{key}'", in_place=not tight)
 
 
 def holders(optimizers: Sequence[Optimizer], elastic: Elastic, trained: bool = False) -> list[Optimizer]:

@@ -189,17 +189,20 @@ def weight_copies(optimizers: Sequence[Optimizer], parameter: Tensor) -> list[Te
     return [state[key] for state, key in state_beside(optimizers, parameter) if key in WEIGHT_COPIES]
 
 
-def state_of(optimizer: Optimizer, tensor: Tensor) -> MutableMapping[str, Any]:
-    """What an optimizer keeps of a parameter; ZeroRedundancyOptimizer has None for what another rank keeps."""
-    return optimizer.state.get(tensor) or {}
+def states_of(optimizers: Sequence[Optimizer], tensor: Tensor) -> list[MutableMapping[str, Any]]:
+    """What optimizers keep of a parameter, each once: some hand out that of others, which are inside of them.
+
+    ZeroRedundancyOptimizer has None for what another rank keeps.
+    """
+    states = (optimizer.state.get(tensor) for optimizer in optimizers)
+    return list({id(state): state for state in states if state}.values())
 
 
 def state_beside(optimizers: Sequence[Optimizer], tensor: Tensor) -> list[tuple[MutableMapping[str, Tensor], str]]:
     """The pieces of optimizer state that have the shape of a vector: in which state, and under which key."""
-    states = [state_of(optimizer, tensor) for optimizer in optimizers]
     return [
         (state, key)
-        for state in states
+        for state in states_of(optimizers, tensor)
         for key, value in state.items()
         if isinstance(value, Tensor) and value.shape == tensor.shape
     ]

@@ -27,7 +27,7 @@ def require_optimizers(optimizer: OptimizerOrMany, elastic: Elastic) -> None:
     for each in [] if isinstance(optimizer, Optimizer) else optimizer:
         require_kinds(optimizer=(each, Optimizer))
     optimizers = listed(optimizer)
-    refuse_buckets(optimizers, in_place=elastic.storage == "slots")
+    refuse_buckets(holders(optimizers, elastic), in_place=elastic.storage == "slots")
     trains = elastic.frozen() != elastic.modules.keys()
     if trains and not holders(optimizers, elastic, trained=True):
         raise ValueError(

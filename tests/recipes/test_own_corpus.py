@@ -120,6 +120,7 @@ def test_relative_audio_is_seen_from_the_working_directory(tmp_path, monkeypatch
 
 
 SCRIPT = """
+import multiprocessing
 import sys
 from pathlib import Path
 from dmao.data.disk import DiskCorpus, prepare_from_disk
@@ -130,19 +131,25 @@ def read(findings):
 
 corpus = DiskCorpus("own", "1", 16_000, {}, read, lambda text, split: text)
 if __name__ == sys.argv[1] or sys.argv[1] == "anything":
-    print(prepare_from_disk(corpus, "root", jobs=2, progress=False))
+    print(prepare_from_disk(corpus, "root", jobs=int(sys.argv[2]), progress=False))
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.map(abs, [-1]))
 """
 
 
-@pytest.mark.parametrize("guard", ["__main__", "anything"])
-def test_a_script_prepares_with_several_jobs(tmp_path, guard):
-    """Its processes import it; without the guard each waited for the folder that it holds."""
+@pytest.mark.parametrize(("guard", "jobs"), [("__main__", "2"), ("anything", "2"), ("anything", "1")])
+def test_a_script_prepares_with_several_jobs(tmp_path, guard, jobs):
+    """Its processes import it; without the guard each waited for the folder that it holds. Others that do may find it
+    finished.
+    """
     soundfile.write(tmp_path / "001.wav", corpora.speech("hello", 16_000), 16_000)
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "script.py", guard]
+    command = [sys.executable, "script.py", guard, jobs]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
-    if guard == "__main__":
+    if guard == "__main__" or jobs == "1":
         assert ended.stdout.startswith("own: train 1 utterances"), ended.stderr
+        assert ended.stdout.endswith("[1]\n")
         return
     assert "UserError: a script that prepares with several jobs must do so below" in ended.stderr
     last = ended.stderr.strip().splitlines()[-1]

@@ -172,12 +172,35 @@ class Passing(Around):
     state = property(lambda self: self.inside.state, lambda self, value: None)
 
 
+class Hybrid(torch.optim.Optimizer):
+    """Two in a list, each for a half of the parameters."""
+
+    def __init__(self, parameters, lr: float) -> None:
+        parameters = list(parameters)
+        halves = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
+        self.optimizers = [torch.optim.AdamW(half, lr=lr) for half in halves]
+        super().__init__(parameters, {})
+
+    def step(self, closure=None):
+        for each in self.optimizers:
+            each.step()
+
+
+class Merging(Hybrid):
+    """As torchrec's: the state is made of theirs when it is asked for."""
+
+    state = property(
+        lambda self: {key: value for each in self.optimizers for key, value in each.state.items()},
+        lambda self, value: None,
+    )
+
+
 def of_zero(parameters, lr: float) -> torch.optim.Optimizer:
     return ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, lr=lr)
 
 
 @pytest.mark.parametrize("storage", ["tight", "slots"])
-@pytest.mark.parametrize("kind", [Around, Passing, of_zero], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Around, Passing, Hybrid, Merging, of_zero], ids=lambda kind: kind.__name__)
 def test_moments_inside_of_another_optimizer_follow(alone: None, kind, storage: str) -> None:
     expected, _ = run(*setup(storage=storage), range(1, 21))
     assert run(*setup(optimizer_class=kind, storage=storage), range(1, 21))[0] == expected

@@ -19,7 +19,7 @@ from dmao_kernels.structure.targets import (
     follows,
     output_biases,
     state_beside,
-    state_of,
+    states_of,
     weight_copies,
 )
 
@@ -171,8 +171,8 @@ def _followers(
         return
     if parameter.grad is not None:
         yield "its gradient", parameter.grad
-    for optimizer in optimizers:
-        for key, value in state_of(optimizer, parameter).items():
+    for state in states_of(optimizers, parameter):
+        for key, value in state.items():
             if key not in WEIGHT_COPIES and follows(m, name, parameter, key, value):
                 yield f"optimizer state '{key}'", value
 
