@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,17 @@ def listed(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]
     """The optimizers that are given, and those inside of these with state of their own, as in a wrapper."""
     found = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     for each in found:  # which grow on the way
-        values = (value if isinstance(value, list | tuple) else [value] for value in vars(each).values())
-        inside = [o for value in values for o in value if isinstance(o, Optimizer)]
-        found += [o for o in inside if all(o is not other for other in found)]
+        found += [o for o in _inside(list(vars(each).values())) if all(o is not other for other in found)]
     states = [each.state for each in found]  # held, as some are made when they are asked for
     return [each for i, each in enumerate(found) if all(states[i] is not state for state in states[:i])]
+
+
+def _inside(values: Iterable[Any]) -> Iterator[Optimizer]:
+    for value in values:
+        if isinstance(value, Optimizer):
+            yield value
+        elif type(value) in (list, tuple, dict):
+            yield from _inside(list(value.values()) if isinstance(value, dict) else value)
 
 
 def refuse_buckets(optimizers: Sequence[Optimizer], in_place: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -148,12 +148,12 @@ class Scores:
             if not any(place.tensor is not None and place.tensor.requires_grad for _, place in self._scored(m))
         }
 
-    def unscored(self, scores: Mapping[str, Sequence[float]]) -> set[str]:
-        """Names of the modules with components of which all have scores of exactly zero, though gradients make them."""
+    def unscored(self, scores: Mapping[str, Sequence[float]], frozen: Collection[str]) -> set[str]:
+        """Names of the modules with components, and not frozen, of which all have scores of exactly zero."""
         if self.metric in ("magnitude", "gate"):
             return set()
         reached = {name for name, values in scores.items() if any(values) or not len(values)}
-        return scores.keys() - reached - self.frozen()
+        return scores.keys() - reached - set(frozen)
 
     def reset(self) -> None:
         """Begin anew (as the published code does after an event)."""

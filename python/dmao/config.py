@@ -267,7 +267,10 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     changed: list[str] = []  # where steps stand above epochs
     values, overrides = _read_yaml(Path(path), changed) if path is not None else {}, tuple(overrides)
     config = TrainConfig.from_dict(apply_overrides(values, overrides))
-    if "steps" in map(_key, overrides):
+    keys = {_key(override) for override in overrides}
+    if "epochs" in keys:
+        changed.clear()
+    if "steps" in keys:
         changed.append("")
     if config.epochs is not None and changed:
         raise ConfigError(
@@ -316,7 +319,9 @@ def _read_yaml(path: Path, changed: list[str], above: tuple[Path, ...] = ()) -> 
     if (path.parent / base).resolve() in above:
         raise ConfigError(f"config: {path} is its own base")
     below = _read_yaml(path.parent / base, changed, above)
-    if "steps" in values and "epochs" not in values and below.get("epochs") is not None:
+    if "epochs" in values:
+        changed.clear()
+    elif "steps" in values and below.get("epochs") is not None:
         changed.append(f"{path}: ")
     return _merge(below, values)
 

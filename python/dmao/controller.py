@@ -235,7 +235,8 @@ class GrowAndDrop:
         self.scores.follow(plan)
         self._unread.append(plan)
         seconds = time.perf_counter() - start
-        event = told(Event.of(plan, self.elastic, self.step, len(self.events), scores, seconds), self.scores)
+        event = Event.of(plan, self.elastic, self.step, len(self.events), scores, seconds)
+        event = told(event, self.scores, self.scores.frozen())
         self.events.append(event)
         return event
 
@@ -313,7 +314,7 @@ class GrowAndDrop:
             per_cost=self._per_cost,
             keep_at_least=self._keep_at_least,
             revive=self._revive,
-            frozen=self.scores.frozen(),
+            frozen=(frozen := self.scores.frozen()),
             seed=derive_seed(self._seed, "event", len(self.events)),
         )
         if several():
@@ -323,7 +324,7 @@ class GrowAndDrop:
         self._unread.append(plan)
         step, index, seconds = self.step, len(self.events), time.perf_counter() - start
         event_of = partial(Event.of, elastic=self.elastic, step=step, index=index, scores=scores, seconds=seconds)
-        event = cast(Event, Lazy(lambda: told(event_of(plan.plan), self.scores)))
+        event = cast(Event, Lazy(lambda: told(event_of(plan.plan), self.scores, frozen)))
         self.events.append(event)
         return event
 

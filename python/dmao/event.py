@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -121,12 +121,12 @@ class Lazy:
         return self._found
 
 
-def told(event: Event, scores: Scores) -> Event:
+def told(event: Event, scores: Scores, frozen: Collection[str]) -> Event:
     """The event, after a warning that names the modules without any score: they are not used yet, or dead."""
-    if names := scores.unscored(event.scores):
+    if names := scores.unscored(event.scores, frozen):
         _log.warning(
-            "GrowAndDrop: at event %d all scores of %s are zero, as no gradient has reached what is scored, and these "
-            "components go first; freeze a part that is used later, which keeps its width",
+            "GrowAndDrop: at event %d all scores of %s are zero, as where no gradient has reached what is scored: "
+            "these components may go first; freeze a part that is used later, which keeps its width",
             event.index + 1,
             ", ".join(sorted(names)),
         )

@@ -88,8 +88,9 @@ def fingerprint(source: Source) -> str | None:
 
 def sample_rate(source: Source) -> int | None:
     """Of the audio that a source's features are of: its attribute `sample_rate`, where that is there and a number."""
-    found = getattr(source, "sample_rate", None)
-    return int(found) if isinstance(found, Integral | float) and not isinstance(found, bool) else None
+    found: Any = getattr(source, "sample_rate", None)
+    whole = isinstance(found, Integral) or (isinstance(found, float) and found.is_integer())
+    return int(found) if whole and not isinstance(found, bool) else None
 
 
 def require_same_rate(state: Mapping[str, Any], source: Source) -> None:

@@ -102,6 +102,7 @@ def test_a_file_whose_steps_would_have_no_effect_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"above.yaml: epochs is 30 and decides .* add epochs: null"):
         load_config(above)
     assert load_config(above, ["epochs=null"]).steps == 4
+    assert load_config(above, ["epochs=20"]).epochs == 20
     above.write_text("base: base.yaml\nsteps: 4\nepochs: null")
     assert load_config(above).steps == 4
 

@@ -134,7 +134,7 @@ def test_a_part_that_was_not_used_is_told(storage, frozen, caplog):
     model.blocks.append(later)
     event = controller.adapt()
     assert (event.counts_after["blocks.4"] == 4) == frozen
-    told = "at event 1 all scores of blocks.4 are zero, as no gradient has reached what is scored"
+    told = "at event 1 all scores of blocks.4 are zero, as where no gradient has reached what is scored"
     assert [told in record.message for record in caplog.records] == [True] * (not frozen)
 
 

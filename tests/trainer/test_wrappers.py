@@ -173,16 +173,16 @@ class Passing(Around):
 
 
 class Hybrid(torch.optim.Optimizer):
-    """Two in a list, each for a half of the parameters."""
+    """Two in a mapping of pairs, each for a half of the parameters."""
 
     def __init__(self, parameters, lr: float) -> None:
         parameters = list(parameters)
         halves = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
-        self.optimizers = [torch.optim.AdamW(half, lr=lr) for half in halves]
+        self.optimizers = {"halves": [(i, torch.optim.AdamW(half, lr=lr)) for i, half in enumerate(halves)]}
         super().__init__(parameters, {})
 
     def step(self, closure=None):
-        for each in self.optimizers:
+        for _, each in self.optimizers["halves"]:
             each.step()
 
 
@@ -190,7 +190,7 @@ class Merging(Hybrid):
     """As torchrec's: the state is made of theirs when it is asked for."""
 
     state = property(
-        lambda self: {key: value for each in self.optimizers for key, value in each.state.items()},
+        lambda self: {key: value for _, each in self.optimizers["halves"] for key, value in each.state.items()},
         lambda self, value: None,
     )
 
