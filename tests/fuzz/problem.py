@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dmao_kernels.testing import assert_close_to_oracle, nan_filled_empty, outputs_and_gradients, to_float64
+from dmao_kernels.testing.oracle import in_own_memory
 from tests.ops.batches import offsets_of
 
 Results = dict[str, Tensor]
@@ -126,7 +127,7 @@ def differentiable(
 
     return Problem(
         ours=lambda: results(function, args, kwargs),
-        same=lambda: results(reference, args, kwargs),
+        same=lambda: results(reference, in_own_memory(args), in_own_memory(kwargs)),
         truth=lambda: results(reference, to_float64(args), to_float64(kwargs)),
         magnitude=magnitude * added**0.5 if output.dtype != torch.bfloat16 else magnitude / 8,
     )

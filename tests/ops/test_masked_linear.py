@@ -68,7 +68,7 @@ def random_mask(w: Tensor, block: int, density: float = 0.5) -> BlockMask:
     return BlockMask.from_dense(torch.rand(full.rows, full.columns) < density, block)
 
 
-def check(inputs: list[Any], mask: BlockMask | None = None, activation: str = "none") -> None:
+def check(inputs: list[Any], mask: BlockMask | None = None, activation: str = "none", slack: float = 1.0) -> None:
     """Dead blocks hold NaN, and have no gradient."""
     dead = None if mask is None else ~mask.elements(*inputs[1].shape)
 
@@ -77,7 +77,7 @@ def check(inputs: list[Any], mask: BlockMask | None = None, activation: str = "n
             guarded[1][dead] = torch.nan
 
     _, grads = check_against_oracle(
-        masked_linear, masked_linear_reference, inputs, mask, prepare=poison, activation=activation
+        masked_linear, masked_linear_reference, inputs, mask, prepare=poison, activation=activation, slack=slack
     )
     assert dead is None or not grads[1][dead].any()
 
@@ -86,9 +86,10 @@ def check(inputs: list[Any], mask: BlockMask | None = None, activation: str = "n
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_odd_sizes(size: tuple[int, int, int], dtype: torch.dtype) -> None:
     inputs = make(*size, dtype)
-    check(inputs)
+    slack = 1.0 if size[0] * size[2] > 16 else 2.0  # of so few results PyTorch's may all be right by chance
+    check(inputs, slack=slack)
     for block in (16, 48, 64):
-        check(inputs, random_mask(inputs[1], block), "glu")
+        check(inputs, random_mask(inputs[1], block), "glu", slack)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -239,6 +240,9 @@ def test_nan_and_infinity_go_where_pytorch_puts_them() -> None:
     for activation in LINEAR_ACTIVATIONS:
         ours = masked_linear(x, w, b, activation=activation)
         expected = masked_linear_reference(x, w, b, activation=activation)
+        if activation == "gelu":  # PyTorch's of infinity is NaN on some machines
+            linear = masked_linear_reference(x, w, b)
+            expected = linear * torch.special.ndtr(linear)
         assert torch.equal(ours.isnan(), expected.isnan())
         assert not ours[:3].isnan().any()
     grads = [
