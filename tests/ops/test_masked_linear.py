@@ -86,7 +86,7 @@ def check(inputs: list[Any], mask: BlockMask | None = None, activation: str = "n
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_odd_sizes(size: tuple[int, int, int], dtype: torch.dtype) -> None:
     inputs = make(*size, dtype)
-    slack = 1.0 if size[0] * size[2] > 16 else 2.0  # of so few results PyTorch's may all be right by chance
+    slack = 2.0 if size == (3, 600, 2) else 1.0  # few results of long sums: PyTorch's may all be right by chance
     check(inputs, slack=slack)
     for block in (16, 48, 64):
         check(inputs, random_mask(inputs[1], block), "glu", slack)
